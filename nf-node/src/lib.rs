@@ -1,0 +1,10 @@
+//! Packets, ports, pipes and network functions: the node.
+
+pub mod nf;
+pub mod packet;
+pub mod state_access;
+pub mod verdict;
+
+pub use nf::{Changes, NetworkFunction, Packet};
+pub use state_access::{Access, Completion, ReadAnswer, StateAccess, Token};
+pub use verdict::{DropReason, Verdict};

@@ -1,0 +1,82 @@
+//! The shape of a network function: one pure call a packet.
+//!
+//! A function never touches the frame. It reads the packet's *current* tuple, may change that tuple
+//! (a translation), and may ask for changes of state. When the whole chain has forwarded a packet and
+//! nothing was asked for, the difference between the parsed and the current tuple is written into the
+//! frame in one go ([`crate::rewrite`]). When something was asked for, all of it becomes one
+//! transaction, the packet is parked as it came in, and once the transaction is committed the packet
+//! is processed again from the start.
+//!
+//! **Invariant.** Processing is a fixed point: after the changes of a packet are committed, the same
+//! packet asks for no more changes. A retransmission, and a packet that is sent again because a node
+//! died, are then harmless.
+
+use crate::packet::parsed::Parsed;
+use crate::verdict::Verdict;
+use arrayvec::ArrayVec;
+use nearstate_placement::{FlowTuple, Side};
+use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
+use nearstate_store::{Condition, Entry, Key, TenantId, Time, Write};
+
+/// A packet on its way through a chain.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// The bytes as they came in.
+    pub frame: &'a [u8],
+    /// What parsing found.
+    pub parsed: &'a Parsed,
+    /// Whose packet it is.
+    pub tenant: TenantId,
+    /// Where it came in.
+    pub side: Side,
+    /// The flow as the functions so far have translated it.
+    pub tuple: FlowTuple,
+}
+
+/// Conditions and writes that the functions of a chain ask for: one transaction in the making.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// What must hold.
+    pub conditions: ArrayVec<Condition, CONDITIONS_MAX>,
+    /// What is to be done.
+    pub writes: ArrayVec<Write, WRITES_MAX>,
+}
+
+impl Changes {
+    /// Whether nothing was asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.conditions.clear();
+        self.writes.clear();
+    }
+}
+
+/// A network function.
+pub trait NetworkFunction {
+    /// Its name in configurations, counters and traces.
+    fn name(&self) -> &'static str;
+
+    /// The one entry that decides on this packet, if any.
+    fn key(&self, packet: &Packet<'_>) -> Option<Key>;
+
+    /// Decides on a packet. `state` is the entry of [`NetworkFunction::key`], if there is one.
+    ///
+    /// Pure: reads no clock, draws no random number, sends nothing. A function that asks for a change
+    /// returns [`Verdict::Commit`] when the packet cannot be finished without its outcome (the port
+    /// is not known yet), and [`Verdict::Forward`] when the rest of the chain can go on.
+    fn process(
+        &self,
+        now: Time,
+        packet: &mut Packet<'_>,
+        state: Option<&Entry>,
+        changes: &mut Changes,
+    ) -> Verdict;
+
+    /// One sentence on what this entry says, for `nearstate trace`.
+    fn describe(&self, key: &Key, entry: Option<&Entry>) -> String;
+}

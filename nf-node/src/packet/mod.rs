@@ -1,0 +1,3 @@
+//! Views over packets.
+
+pub mod parsed;

@@ -1,0 +1,91 @@
+//! How a pipe reaches state, wherever it lies: the seam between packets and the store.
+//!
+//! Three bodies: the cluster's ([`crate::cluster_access`]), a plain local table
+//! ([`crate::baseline`]), and the simulator's. A pipe is generic over it, so the packet path pays no
+//! indirect call.
+
+use nearstate_store::{Entry, Key, Outcome, SlotId, Time, Transaction};
+
+/// Names a parked packet: answers that come later carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// Where a read was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// In this node's memory, under its own lease.
+    Local,
+    /// One-sided, in memory mapped from another process of the host, under a read lease.
+    RemoteShm,
+    /// By the owner, asked over TCP.
+    RemoteTcp,
+    /// One-sided, by a network card.
+    RemoteRdma,
+}
+
+/// The answer to a read.
+#[derive(Clone, Copy, Debug)]
+pub enum ReadAnswer {
+    /// Read in hand. `valid_until` is the end of the lease that it was read under, margin taken off:
+    /// nothing that depends on the read may leave later.
+    Here {
+        /// What was found, `None` if the key is absent.
+        entry: Option<Entry>,
+        /// How.
+        access: Access,
+        /// When the right to use it ends.
+        valid_until: Time,
+    },
+    /// Asked for; the answer comes as [`Completion::Read`] with the token.
+    Later,
+    /// It cannot be asked for now (queue full, owner unknown). Park the packet and try again.
+    Unavailable,
+}
+
+/// Something that was asked for earlier has come.
+#[derive(Clone, Debug)]
+pub enum Completion {
+    /// A read. `None`: it failed, ask again.
+    Read {
+        /// Who asked.
+        token: Token,
+        /// The entry (or its absence), how it was read, and until when it may be used.
+        answer: Option<(Option<Entry>, Access, Time)>,
+    },
+    /// A transaction. `None`: no answer before the deadline, so whether it took effect is unknown; the
+    /// packet is dropped.
+    Transaction {
+        /// Who asked.
+        token: Token,
+        /// What came of it.
+        outcome: Option<Outcome>,
+    },
+}
+
+/// No room for another request now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueFull;
+
+/// Reads and transactions, as a pipe asks for them. Nothing here blocks or allocates.
+pub trait StateAccess {
+    /// Draws the cell that this key would lie in towards the processor, if it is local.
+    fn prefetch(&self, slot: SlotId, key: &Key);
+
+    /// Reads an entry.
+    fn read(&mut self, now: Time, token: Token, slot: SlotId, key: &Key) -> ReadAnswer;
+
+    /// Sends a transaction to the owner of its slot. It is retried under its id until it is decided
+    /// or its deadline has passed; exactly one completion follows. On `QueueFull` nothing follows.
+    ///
+    /// # Errors
+    /// If too many are under way.
+    fn submit(
+        &mut self,
+        now: Time,
+        token: Token,
+        transaction: &Transaction,
+    ) -> Result<(), QueueFull>;
+
+    /// The next completion, if one has come.
+    fn poll(&mut self, now: Time) -> Option<Completion>;
+}

@@ -1,0 +1,1 @@
+//! Policy, inventory, plan, execution.

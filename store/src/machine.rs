@@ -1,0 +1,91 @@
+//! What a shard's log drives: a deterministic machine that eats entry payloads.
+//!
+//! Replication knows payloads only as bytes. Two machines exist: the flow machine
+//! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
+
+use crate::transaction::Outcome;
+use crate::types::LogIndex;
+use thiserror::Error;
+
+/// What applying one entry answered.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Reply {
+    /// Nothing to say (blank and membership entries).
+    #[default]
+    None,
+    /// One outcome for each transaction of the batch, in order.
+    Outcomes(Box<[Outcome]>),
+    /// The system machine's answer, in its own encoding.
+    System(Box<[u8]>),
+}
+
+/// A payload that is not what it should be. It came from the outside and is refused before it
+/// reaches a log.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PayloadError {
+    /// Not a valid archive.
+    #[error("the entry is not a valid archive: {0}")]
+    Archive(String),
+    /// More than the limit.
+    #[error("the entry holds {count} items, more than the limit of {limit}")]
+    TooMany {
+        /// What it holds.
+        count: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+}
+
+/// A snapshot that cannot be installed. The machine is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SnapshotError {
+    /// Cut short, or a checksum or count does not fit.
+    #[error("the snapshot is damaged: {0}")]
+    Damaged(&'static str),
+    /// Made by another format version.
+    #[error("the snapshot has format version {found}, this node reads {expected}")]
+    Version {
+        /// What it says.
+        found: u32,
+        /// What this build reads.
+        expected: u32,
+    },
+    /// It does not fit into the table.
+    #[error("the snapshot holds {entries} entries, the table has room for {capacity}")]
+    TooLarge {
+        /// Entries of the snapshot.
+        entries: u64,
+        /// Cells of the table.
+        capacity: u64,
+    },
+}
+
+/// A shard's state, changed by nothing but its log.
+pub trait Machine: Send + 'static {
+    /// Whether these bytes from the network are a payload that [`Machine::apply`] may see.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    fn check(payload: &[u8]) -> Result<(), PayloadError>
+    where
+        Self: Sized;
+
+    /// Applies one checked payload. Deterministic: equal machines and payloads give equal machines
+    /// and replies on every replica.
+    ///
+    /// # Panics
+    /// If the payload was not checked: that is our own bug.
+    fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply;
+
+    /// The whole state, self-describing and checksummed.
+    fn snapshot(&self) -> Vec<u8>;
+
+    /// Replaces the state by a snapshot's.
+    ///
+    /// # Errors
+    /// Says why the snapshot cannot be used; the state is then as it was.
+    fn install(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError>;
+
+    /// Equal on all replicas that have applied the same index.
+    fn state_hash(&self) -> u64;
+}

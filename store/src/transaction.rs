@@ -1,0 +1,149 @@
+//! The closed list of what a transaction may ask, and of what may come of it.
+//!
+//! A transaction names one slot. Its conditions are checked and its writes are done at one log
+//! index, all or none. Its id makes a retry take effect once: the machine remembers the outcome.
+
+use crate::key::{Key, Value};
+use crate::types::{LogIndex, PoolId, SlotId, Version};
+use arrayvec::ArrayVec;
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Conditions one transaction may have.
+pub const CONDITIONS_MAX: usize = 4;
+/// Writes one transaction may have.
+pub const WRITES_MAX: usize = 6;
+
+/// Who asked, and the how-many-th it was. `client` is unique for one life of one pipe; serials of a
+/// client rise by one.
+#[derive(
+    Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub struct TransactionId {
+    /// The asker: `node id << 16 | pipe`.
+    pub client: u64,
+    /// Its count, from 1.
+    pub serial: u64,
+}
+
+/// What must hold for a transaction to take effect.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// No entry has this key.
+    Absent(Key),
+    /// An entry has this key.
+    Present(Key),
+    /// The entry of this key has just this version.
+    Version(Key, Version),
+}
+
+/// A place in the key or value of a [`Write::Put`] into which the endpoint that an earlier
+/// [`Write::Take`] of the same transaction took is written: 6 bytes, IPv4 address and port in
+/// network order.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fill {
+    /// Byte offset in the key, if the key is to be filled.
+    pub key_at: Option<u8>,
+    /// Byte offset in the value, if the value is to be filled.
+    pub value_at: Option<u8>,
+}
+
+/// A port wanted from a slot's pool.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Take {
+    /// The pool.
+    pub pool: PoolId,
+    /// IP protocol: TCP, UDP and ICMP have port spaces of their own.
+    pub protocol: u8,
+    /// Who it is for (a subscriber's address, IPv4-mapped); quotas and blocks are per holder.
+    pub holder: [u8; 16],
+    /// The port that the flow uses inside: its parity is kept (RFC 4787 REQ-4), and it seeds the choice.
+    pub like_port: u16,
+}
+
+/// One change of a transaction.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Sets the entry of `key`.
+    Put {
+        /// Which entry.
+        key: Key,
+        /// What it is to hold.
+        value: Value,
+        /// Where the taken endpoint goes, if anywhere.
+        fill: Fill,
+    },
+    /// Removes the entry of this key; no failure if there is none.
+    Delete(Key),
+    /// Raises the entry's version and leaves its value.
+    Touch(Key),
+    /// Adds to the little-endian 64-bit counter at a byte offset (a multiple of 8) of a value.
+    Add {
+        /// Which entry.
+        key: Key,
+        /// Byte offset in the value.
+        at: u8,
+        /// What to add; wraps.
+        amount: i64,
+    },
+    /// Takes a port from the slot's pool, for the puts that follow in this transaction.
+    Take(Take),
+    /// Gives a port back to the slot's pool.
+    Return {
+        /// The pool.
+        pool: PoolId,
+        /// IP protocol whose port space it is.
+        protocol: u8,
+        /// IPv4 address and port in network order.
+        endpoint: [u8; 6],
+    },
+}
+
+/// Conditions and writes on keys of one slot, decided at one log index.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// Makes a retry take effect once.
+    pub id: TransactionId,
+    /// The slot that all its keys belong to.
+    pub slot: SlotId,
+    /// All must hold.
+    pub conditions: ArrayVec<Condition, CONDITIONS_MAX>,
+    /// Done in order, all or none.
+    pub writes: ArrayVec<Write, WRITES_MAX>,
+}
+
+/// Why a transaction was refused although its conditions held.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The shard's table has no place for another entry.
+    TableFull,
+    /// The slot's pool has no port left.
+    PoolEmpty,
+    /// The holder has all the port blocks it may have.
+    QuotaReached,
+    /// The shard does not hold this slot (the asker's map is old).
+    NotThisSlot,
+    /// The id is older than what the shard remembers, so whether it took effect is unknown.
+    IdForgotten,
+    /// A write makes no sense: fill without take, offset out of range, unknown pool.
+    Malformed,
+}
+
+/// What came of a transaction.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took effect at this index.
+    Committed(LogIndex),
+    /// Condition number `0` of the list did not hold; nothing was changed.
+    ConditionFailed(u8),
+    /// Nothing was changed.
+    Refused(Refusal),
+}
+
+/// Many transactions in one log entry, with the time at which they are decided.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// Wall-clock milliseconds of the proposer; the machine never lets its time fall.
+    pub wall_ms: u64,
+    /// In the order in which they are decided.
+    pub transactions: Vec<Transaction>,
+}
