@@ -4,6 +4,7 @@ pub mod frame;
 pub mod nf;
 pub mod packet;
 pub mod port;
+pub mod rewrite;
 pub mod state_access;
 pub mod verdict;
 
