@@ -2,9 +2,12 @@
 
 pub mod chain;
 pub mod chain_config;
+pub mod frame;
 pub mod maglev;
 pub mod nf;
 pub mod packet;
+pub mod port;
+pub mod rewrite;
 pub mod siphash;
 pub mod state_access;
 pub mod verdict;

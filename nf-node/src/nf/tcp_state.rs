@@ -22,11 +22,7 @@
 //! state goes, but it ends nothing: segments of a reset connection still pass while its entry lives
 //! (RFC 7857 section 2 keeps it for four minutes), so a forged RST cuts no connection.
 
-/// The flag bits of a TCP header that decide anything here (RFC 9293 section 3.1).
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+use crate::packet::tcp::flags::{ACK, FIN, RST, SYN};
 
 /// What a segment means for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
