@@ -93,9 +93,9 @@ impl Maglev {
 /// Whether a table may have this many places: with a prime, each order visits every place.
 #[must_use]
 pub fn is_usable_size(size: u32) -> bool {
-    let is_prime = size > 2 && size % 2 == 1 && {
+    let is_prime = size > 2 && !size.is_multiple_of(2) && {
         let mut divisors = (3u32..).step_by(2).take_while(|d| d * d <= size);
-        divisors.all(|d| size % d != 0)
+        divisors.all(|d| !size.is_multiple_of(d))
     };
     is_prime && (1009..=TABLE_SIZE_MAX).contains(&size)
 }

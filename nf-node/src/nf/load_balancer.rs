@@ -213,7 +213,7 @@ impl LoadBalancer {
             || backends.binary_search_by_key(&choice.to, |share| share.endpoint).is_ok()
     }
 
-    fn from_outside(
+    fn process_request(
         &self,
         packet: &mut Packet<'_>,
         state: Option<&Entry>,
@@ -300,7 +300,7 @@ impl NetworkFunction for LoadBalancer {
         changes: &mut Changes,
     ) -> Verdict {
         match (packet.side, state) {
-            (Side::Outside, _) => self.from_outside(packet, state, changes),
+            (Side::Outside, _) => self.process_request(packet, state, changes),
             // Of a flow that the balancer never saw: the backend's own, or routed to it directly.
             (Side::Inside, None) => Verdict::Forward,
             (Side::Inside, Some(entry)) => {
