@@ -272,10 +272,16 @@ pub enum ChainConfigError {
     #[error("{0} stands twice in the chain; list it once")]
     Twice(FunctionName),
     /// A function that needs a section has none.
-    #[error("the chain lists {0}, so the configuration needs a section {section}", section = .0.section())]
+    #[error(
+        "the chain lists {0}, so the configuration needs a section {section}",
+        section = .0.section()
+    )]
     NoSection(FunctionName),
     /// A section that nothing uses.
-    #[error("there is a section {section}, but functions does not list {0}", section = .0.section())]
+    #[error(
+        "there is a section {section}, but functions does not list {0}",
+        section = .0.section()
+    )]
     UnusedSection(FunctionName),
     /// Their state cannot be in one slot.
     #[error(
@@ -358,7 +364,11 @@ mod tests {
         [[load_balancer.service]]
         protocol = "udp"
         address = "[2001:db8::1]:53"
-        backends = [{ endpoint = "[2001:db8::2]:53" }, { endpoint = "[2001:db8::3]:53", weight = 0 }]
+        [[load_balancer.service.backends]]
+        endpoint = "[2001:db8::2]:53"
+        [[load_balancer.service.backends]]
+        endpoint = "[2001:db8::3]:53"
+        weight = 0
     "#;
 
     #[test]

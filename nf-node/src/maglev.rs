@@ -18,7 +18,8 @@ pub const TABLE_SIZE_MAX: u32 = 1_000_003;
 /// Backends one table may have.
 pub const BACKENDS_MAX: usize = 1024;
 
-// The two hashes of a backend that its order is made of. Any two keys will do; they must not change.
+// The two hashes of a backend that its order is made of. Any two keys will do; they must not
+// change.
 const OFFSET_KEY: HashKey = HashKey(0x4e65_6172_7374_6174, 1);
 const SKIP_KEY: HashKey = HashKey(0x4e65_6172_7374_6174, 2);
 

@@ -258,8 +258,8 @@ fn real_frames_go_to_a_backend_and_its_answers_come_from_the_service() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever comes in, in whatever order: every packet is decided after at most one commit, again
-    /// in the same way, and all state it reads lies in its own slot. The store checks it.
+    /// Whatever comes in, in whatever order: every packet is decided after at most one commit,
+    /// again in the same way, and all state it reads lies in its own slot. The store checks it.
     #[test]
     fn any_packets_through_every_chain(
         which in 0..5usize,
@@ -282,7 +282,7 @@ proptest! {
             } else {
                 format!("198.19.0.{host}:{}", 1024 + port)
             };
-            let far = if six { "[2001:db8:f::1]:8080".to_owned() } else { "192.0.2.1:8080".to_owned() };
+            let far = if six { "[2001:db8:f::1]:8080" } else { "192.0.2.1:8080" }.to_owned();
             let (side, from, to) =
                 if outbound { (Side::Inside, near, far) } else { (Side::Outside, far, near) };
             let identifier = |text: &str| {
