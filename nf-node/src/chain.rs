@@ -255,6 +255,13 @@ fn check_functions(config: &ChainConfig) -> Result<(), ChainConfigError> {
     if has(FunctionName::Nat) && has(FunctionName::LoadBalancer) {
         return Err(ChainConfigError::NatWithBalancer);
     }
+    // A NAT that needs a port ends a packet's round, so what comes behind it would ask in a second
+    // round: not the one transaction that the contract of functions promises.
+    let position = |function| functions.iter().position(|other| *other == function);
+    let (nat, firewall) = (position(FunctionName::Nat), position(FunctionName::Firewall));
+    if nat.zip(firewall).is_some_and(|(nat, firewall)| nat < firewall) {
+        return Err(ChainConfigError::NatBeforeFirewall);
+    }
     Ok(())
 }
 

@@ -52,6 +52,7 @@ fn configurations_that_cannot_be_are_refused() {
         (base(&[]), 64, "a chain needs at least one function"),
         (base(&["nat", "nat"]), 64, "nat stands twice in the chain"),
         (base(&["nat", "load-balancer"]), 64, "nat and load-balancer cannot be in one chain"),
+        (base(&["nat", "firewall"]), 64, "write functions = [\"firewall\", \"nat\"]"),
         (change(base(&["nat"]), &|c| c.nat = None), 64, "needs a section [nat]"),
         (
             change(base(&["load-balancer"]), &|c| c.load_balancer = None),
@@ -156,23 +157,26 @@ fn an_echo_goes_through_firewall_and_nat_and_back() {
 
 #[test]
 fn firewall_and_balancer_agree_on_the_backend() {
-    let mut config = ChainConfig::named(&["firewall", "load-balancer"]).unwrap();
-    config.firewall.as_mut().unwrap().rules = vec!["allow in tcp to 10.0.1.0/24".to_owned()];
-    let chain = Chain::new(&config, 64).unwrap();
-    let mut store = TestStore::new(&chain);
+    for order in [["firewall", "load-balancer"], ["load-balancer", "firewall"]] {
+        check_firewall_and_balancer(&chain(&order));
+    }
+}
+
+fn check_firewall_and_balancer(chain: &Chain) {
+    let mut store = TestStore::new(chain);
     let (client, service) = ("192.0.2.1:5000", "203.0.113.80:80");
-    let (sent, changes) = store.send(&chain, Side::Outside, &tcp(SYN, client, service));
+    let (sent, changes) = store.send(chain, Side::Outside, &tcp(SYN, client, service));
     let backend = sent.unwrap().destination;
     assert_eq!((changes.conditions.len(), changes.writes.len()), (2, 3));
     let answer = tcp(SYN_ACK, &backend.to_string(), client);
     assert_eq!(
-        store.send(&chain, Side::Inside, &answer).0,
+        store.send(chain, Side::Inside, &answer).0,
         Ok(FlowTuple { protocol: 6, source: end(service), destination: end(client) })
     );
     // A segment from the middle: the balancer would choose, the firewall does not let it.
     let before = store.entries.clone();
     let midstream = tcp(ACK, "192.0.2.1:5001", service);
-    assert_eq!(store.send(&chain, Side::Outside, &midstream).0, Err(DropReason::TcpMidstream));
+    assert_eq!(store.send(chain, Side::Outside, &midstream).0, Err(DropReason::TcpMidstream));
     assert_eq!(store.entries, before);
 }
 
