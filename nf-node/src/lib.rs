@@ -8,10 +8,12 @@ pub mod maglev;
 pub mod nf;
 pub mod packet;
 pub mod pipe;
+pub mod pipe_driver;
 pub mod port;
 pub mod rewrite;
 pub mod siphash;
 pub mod state_access;
+pub mod trace;
 pub mod verdict;
 
 pub use chain::{Chain, Function};

@@ -147,22 +147,17 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
 
     /// Pass 3: the first `count` packets go.
     fn let_go(&self, frames: &mut Burst, done: usize, count: usize, out: &mut impl Output) {
-        let mut left = 0;
         for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
-            match (&lane.verdict, &lane.parsed) {
+            let end = match (&lane.verdict, &lane.parsed) {
                 (Ok(tuple), Ok(parsed)) => {
                     rewrite::apply(frame.as_mut_slice(), parsed, tuple);
                     frame.side = frame.side.opposite();
-                    left += 1;
-                    out.leave(frame);
+                    Ok(())
                 }
-                (Err(reason), _) | (_, Err(reason)) => {
-                    self.counters.add_drop(*reason);
-                    out.dropped(frame, *reason);
-                }
-            }
+                (Err(reason), _) | (_, Err(reason)) => Err(*reason),
+            };
+            self.hand_over(frame, end, out);
         }
-        self.counters.add(Event::PacketsOut, left);
     }
 
     /// A lease ended while the burst was processed. Those before the first late packet go; it and all

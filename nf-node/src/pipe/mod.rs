@@ -127,7 +127,10 @@ pub trait Output {
     fn clock(&mut self) -> Time;
 
     /// A packet leaves; its frame names the side that it leaves on.
-    fn leave(&mut self, frame: Frame);
+    ///
+    /// # Errors
+    /// Gives it back if there is no room: it is then dropped.
+    fn leave(&mut self, frame: Frame) -> Result<(), Frame>;
 
     /// A packet ends here.
     fn dropped(&mut self, frame: Frame, reason: DropReason);
@@ -205,6 +208,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         self.parking.len()
     }
 
+    /// Packets that may be parked.
+    #[must_use]
+    pub const fn places(&self) -> usize {
+        self.parking.places()
+    }
+
     /// Its way to the state.
     pub const fn access_mut(&mut self) -> &mut S {
         &mut self.access
@@ -244,16 +253,16 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     /// A packet that was not parked, or no longer is, goes out or ends.
+    #[inline]
     fn hand_over(&self, frame: Frame, end: Result<(), DropReason>, out: &mut impl Output) {
-        match end {
-            Ok(()) => {
-                self.counters.add(Event::PacketsOut, 1);
-                out.leave(frame);
-            }
-            Err(reason) => {
-                self.counters.add_drop(reason);
-                out.dropped(frame, reason);
-            }
-        }
+        let (frame, reason) = match end {
+            Ok(()) => match out.leave(frame) {
+                Ok(()) => return self.counters.add(Event::PacketsOut, 1),
+                Err(frame) => (frame, DropReason::OutputFull),
+            },
+            Err(reason) => (frame, reason),
+        };
+        self.counters.add_drop(reason);
+        out.dropped(frame, reason);
     }
 }

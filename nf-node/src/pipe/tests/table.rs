@@ -304,6 +304,22 @@ fn packets_end_as_the_table_says() {
 }
 
 #[test]
+fn a_port_without_room_makes_a_counted_drop_of_fast_and_of_parked_packets() {
+    let script = InOrder { reads: [].into(), submits: [].into(), clock_ns: [].into() };
+    let mut world = World::new(script);
+    world.room = 1;
+    let (mut pipe, mut shared) = toy_pipe(&[Toy::Flow], world, 8);
+    let frames = [(0, false), (2, false), (4, true)];
+    let mut burst: Burst =
+        (0..).zip(frames).map(|(tag, (flow, marks))| toy_frame(tag, flow, 1, marks)).collect();
+    turn(&mut pipe, &mut shared, &mut burst);
+    run_dry(&mut pipe, &mut shared);
+    let words = "packets_in=3 packets_out=1 commits=1 parked_most=1 access:local=4 \
+                 drop:output-full=2";
+    assert_eq!(pipe.counters().snapshot().to_string(), words);
+}
+
+#[test]
 fn a_frame_that_is_no_packet_is_dropped_with_the_reason_that_parsing_gave() {
     let (mut pipe, mut shared) = toy_pipe(
         &[Toy::Flow],

@@ -72,6 +72,8 @@ pub(super) struct World {
     pub(super) ends: BTreeMap<u64, Result<FlowTuple, DropReason>>,
     /// The tags in the order in which they left.
     pub(super) left: Vec<u64>,
+    /// Packets that may leave.
+    pub(super) room: usize,
     /// Called for each packet that leaves, with the entry of its flow.
     pub(super) on_leave: fn(&Packet<'_>, Option<&Entry>),
 }
@@ -87,6 +89,7 @@ impl World {
             serial: 0,
             ends: BTreeMap::new(),
             left: vec![],
+            room: usize::MAX,
             on_leave: |_, _| {},
         }
     }
@@ -213,8 +216,11 @@ impl Output for Shared {
         world.now
     }
 
-    fn leave(&mut self, frame: Frame) {
+    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
         let mut world = self.0.borrow_mut();
+        if world.left.len() == world.room {
+            return Err(frame);
+        }
         assert_eq!(frame.side, Side::Outside, "what came from inside leaves outside");
         let parsed = packet::parse(frame.as_slice()).expect("what leaves is well-formed");
         let before = world.ends.insert(frame.tag, Ok(parsed.tuple));
@@ -223,6 +229,7 @@ impl Output for Shared {
         let (bytes, side, tuple) = (frame.as_slice(), Side::Inside, parsed.tuple);
         let packet = Packet { frame: bytes, parsed: &parsed, tenant: TENANT, side, tuple };
         (world.on_leave)(&packet, world.entries.get(&flow_key(&packet)));
+        Ok(())
     }
 
     fn dropped(&mut self, frame: Frame, reason: DropReason) {
