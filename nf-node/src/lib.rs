@@ -1,5 +1,6 @@
 //! Packets, ports, pipes and network functions: the node.
 
+pub mod baseline;
 pub mod chain;
 pub mod chain_config;
 pub mod counters;
