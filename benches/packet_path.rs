@@ -208,9 +208,7 @@ fn packet(function: &Function, flow: u32) -> Packet64 {
     let port = 2000 + number as u16;
     let (source, destination) = match function.side {
         Side::Inside => (Endpoint::v4([10, b, c, d], port), Endpoint::v4([192, 0, 2, 1], 53)),
-        Side::Outside => {
-            (Endpoint::v4([100, b, c, d], port), Endpoint::v4([203, 0, 113, 80], 53))
-        }
+        Side::Outside => (Endpoint::v4([100, b, c, d], port), Endpoint::v4([203, 0, 113, 80], 53)),
     };
     let payload = [0; PACKET_BYTES - 42];
     let bytes = PacketBuilder::udp(source, destination).payload(&payload).build();
@@ -271,10 +269,7 @@ fn measure<S: StateAccess>(
     assert_eq!(sink.dropped, None, "no packet may be dropped");
     assert_eq!(sink.left, (count * (CHUNKS + 1)) as u64, "every packet leaves");
     times.sort_by(f64::total_cmp);
-    Measured {
-        ns: times[CHUNKS / 2],
-        allocations: allocations as f64 / (count * CHUNKS) as f64,
-    }
+    Measured { ns: times[CHUNKS / 2], allocations: allocations as f64 / (count * CHUNKS) as f64 }
 }
 
 fn new_sink() -> Sink {
@@ -372,7 +367,8 @@ fn machine() -> String {
 }
 
 fn json(rows: &[Row]) -> serde_json::Value {
-    let row = |row: &Row| serde_json::json!({"name": row.name, "value": row.value, "unit": row.unit});
+    let row =
+        |row: &Row| serde_json::json!({"name": row.name, "value": row.value, "unit": row.unit});
     rows.iter().map(row).collect()
 }
 
@@ -385,7 +381,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--json" => file = Some(PathBuf::from(arguments.next().ok_or("--json needs a FILE")?)),
             // Given by cargo.
             "--bench" => {}
-            other => return Err(format!("unknown option {other}; there are --quick, --json").into()),
+            other => {
+                return Err(format!("unknown option {other}; there are --quick, --json").into());
+            }
         }
     }
     let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;

@@ -70,7 +70,7 @@ impl Baseline {
     pub fn in_region(region: Arc<Region>, config: BaselineConfig) -> Result<Self, BaselineError> {
         let identity = RegionIdentity { cluster: 0, shard: ShardId(1) };
         let table = Table::format(region, identity, config.capacity, config.hash_key)?;
-        let slots = SlotSet::full(config.slots);
+        let slots = SlotSet::all(config.slots);
         let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: config.pools });
         Ok(Self {
             reader: machine.reader(),
@@ -173,8 +173,6 @@ mod tests {
     }
 
     fn send(pipe: &mut Pipe<Baseline>, side: Side, tuple: &FlowTuple, count: usize) -> Ends {
-        let mut frame = Frame::new();
-        frame.side = side;
         let bytes = PacketBuilder::udp(tuple.source, tuple.destination).build();
         let mut burst = Burst::new();
         for _ in 0..count {

@@ -134,6 +134,17 @@ impl FlowMachine {
         self.pools.iter().map(|((at, slot), pool)| ((id(*at), *slot), pool.counts())).collect()
     }
 
+    /// Decides one transaction without a log, for a machine that has no replicas.
+    pub fn apply_one(
+        &mut self,
+        index: LogIndex,
+        wall_ms: u64,
+        transaction: &Transaction,
+    ) -> Outcome {
+        self.time_ms = self.time_ms.max(wall_ms);
+        self.transact(index, transaction)
+    }
+
     fn transact(&mut self, index: LogIndex, transaction: &Transaction) -> Outcome {
         if transaction.id.serial == 0 {
             self.stats.refused += 1;
