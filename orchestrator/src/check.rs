@@ -142,9 +142,10 @@ fn check_forming(seen: &Inventory, plan: &Plan, found: &mut Vec<Violation>) {
 fn check_stops(policy: &Policy, seen: &Inventory, plan: &Plan, found: &mut Vec<Violation>) {
     let counts = |node: &&PlannedNode| {
         let surplus = !(1..=policy.nodes).any(|number| policy.name(number) == node.name);
-        let ready = seen.nodes.iter().any(|seen| {
-            seen.name == node.name && matches!(seen.process, ProcessState::Ready(_))
-        });
+        let ready = seen
+            .nodes
+            .iter()
+            .any(|seen| seen.name == node.name && matches!(seen.process, ProcessState::Ready(_)));
         surplus && ready && node.wanted == Wanted::Stop
     };
     let stopping = plan.nodes.iter().filter(counts).count();
@@ -154,3 +155,6 @@ fn check_stops(policy: &Policy, seen: &Inventory, plan: &Plan, found: &mut Vec<V
         found.push(Violation::MajorityStopped { stopping, ready });
     }
 }
+
+#[cfg(test)]
+mod tests;

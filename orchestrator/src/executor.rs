@@ -5,9 +5,7 @@
 
 use crate::event::Event;
 use crate::inventory::{Exit, Inventory, NodeSeen, ProcessState, ReadyNode};
-use crate::launcher::{
-    LaunchError, LaunchSpec, Launched, Launcher, ProcessEvent, ProcessNumber,
-};
+use crate::launcher::{LaunchError, LaunchSpec, Launched, Launcher, ProcessEvent, ProcessNumber};
 use crate::plan::{Plan, PlannedNode, Start, Wanted};
 use nearstate_placement::MemberState;
 use nearstate_store::{NodeId, Time};

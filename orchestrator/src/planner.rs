@@ -46,8 +46,7 @@ pub struct Planned {
 #[must_use]
 pub fn plan(policy: &Policy, seen: &Inventory, parent: &Plan) -> Planned {
     let nodes = parent.nodes.clone();
-    let mut planner =
-        Planner { policy, seen, nodes, report: Vec::new(), given_up: Vec::new() };
+    let mut planner = Planner { policy, seen, nodes, report: Vec::new(), given_up: Vec::new() };
     planner.plan_stop_late();
     planner.plan_stop_outcast();
     planner.plan_stop_surplus();
@@ -145,9 +144,9 @@ impl<'a> Planner<'a> {
         let seen = self.seen;
         let mut cleared = Vec::new();
         self.nodes.retain(|node| {
-            let ended = seen.node(&node.name).is_some_and(|seen| {
-                seen.generation == node.generation && !seen.is_running()
-            });
+            let ended = seen
+                .node(&node.name)
+                .is_some_and(|seen| seen.generation == node.generation && !seen.is_running());
             let wanted = policy.names().any(|name| name == node.name);
             let keep = wanted || !ended;
             if !keep {

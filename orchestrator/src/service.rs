@@ -1,7 +1,10 @@
 //! The loop: look, plan, check, carry out, wait for something to happen; and from the start again. It
 //! takes no decisions itself, and tells what happens through a channel.
 
-#![expect(clippy::disallowed_methods, reason = "the edge: the clock is read and the task started here")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the edge: the clock is read and the task started here"
+)]
 
 use crate::check;
 use crate::event::Event;
