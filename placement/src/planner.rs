@@ -177,6 +177,10 @@ impl Planner<'_> {
             let dead: Vec<Member> =
                 dead.filter(|member| member.state == MemberState::Dead).cloned().collect();
             let Some(first) = dead.first() else { continue };
+            if dead.len() == placement.replicas.len() {
+                self.say(STEP, format!("{shard} is lost: all its replicas are dead"));
+                continue;
+            }
             let found = dead.iter().find_map(|old| Some((old.id, self.namesake(old, &placement)?)));
             match found {
                 None => self.say(
@@ -223,7 +227,8 @@ impl Planner<'_> {
                 let replicas = planner.map.shards[at].replicas.iter();
                 replicas.filter(|node| planner.map.state_of(**node).is_live()).count()
             };
-            if live(self) >= wanted {
+            if live(self) >= wanted || live(self) == 0 {
+                // Of a shard without a live replica there is nothing to copy.
                 continue;
             }
             let shard = before.shard;
@@ -315,3 +320,6 @@ impl Planner<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,12 +7,16 @@
 
 use crate::map::{Map, MemberState};
 use core::fmt;
-use nearstate_store::{LogIndex, NodeId, ShardId, Term};
+use nearstate_store::{LogIndex, NodeId, ShardId, Term, Time};
 
 /// Entries that a learner may be behind and yet become a voter.
 pub const VOTER_LAG_MAX: u64 = 128;
 /// Entries that a voter may be behind and yet be handed the shard.
 pub const OWNER_LAG_MAX: u64 = 64;
+
+/// Longest silence of a node that may be handed a shard. What it has of the log says nothing about
+/// whether it still runs, and a handover to a node that does not costs an election.
+pub const HANDOVER_SILENCE_MS_MAX: u64 = 200;
 
 /// A shard's group, as one of its nodes sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +131,15 @@ pub fn next_action(map: &Map, status: &GroupStatus) -> GroupAction {
         .or_else(|| group.change_voters())
         .or_else(|| group.remove_learner())
         .unwrap_or_else(|| GroupAction::Nothing(group.waits_for()))
+}
+
+/// Whether an action may be taken now, given when each peer was last heard of: a shard is handed only
+/// to a node that was heard of just now.
+#[must_use]
+pub fn may_act(action: &GroupAction, now: Time, contacts: &[(NodeId, Time)]) -> bool {
+    let GroupAction::TransferLeader(to) = action else { return true };
+    let heard = contacts.iter().find(|(node, _)| node == to);
+    heard.is_some_and(|(_, at)| now <= at.plus_ms(HANDOVER_SILENCE_MS_MAX))
 }
 
 struct Group<'a> {

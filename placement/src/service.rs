@@ -10,7 +10,7 @@ use crate::check;
 use crate::map::Map;
 use crate::membership::{Membership, Thresholds};
 use crate::planner::{PlanPolicy, ShardFact, plan};
-use crate::reconcile::{GroupAction, GroupStatus, next_action};
+use crate::reconcile::{GroupAction, GroupStatus, may_act, next_action};
 use crate::system::{SystemCommand, SystemReply};
 use core::future::Future;
 use core::pin::Pin;
@@ -152,6 +152,10 @@ pub async fn group_turn(control: &dyn ClusterControl, shard: ShardId) {
         propose(control, &report).await;
     }
     let action = next_action(&map, &status);
+    if !may_act(&action, control.now(), &control.peer_contacts()) {
+        tracing::debug!(%shard, ?action, "not now: the node was not heard of lately");
+        return;
+    }
     let done = match action.clone() {
         GroupAction::AddLearner(node) => control.add_learner(shard, node).await,
         GroupAction::ChangeVoters(voters) => control.change_voters(shard, voters).await,

@@ -139,7 +139,7 @@ impl Watch {
                 status = child.wait() => break status,
             }
         };
-        let exit = status.map_or(Exit::NotLaunched, |status| exit_of(status));
+        let exit = status.map_or(Exit::NotLaunched, exit_of);
         // If nobody takes events any more, nobody wants to know.
         let _ = self.events.send(ProcessEvent::Exited(self.process, exit)).await;
     }
