@@ -191,7 +191,9 @@ impl Planner<'_> {
                     let text = format!("{shard} waits to settle before {old} becomes {new}");
                     self.say(STEP, text);
                 }
-                Some((old, new)) => self.swap_replica(at, old, new, STEP),
+                Some((old, new)) => {
+                    self.swap_replica(at, old, new, STEP);
+                }
             }
         }
     }
@@ -203,19 +205,22 @@ impl Planner<'_> {
         fits.then_some(member.id)
     }
 
-    fn swap_replica(&mut self, at: usize, old: NodeId, new: NodeId, step: &'static str) {
+    /// Puts a new node into a dead one's place. False if the dead one must stay for now.
+    fn swap_replica(&mut self, at: usize, old: NodeId, new: NodeId, step: &'static str) -> bool {
         let placement = &mut self.map.shards[at];
-        if placement.preferred == old {
-            // Nobody else is live, or the step before would have moved it; and the new one is empty.
-            let text = format!("{} keeps {old}: no live replica could feed {new}", placement.shard);
+        if placement.replicas.len() < 3 || placement.preferred == old {
+            // With one of two dead the group has no majority that could agree to a change; and a
+            // wanted owner that is dead has no live replica beside it that could feed a new one.
+            let text = format!("{} keeps {old}: its group cannot change", placement.shard);
             self.say(step, text);
-            return;
+            return false;
         }
         placement.replicas.retain(|node| *node != old);
         placement.replicas.push(new);
         placement.replicas.sort_unstable();
         let text = format!("{} replica {old} becomes {new}", placement.shard);
         self.say(step, text);
+        true
     }
 
     fn plan_fill_up(&mut self) {
@@ -263,10 +268,7 @@ impl Planner<'_> {
         let newcomer = placement.replicas.iter().any(|node| !voters.contains(node));
         let dead = |node: &&NodeId| self.map.state_of(**node) == MemberState::Dead;
         match placement.replicas.iter().find(dead).copied() {
-            Some(old) if !newcomer && placement.preferred != old => {
-                self.swap_replica(at, old, new, step);
-                true
-            }
+            Some(old) if !newcomer => self.swap_replica(at, old, new, step),
             _ => false,
         }
     }
