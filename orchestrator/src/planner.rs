@@ -60,6 +60,11 @@ pub fn plan(policy: &Policy, seen: &Inventory, parent: &Plan) -> Planned {
     Planned { next, report, given_up }
 }
 
+/// Whether the cluster has given a node up for good.
+const fn is_outcast(seen: &NodeSeen) -> bool {
+    matches!(seen.member, Some(MemberState::Dead | MemberState::Retired))
+}
+
 struct Planner<'a> {
     policy: &'a Policy,
     seen: &'a Inventory,
@@ -104,10 +109,7 @@ impl<'a> Planner<'a> {
 
     fn plan_stop_outcast(&mut self) {
         for at in 0..self.nodes.len() {
-            let outcast = self.seen(at).is_some_and(|seen| {
-                let gone = matches!(seen.member, Some(MemberState::Dead | MemberState::Retired));
-                gone && seen.is_running()
-            });
+            let outcast = self.seen(at).is_some_and(|seen| is_outcast(seen) && seen.is_running());
             if self.runs(at) && outcast {
                 self.nodes[at].wanted = Wanted::Stop;
                 let text = format!("the cluster has given up {}", self.nodes[at].name);
@@ -129,7 +131,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let name = self.nodes[at].name.clone();
-            let ready = self.seen.ready().count();
+            let ready = self.seen.ready().filter(|(seen, _)| !is_outcast(seen)).count();
             if (stopping(self) + 1) * 2 >= ready {
                 self.say(STEP, format!("{name} waits: more than a minority would stop at once"));
                 continue;
@@ -214,3 +216,6 @@ impl<'a> Planner<'a> {
         (!seeds.is_empty()).then_some(Start::Join(seeds))
     }
 }
+
+#[cfg(test)]
+mod tests;
