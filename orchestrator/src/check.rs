@@ -1,5 +1,5 @@
-//! Rules for plans. Written from what a plan means, not from how it is made: no code is shared with the
-//! planner. The service asserts them on each plan before it is carried out.
+//! Rules for plans. Written from what a plan means, not from how it is made: no code is shared with
+//! the planner. The service asserts them on each plan before it is carried out.
 
 use crate::inventory::{Inventory, ProcessState};
 use crate::plan::{Plan, PlannedNode, SEEDS_MAX, Start, Wanted};
@@ -139,8 +139,8 @@ fn check_forming(seen: &Inventory, plan: &Plan, found: &mut Vec<Violation>) {
     }
 }
 
-/// What the cluster has given up already is no loss, and what nobody counts on yet neither. A stop that
-/// was ordered before stays ordered, even if others have died since; it only forbids new ones.
+/// What the cluster has given up already is no loss, and what nobody counts on yet neither. A stop
+/// that was ordered before stays ordered, even if others have died since; it only forbids new ones.
 fn check_stops(
     (policy, seen): (&Policy, &Inventory),
     parent: &Plan,

@@ -1,10 +1,11 @@
-//! From policy, inventory and the plan before to the next plan, with a report that says what each step
-//! did or waits for. Pure; planning again with what is then seen, unchanged, changes nothing.
+//! From policy, inventory and the plan before to the next plan, with a report that says what each
+//! step did or waits for. Pure; planning again with what is then seen, unchanged, changes nothing.
 //!
 //! Steps, in the order in which they run:
 //! 1. `stop-late`: what does not get ready in time is stopped;
 //! 2. `stop-outcast`: a process that the cluster has given up for good is stopped;
-//! 3. `stop-surplus`: nodes beyond the policy are stopped, the highest numbers first, a minority at once;
+//! 3. `stop-surplus`: nodes beyond the policy are stopped, the highest numbers first, a minority at
+//!    once;
 //! 4. `clear`: names whose surplus process has ended are dropped;
 //! 5. `replace`: what has ended is started anew under its name, as the next generation;
 //! 6. `launch`: wanted names that were never started are; the first one forms the cluster, and the
@@ -205,8 +206,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// How a process of this name gets into the cluster; `None` while it cannot. Only the first name
-    /// forms, and only if there was never a cluster: a second one of the same name would be a lie.
+    /// How a process of this name gets into the cluster; `None` while it cannot. Only the first
+    /// name forms, and only if there was never a cluster: a second one of the same name would be a
+    /// lie.
     fn start_of(&self, name: &str) -> Option<Start> {
         if !self.seen.cluster_exists {
             return (name == self.policy.name(1)).then_some(Start::Form);

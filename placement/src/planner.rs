@@ -1,8 +1,8 @@
-//! From the map, what is thought of the members and what is known of each shard's group, to the next
-//! map, with a report that says what each step did or what it waits for.
+//! From the map, what is thought of the members and what is known of each shard's group, to the
+//! next map, with a report that says what each step did or what it waits for.
 //!
-//! Pure, and a fixed point: planning again from its own result with the same facts changes nothing. It
-//! never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
+//! Pure, and a fixed point: planning again from its own result with the same facts changes nothing.
+//! It never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
 //!
 //! Steps, in the order in which they run:
 //! 1. `own-nothing`: suspected and dead nodes own nothing;
@@ -15,8 +15,8 @@ use crate::map::{Map, Member, MemberState, ShardPlacement};
 use core::fmt;
 use nearstate_store::{NodeId, ShardId};
 
-/// What is known of a shard's group. Possibly old: a plan may be late, never wrong, because each step is
-/// taken by the group's own leader, which looks again ([`crate::reconcile`]).
+/// What is known of a shard's group. Possibly old: a plan may be late, never wrong, because each
+/// step is taken by the group's own leader, which looks again ([`crate::reconcile`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardFact {
     /// Which shard.
@@ -113,8 +113,8 @@ impl Planner<'_> {
         })
     }
 
-    /// Whether a shard's group is what the map wants, the dead aside. Before that its replicas are not
-    /// changed again.
+    /// Whether a shard's group is what the map wants, the dead aside. Before that its replicas are
+    /// not changed again.
     fn is_settled(&self, shard: &ShardPlacement) -> bool {
         let dead = |node: &NodeId| self.map.state_of(*node) == MemberState::Dead;
         self.fact(shard.shard).is_some_and(|fact| {
@@ -150,8 +150,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Who takes over a shard whose wanted owner is not alive: its leader if it can, else the replica
-    /// that owns least. If the owner is dead, any live replica is better than it.
+    /// Who takes over a shard whose wanted owner is not alive: its leader if it can, else the
+    /// replica that owns least. If the owner is dead, any live replica is better than it.
     fn successor(&self, shard: &ShardPlacement, state: MemberState) -> Option<NodeId> {
         let leader = self.fact(shard.shard).and_then(|fact| fact.leader);
         let alive = || shard.replicas.iter().copied().filter(|node| self.is_alive(*node));
@@ -249,8 +249,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Gives a shard one more replica, in place of a dead one if it has as many as wanted. Only one dead
-    /// replica a plan makes room. False if there is no node, or no room.
+    /// Gives a shard one more replica, in place of a dead one if it has as many as wanted. Only one
+    /// dead replica a plan makes room. False if there is no node, or no room.
     fn add_replica(&mut self, at: usize, wanted: usize, step: &'static str) -> bool {
         let placement = &self.map.shards[at];
         let spare = self.map.alive().map(|member| member.id);
@@ -282,8 +282,9 @@ impl Planner<'_> {
         }
     }
 
-    /// The move of a flow shard that evens ownership out most: from a node that owns at least two more
-    /// than the other, to one that has caught up; a move that has happened already comes first.
+    /// The move of a flow shard that evens ownership out most: from a node that owns at least two
+    /// more than the other, to one that has caught up; a move that has happened already comes
+    /// first.
     fn best_move(&self) -> Option<(usize, NodeId)> {
         let shards = self.map.shards.iter().enumerate();
         let flow = shards.filter(|(_, shard)| shard.shard != ShardId::SYSTEM);

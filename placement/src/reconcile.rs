@@ -1,9 +1,9 @@
-//! What the leader of a shard's group does next so that the group matches the map: at most one action
-//! at a time, the next one decided afresh from what is then seen.
+//! What the leader of a shard's group does next so that the group matches the map: at most one
+//! action at a time, the next one decided afresh from what is then seen.
 //!
 //! Pure. Two gates stand here and nowhere else: nobody votes before it has caught up, and nobody is
-//! handed a shard before it has caught up. A dead voter is taken out only together with a set of voters
-//! of which a majority has caught up.
+//! handed a shard before it has caught up. A dead voter is taken out only together with a set of
+//! voters of which a majority has caught up.
 
 use crate::map::{Map, MemberState};
 use core::fmt;
@@ -133,8 +133,8 @@ pub fn next_action(map: &Map, status: &GroupStatus) -> GroupAction {
         .unwrap_or_else(|| GroupAction::Nothing(group.waits_for()))
 }
 
-/// Whether an action may be taken now, given when each peer was last heard of: a shard is handed only
-/// to a node that was heard of just now.
+/// Whether an action may be taken now, given when each peer was last heard of: a shard is handed
+/// only to a node that was heard of just now.
 #[must_use]
 pub fn may_act(action: &GroupAction, now: Time, contacts: &[(NodeId, Time)]) -> bool {
     let GroupAction::TransferLeader(to) = action else { return true };
@@ -173,9 +173,9 @@ impl Group<'_> {
         missing.map(|node| GroupAction::AddLearner(*node))
     }
 
-    /// The voters that can be had now: wanted ones that vote already or have caught up, and this node
-    /// while it leads. `None` while a wanted node that is alive is still catching up: one change
-    /// takes them all in, so that a group does not live through sizes nobody asked for.
+    /// The voters that can be had now: wanted ones that vote already or have caught up, and this
+    /// node while it leads. `None` while a wanted node that is alive is still catching up: one
+    /// change takes them all in, so that a group does not live through sizes nobody asked for.
     fn target(&self) -> Option<Vec<NodeId>> {
         let mut target = Vec::new();
         for &node in self.wanted {

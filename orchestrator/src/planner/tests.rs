@@ -1,5 +1,5 @@
-//! Whatever happens to processes: every plan keeps the rules, planning again changes nothing, and once
-//! the trouble is over all wanted nodes serve. (What plans look like is in `tests/golden`.)
+//! Whatever happens to processes: every plan keeps the rules, planning again changes nothing, and
+//! once the trouble is over all wanted nodes serve. (What plans look like is in `tests/golden`.)
 
 use super::*;
 use crate::check::check;
