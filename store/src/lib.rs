@@ -1,13 +1,24 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
 pub mod clock;
+mod connection;
+pub mod consensus;
 pub mod doorbell;
+pub mod driver;
+pub mod frame;
+pub mod group_commit;
 pub mod key;
+pub mod lease;
 pub mod machine;
 pub mod pool_spec;
+mod raft;
 pub mod region;
+mod serve;
+mod shard;
 pub mod transaction;
+pub mod transport;
 pub mod types;
+pub mod wire;
 
 pub use doorbell::Doorbell;
 pub use key::{Endpoint, Key, Value};
