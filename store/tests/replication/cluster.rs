@@ -4,10 +4,10 @@
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use nearstate_store::consensus::{ShardStatus, Timing};
 use nearstate_store::driver::{
     AppHandler, LocalReads, RegionAddress, ShardSetup, Store, StoreConfig,
 };
-use nearstate_store::consensus::{ShardStatus, Timing};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::machine::{Machine, PayloadError, Reply, SnapshotError};
 use nearstate_store::transaction::Batch;
@@ -98,8 +98,7 @@ impl Machine for SumMachine {
         let (sums, done) = words.split_at(*count as usize);
         let mut held = self.0.lock().unwrap();
         held.sums = sums.to_vec();
-        held.done =
-            done.as_chunks::<3>().0.iter().map(|[c, s, n]| ((*c, *s), *n as u32)).collect();
+        held.done = done.as_chunks::<3>().0.iter().map(|[c, s, n]| ((*c, *s), *n as u32)).collect();
         held.installed += 1;
         Ok(())
     }
