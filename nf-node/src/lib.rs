@@ -1,7 +1,10 @@
 //! Packets, ports, pipes and network functions: the node.
 
+pub mod frame;
 pub mod nf;
 pub mod packet;
+pub mod port;
+pub mod rewrite;
 pub mod state_access;
 pub mod verdict;
 

@@ -1,14 +1,19 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
+pub mod clock;
+pub mod doorbell;
 pub mod key;
 pub mod machine;
 pub mod pool_spec;
+pub mod region;
 pub mod transaction;
 pub mod types;
 
+pub use doorbell::Doorbell;
 pub use key::{Endpoint, Key, Value};
 pub use machine::{Machine, Reply};
 pub use pool_spec::PoolSpec;
+pub use region::{Backing, Region, RegionError};
 pub use transaction::{Condition, Fill, Outcome, Refusal, Take, Transaction, TransactionId, Write};
 pub use types::{Epoch, LogIndex, NodeId, PoolId, ShardId, SlotId, TenantId, Term, Time, Version};
 

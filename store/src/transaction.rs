@@ -3,6 +3,8 @@
 //! A transaction names one slot. Its conditions are checked and its writes are done at one log
 //! index, all or none. Its id makes a retry take effect once: the machine remembers the outcome.
 
+#![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
+
 use crate::key::{Key, Value};
 use crate::types::{LogIndex, PoolId, SlotId, Version};
 use arrayvec::ArrayVec;
