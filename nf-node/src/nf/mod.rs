@@ -11,6 +11,15 @@
 //! packet asks for no more changes. A retransmission, and a packet that is sent again because a node
 //! died, are then harmless.
 
+pub mod firewall;
+pub mod load_balancer;
+pub mod nat44;
+pub mod rules;
+pub mod state_key;
+pub mod tcp_state;
+#[cfg(test)]
+pub(crate) mod test_store;
+
 use crate::packet::parsed::Parsed;
 use crate::verdict::Verdict;
 use arrayvec::ArrayVec;

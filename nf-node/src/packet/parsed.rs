@@ -52,6 +52,7 @@ pub struct Parsed {
     /// What it carries.
     pub transport: Transport,
     /// Its flow. For an ICMP error: protocol and endpoints of an answer to the quoted packet, so
-    /// `source` is the quoted destination and `destination` the quoted source.
+    /// `source` is the quoted destination and `destination` the quoted source, and `protocol` is
+    /// that of the quoted packet (`inner_protocol`), not ICMP's own.
     pub tuple: FlowTuple,
 }

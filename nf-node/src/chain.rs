@@ -1,0 +1,294 @@
+//! A chain: the functions that a tenant's packets pass, in order.
+//!
+//! From inside they are passed in the order of the configuration, from outside in the reverse, so
+//! every function sees the same addresses of a flow in both directions. All functions of a chain keep
+//! a packet's state in the slot that the chain's affinity gives it, so what they ask for is one
+//! transaction. A chain holds no state and is shared by all pipes; it never waits: a pipe drives the
+//! stages itself and parks packets in between, [`Chain::run`] is for callers whose reads answer at
+//! once.
+
+#[cfg(test)]
+mod tests;
+
+use crate::chain_config::{
+    ChainConfig, ChainConfigError, FirewallConfig, FunctionName, LoadBalancerConfig, NatConfig,
+};
+use crate::maglev::Share;
+use crate::nf::firewall::Firewall;
+use crate::nf::load_balancer::{Balancing, LoadBalancer, Service};
+use crate::nf::nat44::Nat44;
+use crate::nf::rules::RuleSet;
+use crate::nf::{Changes, NetworkFunction, Packet};
+use crate::packet::parsed::Parsed;
+use crate::verdict::Verdict;
+use nearstate_placement::{Affinity, FlowTuple, Side, Steering};
+use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
+use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, TenantId, Time};
+
+/// The pool of a chain's NAT.
+const NAT_POOL: PoolId = PoolId(0);
+
+// A function stands once in a chain, so a packet asks for no more than all of them together.
+const _: () = assert!(
+    Firewall::CONDITIONS_MAX + Nat44::CONDITIONS_MAX + LoadBalancer::CONDITIONS_MAX
+        <= CONDITIONS_MAX
+);
+// NAT and balancer are never in one chain.
+const _: () = assert!(Firewall::WRITES_MAX + Nat44::WRITES_MAX <= WRITES_MAX);
+const _: () = assert!(Firewall::WRITES_MAX + LoadBalancer::WRITES_MAX <= WRITES_MAX);
+
+/// The functions there are: a closed list, so that the packet path makes no indirect call.
+#[derive(Clone, Debug)]
+pub enum Function {
+    /// The stateful firewall.
+    Firewall(Firewall),
+    /// NAT44.
+    Nat44(Nat44),
+    /// The load balancer.
+    LoadBalancer(LoadBalancer),
+}
+
+impl NetworkFunction for Function {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Firewall(function) => function.name(),
+            Self::Nat44(function) => function.name(),
+            Self::LoadBalancer(function) => function.name(),
+        }
+    }
+
+    #[inline]
+    fn key(&self, packet: &Packet<'_>) -> Option<Key> {
+        match self {
+            Self::Firewall(function) => function.key(packet),
+            Self::Nat44(function) => function.key(packet),
+            Self::LoadBalancer(function) => function.key(packet),
+        }
+    }
+
+    #[inline]
+    fn process(
+        &self,
+        now: Time,
+        packet: &mut Packet<'_>,
+        state: Option<&Entry>,
+        changes: &mut Changes,
+    ) -> Verdict {
+        match self {
+            Self::Firewall(function) => function.process(now, packet, state, changes),
+            Self::Nat44(function) => function.process(now, packet, state, changes),
+            Self::LoadBalancer(function) => function.process(now, packet, state, changes),
+        }
+    }
+
+    fn describe(&self, key: &Key, entry: Option<&Entry>) -> String {
+        match self {
+            Self::Firewall(function) => function.describe(key, entry),
+            Self::Nat44(function) => function.describe(key, entry),
+            Self::LoadBalancer(function) => function.describe(key, entry),
+        }
+    }
+}
+
+/// The functions of a tenant's packets.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    tenant: TenantId,
+    slots: u32,
+    functions: Vec<Function>,
+    pools: Vec<PoolSpec>,
+    affinity: Affinity,
+}
+
+impl Chain {
+    /// The chain of this configuration in a cluster of `slots` slots.
+    ///
+    /// # Errors
+    /// Says what is wrong with the configuration.
+    pub fn new(config: &ChainConfig, slots: u32) -> Result<Self, ChainConfigError> {
+        if !slots.is_power_of_two() || slots > 65_536 {
+            return Err(ChainConfigError::Slots(slots));
+        }
+        check_functions(config)?;
+        let mut functions = Vec::with_capacity(config.functions.len());
+        let mut pools = vec![];
+        for name in &config.functions {
+            let missing = || ChainConfigError::NoSection(*name);
+            functions.push(match name {
+                FunctionName::Firewall => Function::Firewall(firewall(config.firewall.as_ref())?),
+                FunctionName::Nat => {
+                    let nat = nat(config.nat.as_ref().ok_or_else(missing)?, slots)?;
+                    pools.push(nat.pool().clone());
+                    Function::Nat44(nat)
+                }
+                FunctionName::LoadBalancer => {
+                    let section = config.load_balancer.as_ref().ok_or_else(missing)?;
+                    Function::LoadBalancer(load_balancer(section)?)
+                }
+            });
+        }
+        let affinity = affinity(&config.functions);
+        Ok(Self { tenant: TenantId(config.tenant), slots, functions, pools, affinity })
+    }
+
+    /// The function that a packet from this side passes at this stage, counted from 0; `None` behind
+    /// the last.
+    #[must_use]
+    #[inline]
+    pub fn function(&self, side: Side, stage: usize) -> Option<&Function> {
+        match side {
+            Side::Inside => self.functions.get(stage),
+            Side::Outside => {
+                let at = self.functions.len().checked_sub(stage + 1)?;
+                self.functions.get(at)
+            }
+        }
+    }
+
+    /// How many functions there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.functions.len()
+    }
+
+    /// Whether there are none; a configured chain has at least one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.functions.is_empty()
+    }
+
+    /// What decides on a packet's slot.
+    #[must_use]
+    pub const fn affinity(&self) -> Affinity {
+        self.affinity
+    }
+
+    /// Whose packets these are.
+    #[must_use]
+    pub const fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// The NAT's pools.
+    #[must_use]
+    pub fn pools(&self) -> &[PoolSpec] {
+        &self.pools
+    }
+
+    /// Slots of the cluster.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// The steering of this chain's packets.
+    #[must_use]
+    pub fn steering(&self, seed: u32) -> Steering {
+        Steering::new(seed, self.slots, self.affinity, self.pools.clone())
+    }
+
+    /// A packet on its way into this chain.
+    #[must_use]
+    pub fn packet<'a>(&self, side: Side, frame: &'a [u8], parsed: &'a Parsed) -> Packet<'a> {
+        Packet { frame, parsed, tenant: self.tenant, side, tuple: parsed.tuple }
+    }
+
+    /// Takes a packet through all stages. `read` gives an entry of the packet's slot.
+    ///
+    /// The verdict and the tuple that the packet has behind the chain. [`Verdict::Commit`]: `changes`
+    /// must be committed, then the packet is run again. Otherwise nothing was asked for.
+    pub fn run(
+        &self,
+        now: Time,
+        mut packet: Packet<'_>,
+        read: &mut dyn FnMut(&Key) -> Option<Entry>,
+        changes: &mut Changes,
+    ) -> (Verdict, FlowTuple) {
+        changes.clear();
+        for stage in 0..self.functions.len() {
+            let Some(function) = self.function(packet.side, stage) else { break };
+            let entry = function.key(&packet).and_then(|key| read(&key));
+            match function.process(now, &mut packet, entry.as_ref(), changes) {
+                Verdict::Forward => {}
+                Verdict::Commit => return (Verdict::Commit, packet.tuple),
+                Verdict::Drop(reason) => {
+                    changes.clear();
+                    return (Verdict::Drop(reason), packet.tuple);
+                }
+            }
+        }
+        let verdict = if changes.is_empty() { Verdict::Forward } else { Verdict::Commit };
+        (verdict, packet.tuple)
+    }
+}
+
+/// A NAT's state lies with the inside host, because that is all that its mappings know of a flow.
+fn affinity(functions: &[FunctionName]) -> Affinity {
+    if functions.contains(&FunctionName::Nat) {
+        Affinity::InsideHost
+    } else if functions.contains(&FunctionName::LoadBalancer) {
+        Affinity::OutsideEndpoint
+    } else {
+        Affinity::FiveTuple
+    }
+}
+
+fn check_functions(config: &ChainConfig) -> Result<(), ChainConfigError> {
+    let functions = &config.functions;
+    if functions.is_empty() {
+        return Err(ChainConfigError::Empty);
+    }
+    let has = |function| functions.contains(&function);
+    for function in FunctionName::ALL {
+        if functions.iter().filter(|other| **other == function).count() > 1 {
+            return Err(ChainConfigError::Twice(function));
+        }
+        let has_section = match function {
+            FunctionName::Firewall => config.firewall.is_some(),
+            FunctionName::Nat => config.nat.is_some(),
+            FunctionName::LoadBalancer => config.load_balancer.is_some(),
+        };
+        if has_section && !has(function) {
+            return Err(ChainConfigError::UnusedSection(function));
+        }
+    }
+    if has(FunctionName::Nat) && has(FunctionName::LoadBalancer) {
+        return Err(ChainConfigError::NatWithBalancer);
+    }
+    Ok(())
+}
+
+fn firewall(section: Option<&FirewallConfig>) -> Result<Firewall, ChainConfigError> {
+    let Some(section) = section else {
+        return Ok(Firewall::new(RuleSet::default(), 0));
+    };
+    Ok(Firewall::new(RuleSet::parse(&section.rules)?, section.rule_epoch))
+}
+
+fn nat(section: &NatConfig, slots: u32) -> Result<Nat44, ChainConfigError> {
+    let blocks = section.port_blocks_per_subscriber;
+    if blocks == 0 {
+        return Err(ChainConfigError::NoBlocks);
+    }
+    // One more than a pool may have is enough for it to say that there are too many.
+    let most = nearstate_store::pool_spec::ADDRESSES_MAX + 1;
+    let ranges = section.addresses.iter();
+    let addresses = ranges.flat_map(|range| range.addresses()).take(most).collect();
+    Ok(Nat44::new(PoolSpec::new(NAT_POOL, addresses, slots, blocks)?))
+}
+
+fn load_balancer(section: &LoadBalancerConfig) -> Result<LoadBalancer, ChainConfigError> {
+    let endpoint = |address: core::net::SocketAddr| Endpoint::new(address.ip(), address.port());
+    let services = section.service.iter().map(|service| Service {
+        protocol: service.protocol.number(),
+        address: endpoint(service.address),
+        backends: service
+            .backends
+            .iter()
+            .map(|backend| Share { endpoint: endpoint(backend.endpoint), weight: backend.weight })
+            .collect(),
+    });
+    let balancing =
+        Balancing { seed: section.seed, epoch: section.epoch, table_size: section.table_size };
+    Ok(LoadBalancer::new(services.collect(), balancing)?)
+}

@@ -1,0 +1,415 @@
+//! What a chain is made of, as it stands in a node's configuration.
+//!
+//! ```toml
+//! functions = ["firewall", "nat"]     # in the order that packets from inside pass
+//!
+//! [nat]
+//! addresses = ["198.19.0.0/24", "203.0.113.7"]
+//! port_blocks_per_subscriber = 256
+//!
+//! [firewall]
+//! rules = ["allow in tcp to 10.0.0.5 port 443"]
+//!
+//! [load_balancer]                     # for functions = ["firewall", "load-balancer"]
+//! [[load_balancer.service]]
+//! protocol = "tcp"
+//! address = "203.0.113.80:443"
+//! backends = [{ endpoint = "10.0.1.1:8443" }, { endpoint = "10.0.1.2:8443", weight = 2 }]
+//! ```
+//!
+//! Unknown keys are errors. Nothing here builds a function: [`crate::chain::Chain::new`] does, and
+//! checks what one key alone cannot show.
+
+use crate::maglev::TABLE_SIZE;
+use crate::nf::load_balancer::LoadBalancerError;
+use crate::nf::rules::RuleSetError;
+use core::fmt;
+use core::net::{Ipv4Addr, SocketAddr};
+use core::str::FromStr;
+use nearstate_store::pool_spec::{ADDRESSES_MAX, PoolSpecError};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A function of a chain, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FunctionName {
+    /// The stateful firewall.
+    Firewall,
+    /// NAT44.
+    Nat,
+    /// The load balancer.
+    LoadBalancer,
+}
+
+impl FunctionName {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Firewall, Self::Nat, Self::LoadBalancer];
+
+    /// The name in configurations and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Firewall => "firewall",
+            Self::Nat => "nat",
+            Self::LoadBalancer => "load-balancer",
+        }
+    }
+
+    /// The section that configures it.
+    #[must_use]
+    pub const fn section(self) -> &'static str {
+        match self {
+            Self::Firewall => "[firewall]",
+            Self::Nat => "[nat]",
+            Self::LoadBalancer => "[load_balancer]",
+        }
+    }
+}
+
+impl fmt::Display for FunctionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for FunctionName {
+    type Err = ChainConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ChainConfigError> {
+        let found = Self::ALL.into_iter().find(|function| function.name() == text);
+        found.ok_or_else(|| ChainConfigError::UnknownFunction(text.to_owned()))
+    }
+}
+
+/// A chain's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainConfig {
+    /// Whose packets pass it.
+    #[serde(default)]
+    pub tenant: u16,
+    /// The functions, in the order that packets from inside pass; from outside it is the reverse.
+    pub functions: Vec<FunctionName>,
+    /// The NAT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatConfig>,
+    /// The firewall. Without it a firewall has no rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firewall: Option<FirewallConfig>,
+    /// The load balancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancer: Option<LoadBalancerConfig>,
+}
+
+/// The NAT's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NatConfig {
+    /// The external addresses.
+    pub addresses: Vec<AddressRange>,
+    /// Most blocks of 64 ports that one inside address may have (RFC 6888 REQ-4).
+    #[serde(default = "port_blocks_per_subscriber")]
+    pub port_blocks_per_subscriber: u16,
+}
+
+const fn port_blocks_per_subscriber() -> u16 {
+    64
+}
+
+/// The firewall's configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirewallConfig {
+    /// The rules, first match first; see [`crate::nf::rules`].
+    #[serde(default)]
+    pub rules: Vec<String>,
+    /// Rises with every change of the rules.
+    #[serde(default)]
+    pub rule_epoch: u64,
+}
+
+/// The load balancer's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadBalancerConfig {
+    /// Keys the hash of flows. Choose it at random and keep it from clients.
+    #[serde(default)]
+    pub seed: u64,
+    /// Rises with every change of the services.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Places of a service's table, a prime.
+    #[serde(default = "table_size")]
+    pub table_size: u32,
+    /// The services.
+    pub service: Vec<ServiceConfig>,
+}
+
+const fn table_size() -> u32 {
+    TABLE_SIZE
+}
+
+/// A service of the load balancer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// What runs over it.
+    pub protocol: ServiceProtocol,
+    /// The virtual endpoint, as `203.0.113.80:443`.
+    pub address: SocketAddr,
+    /// Who serves it.
+    pub backends: Vec<BackendConfig>,
+}
+
+/// The protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl ServiceProtocol {
+    /// The IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// A backend of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendConfig {
+    /// Where it listens.
+    pub endpoint: SocketAddr,
+    /// Its share in relation to the others'; 0 drains it.
+    #[serde(default = "weight")]
+    pub weight: u16,
+}
+
+const fn weight() -> u16 {
+    1
+}
+
+/// One IPv4 address or a prefix of them, written `198.19.0.7` or `198.19.0.0/24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AddressRange {
+    first: Ipv4Addr,
+    length: u8,
+}
+
+impl AddressRange {
+    /// Its addresses, in order.
+    pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+        let first = u32::from(self.first);
+        let count = 1u32 << (32 - self.length);
+        (0..count).map(move |at| Ipv4Addr::from(first + at))
+    }
+}
+
+impl FromStr for AddressRange {
+    type Err = ChainConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ChainConfigError> {
+        let wrong = |why: String| ChainConfigError::Address { text: text.to_owned(), why };
+        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
+        let first: Ipv4Addr =
+            address.parse().map_err(|_| wrong("it is not an IPv4 address".to_owned()))?;
+        let length: u8 =
+            length.parse().map_err(|_| wrong(format!("'{length}' is no prefix length")))?;
+        let shortest = 32 - ADDRESSES_MAX.ilog2() as u8;
+        if !(shortest..=32).contains(&length) {
+            return Err(wrong(format!("prefixes of a pool have {shortest} to 32 bits")));
+        }
+        if u32::from(first) & ((1u32 << (32 - length)) - 1) != 0 {
+            return Err(wrong(format!("bits are set behind the first {length}")));
+        }
+        Ok(Self { first, length })
+    }
+}
+
+impl TryFrom<String> for AddressRange {
+    type Error = ChainConfigError;
+
+    fn try_from(text: String) -> Result<Self, ChainConfigError> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.length {
+            32 => write!(f, "{}", self.first),
+            length => write!(f, "{}/{length}", self.first),
+        }
+    }
+}
+
+impl From<AddressRange> for String {
+    fn from(range: AddressRange) -> Self {
+        range.to_string()
+    }
+}
+
+/// A configuration of which no chain can be made.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ChainConfigError {
+    /// No such function.
+    #[error("there is no function '{0}'; known are firewall, nat, load-balancer")]
+    UnknownFunction(String),
+    /// Nothing to do.
+    #[error("a chain needs at least one function: firewall, nat or load-balancer")]
+    Empty,
+    /// A function stands twice.
+    #[error("{0} stands twice in the chain; list it once")]
+    Twice(FunctionName),
+    /// A function that needs a section has none.
+    #[error("the chain lists {0}, so the configuration needs a section {section}", section = .0.section())]
+    NoSection(FunctionName),
+    /// A section that nothing uses.
+    #[error("there is a section {section}, but functions does not list {0}", section = .0.section())]
+    UnusedSection(FunctionName),
+    /// Their state cannot be in one slot.
+    #[error(
+        "nat and load-balancer cannot be in one chain: a NAT's state goes by the inside host, a \
+         balancer's by the client outside; give each a chain of its own"
+    )]
+    NatWithBalancer,
+    /// Not a number of slots.
+    #[error("a cluster has a power of two of slots up to 65536, not {0}")]
+    Slots(u32),
+    /// An address of the pool is wrong.
+    #[error("NAT address '{text}': {why}")]
+    Address {
+        /// What it says.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The pool cannot be.
+    #[error("the NAT's pool: {0}")]
+    Pool(#[from] PoolSpecError),
+    /// Nobody could have a port.
+    #[error("port_blocks_per_subscriber is 0, so no host could have a port; give at least 1")]
+    NoBlocks,
+    /// A rule is wrong.
+    #[error(transparent)]
+    Rules(#[from] RuleSetError),
+    /// The services cannot be.
+    #[error("the load balancer: {0}")]
+    LoadBalancer(#[from] LoadBalancerError),
+}
+
+impl ChainConfig {
+    /// The chain of these functions with the settings of the demo: a NAT on 198.19.0.0/24 whose
+    /// hosts may have 256 port blocks, a firewall without rules, a service on 203.0.113.80:80 with
+    /// four backends.
+    ///
+    /// # Errors
+    /// If a name is no function's.
+    pub fn named<T: AsRef<str>>(functions: &[T]) -> Result<Self, ChainConfigError> {
+        let functions =
+            functions.iter().map(|name| name.as_ref().parse()).collect::<Result<Vec<_>, _>>()?;
+        let nat = NatConfig {
+            addresses: vec![AddressRange { first: Ipv4Addr::new(198, 19, 0, 0), length: 24 }],
+            port_blocks_per_subscriber: 256,
+        };
+        let has = |function| functions.contains(&function);
+        Ok(Self {
+            tenant: 0,
+            nat: has(FunctionName::Nat).then_some(nat),
+            firewall: has(FunctionName::Firewall).then(FirewallConfig::default),
+            load_balancer: has(FunctionName::LoadBalancer).then(demo_balancer),
+            functions,
+        })
+    }
+}
+
+fn demo_balancer() -> LoadBalancerConfig {
+    let backend =
+        |last| BackendConfig { endpoint: SocketAddr::from(([10, 0, 1, last], 8080)), weight: 1 };
+    let service = ServiceConfig {
+        protocol: ServiceProtocol::Tcp,
+        address: SocketAddr::from(([203, 0, 113, 80], 80)),
+        backends: (1..=4).map(backend).collect(),
+    };
+    LoadBalancerConfig { seed: 0, epoch: 0, table_size: TABLE_SIZE, service: vec![service] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+        tenant = 3
+        functions = ["firewall", "nat"]
+        [nat]
+        addresses = ["198.19.0.0/30", "203.0.113.7"]
+        [firewall]
+        rules = ["allow in icmp"]
+        [[load_balancer.service]]
+        protocol = "udp"
+        address = "[2001:db8::1]:53"
+        backends = [{ endpoint = "[2001:db8::2]:53" }, { endpoint = "[2001:db8::3]:53", weight = 0 }]
+    "#;
+
+    #[test]
+    fn a_configuration_is_read_and_written_back() {
+        let config: ChainConfig = toml::from_str(WHOLE).unwrap();
+        assert_eq!(config.tenant, 3);
+        assert_eq!(config.functions, [FunctionName::Firewall, FunctionName::Nat]);
+        let nat = config.nat.as_ref().unwrap();
+        assert_eq!(nat.port_blocks_per_subscriber, 64);
+        let addresses: Vec<_> = nat.addresses.iter().flat_map(|range| range.addresses()).collect();
+        let expected: Vec<Ipv4Addr> =
+            ["198.19.0.0", "198.19.0.1", "198.19.0.2", "198.19.0.3", "203.0.113.7"]
+                .map(|text| text.parse().unwrap())
+                .to_vec();
+        assert_eq!(addresses, expected);
+        let balancer = config.load_balancer.as_ref().unwrap();
+        assert_eq!(balancer.table_size, TABLE_SIZE);
+        assert_eq!(balancer.service[0].backends.iter().map(|b| b.weight).sum::<u16>(), 1);
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<ChainConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn a_wrong_configuration_says_what_is_wrong() {
+        let rows = [
+            ("functions = ['nat']\nadresses = 1", "unknown field `adresses`"),
+            ("functions = ['ids']", "unknown variant `ids`"),
+            ("", "missing field `functions`"),
+            ("functions = []\n[nat]\naddresses = ['10.0.0.1/8']", "prefixes of a pool have 20 to"),
+            ("functions = []\n[nat]\naddresses = ['10.0.0.1/24']", "bits are set behind the first"),
+            ("functions = []\n[nat]\naddresses = ['10.0.0/24']", "it is not an IPv4 address"),
+            ("functions = []\n[nat]\naddresses = ['10.0.0.0/x']", "'x' is no prefix length"),
+            ("functions = []\n[nat]\naddresses = []\nports = 4", "unknown field `ports`"),
+            ("functions = []\n[firewall]\nrule = []", "unknown field `rule`"),
+            ("functions = []\n[load_balancer]\nservices = []", "unknown field `services`"),
+        ];
+        for (text, message) in rows {
+            let error = toml::from_str::<ChainConfig>(text).unwrap_err().to_string();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn named_chains_have_what_their_functions_need() {
+        let config = ChainConfig::named(&["firewall", "nat"]).unwrap();
+        assert!(config.nat.is_some() && config.firewall.is_some());
+        assert!(config.load_balancer.is_none());
+        assert_eq!(config.nat.unwrap().addresses[0].to_string(), "198.19.0.0/24");
+        assert_eq!(
+            ChainConfig::named(&["firewal"]).unwrap_err().to_string(),
+            "there is no function 'firewal'; known are firewall, nat, load-balancer"
+        );
+    }
+}

@@ -1,0 +1,266 @@
+//! NAT44: many inside hosts behind a pool of external IPv4 addresses (RFC 4787, 5382, 5508).
+//!
+//! The mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): an inside endpoint has one
+//! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are made
+//! in one transaction together with the port they need, so neither exists without the other and no
+//! port has two holders (RFC 4787 REQ-3). Filtering is endpoint-independent too (REQ-8): a firewall
+//! in the chain is what makes it stricter.
+//!
+//! What it never does: make, refresh or end a mapping because of an ICMP error (RFC 4787 REQ-12,
+//! RFC 5508 REQ-6) or of a packet from outside; pick a port itself (the store's pool does, in the
+//! transaction); let an inside address leave untranslated. IPv6 passes as it is, and so does a packet
+//! from outside to an address that is not of the pool: such addresses are routed, and whether they
+//! may be reached is the firewall's business.
+//!
+//! Both entries have a value of one layout. In `nat-out` the endpoint is the external one, in
+//! `nat-in` the inside one:
+//!
+//! ```text
+//! byte  0                 16         18     19
+//!       address           port       pool   zero
+//!       16, IPv4-mapped   2, network 1      45
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use crate::nf::state_key::{self, KeyKind, NAT_IN_FILL};
+use crate::nf::tcp_state::Segment;
+use crate::nf::{Changes, NetworkFunction, Packet};
+use crate::packet::parsed::{IpVersion, Transport};
+use crate::verdict::{DropReason, Verdict};
+use core::net::Ipv4Addr;
+use nearstate_placement::Side;
+use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
+use nearstate_store::{
+    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, Time, Value, Write,
+};
+
+/// Where a `nat-out` value takes the external endpoint: the layout begins with an endpoint.
+const VALUE_FILL: u8 = ENDPOINT_V4 as u8;
+
+/// What either entry of a mapping says: where to, and from which pool the port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The endpoint that the key's endpoint is translated to.
+    pub to: Endpoint,
+    /// The pool that the external port goes back to when the mapping ends.
+    pub pool: PoolId,
+}
+
+impl Mapping {
+    /// The value of an entry.
+    #[must_use]
+    pub fn encode(self) -> Value {
+        let mut bytes = [0; VALUE_BYTES];
+        bytes[..18].copy_from_slice(&self.to.to_bytes());
+        bytes[18] = self.pool.0;
+        Value::from_bytes(&bytes)
+    }
+
+    /// Reads a value of [`Mapping::encode`].
+    #[must_use]
+    pub fn decode(value: &Value) -> Self {
+        let [w0, w1, w2, ..] = value.0;
+        let mut address = [0; 16];
+        address[..8].copy_from_slice(&w0.to_le_bytes());
+        address[8..].copy_from_slice(&w1.to_le_bytes());
+        let [high, low, pool, ..] = w2.to_le_bytes();
+        Self { to: Endpoint { address, port: u16::from_be_bytes([high, low]) }, pool: PoolId(pool) }
+    }
+}
+
+/// What is to be done with a packet before any state is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Its source is to be translated.
+    Out,
+    /// Its destination is to be translated.
+    In,
+    /// It is no business of the NAT.
+    Pass,
+    /// It goes nowhere.
+    Refused(DropReason),
+}
+
+/// The NAT.
+#[derive(Clone, Debug)]
+pub struct Nat44 {
+    pool: PoolSpec,
+    /// The pool's lowest and highest address. Most packets go to neither side of it, so this spares
+    /// them the search.
+    lowest: Ipv4Addr,
+    highest: Ipv4Addr,
+}
+
+impl Nat44 {
+    /// Most conditions that one packet asks for.
+    pub const CONDITIONS_MAX: usize = 1;
+    /// Most writes that one packet asks for.
+    pub const WRITES_MAX: usize = 3;
+
+    /// A NAT on this pool.
+    #[must_use]
+    pub fn new(pool: PoolSpec) -> Self {
+        // A pool has at least one address: `PoolSpec::new` sees to it.
+        let addresses = pool.addresses();
+        let (lowest, highest) = (addresses[0], addresses[addresses.len() - 1]);
+        Self { pool, lowest, highest }
+    }
+
+    /// The pool of external addresses.
+    #[must_use]
+    pub const fn pool(&self) -> &PoolSpec {
+        &self.pool
+    }
+
+    fn in_pool(&self, address: Ipv4Addr) -> bool {
+        (self.lowest..=self.highest).contains(&address) && self.pool.holds(address)
+    }
+
+    fn way(&self, packet: &Packet<'_>) -> Way {
+        if packet.parsed.version != IpVersion::V4 {
+            return Way::Pass;
+        }
+        let (Some(source), Some(destination)) =
+            (packet.tuple.source.ipv4(), packet.tuple.destination.ipv4())
+        else {
+            return Way::Pass;
+        };
+        match packet.side {
+            Side::Inside if self.in_pool(destination) => Way::Refused(DropReason::Hairpin),
+            // An inside host that uses an address of ours is a forgery or a loop.
+            Side::Inside if self.in_pool(source) => Way::Refused(DropReason::MartianAddress),
+            Side::Inside => Way::Out,
+            Side::Outside if !self.in_pool(destination) => Way::Pass,
+            // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a query
+            // from outside has no host behind the NAT that it is meant for.
+            Side::Outside if packet.parsed.transport == (Transport::Echo { request: true }) => {
+                Way::Refused(DropReason::NoMapping)
+            }
+            Side::Outside => Way::In,
+        }
+    }
+
+    /// Asks for a mapping: the port, and the two entries that it is filled into.
+    fn open(&self, packet: &Packet<'_>, changes: &mut Changes) -> Verdict {
+        let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
+        let inside = packet.tuple.source;
+        let out = state_key::nat_out(tenant, protocol, inside);
+        changes.conditions.push(Condition::Absent(out));
+        changes.writes.push(Write::Take(Take {
+            pool: self.pool.id(),
+            protocol,
+            holder: inside.address,
+            like_port: inside.port,
+        }));
+        changes.writes.push(Write::Put {
+            key: out,
+            value: Mapping { to: Endpoint::v4([0; 4], 0), pool: self.pool.id() }.encode(),
+            fill: Fill { key_at: None, value_at: Some(VALUE_FILL) },
+        });
+        changes.writes.push(Write::Put {
+            key: state_key::nat_in_unfilled(tenant, protocol),
+            value: Mapping { to: inside, pool: self.pool.id() }.encode(),
+            fill: Fill { key_at: Some(NAT_IN_FILL), value_at: None },
+        });
+        Verdict::Commit
+    }
+}
+
+impl NetworkFunction for Nat44 {
+    fn name(&self) -> &'static str {
+        "nat"
+    }
+
+    fn key(&self, packet: &Packet<'_>) -> Option<Key> {
+        let (tenant, tuple) = (packet.tenant, &packet.tuple);
+        match self.way(packet) {
+            Way::Out => Some(state_key::nat_out(tenant, tuple.protocol, tuple.source)),
+            Way::In => Some(state_key::nat_in(tenant, tuple.protocol, tuple.destination)),
+            Way::Pass | Way::Refused(_) => None,
+        }
+    }
+
+    fn process(
+        &self,
+        _now: Time,
+        packet: &mut Packet<'_>,
+        state: Option<&Entry>,
+        changes: &mut Changes,
+    ) -> Verdict {
+        match (self.way(packet), state) {
+            (Way::Pass, _) => Verdict::Forward,
+            (Way::Refused(reason), _) => Verdict::Drop(reason),
+            (Way::Out, Some(entry)) => {
+                translate_source(packet, Mapping::decode(&entry.value).to);
+                Verdict::Forward
+            }
+            (Way::In, Some(entry)) => {
+                translate_destination(packet, Mapping::decode(&entry.value).to);
+                Verdict::Forward
+            }
+            (Way::Out, None) => match refuses_to_open(packet.parsed.transport) {
+                Some(reason) => Verdict::Drop(reason),
+                None => self.open(packet, changes),
+            },
+            (Way::In, None) => Verdict::Drop(match packet.parsed.transport {
+                // RFC 5508 REQ-4: dropped silently without a mapping for the quoted packet.
+                Transport::IcmpError { .. } => DropReason::IcmpUnrelated,
+                _ => DropReason::NoMapping,
+            }),
+        }
+    }
+
+    fn describe(&self, key: &Key, entry: Option<&Entry>) -> String {
+        let (end, _) = key.ends();
+        match (KeyKind::of(key), entry.map(|entry| Mapping::decode(&entry.value))) {
+            (Some(KeyKind::NatOut), Some(mapping)) => {
+                format!("inside endpoint {end} is mapped to {} of {}", mapping.to, mapping.pool)
+            }
+            (Some(KeyKind::NatOut), None) => format!("inside endpoint {end} has no mapping"),
+            (Some(KeyKind::NatIn), Some(mapping)) => {
+                format!("external endpoint {end} belongs to inside endpoint {}", mapping.to)
+            }
+            (Some(KeyKind::NatIn), None) => format!("external endpoint {end} belongs to nobody"),
+            _ => format!("{key:?} is not an entry of the NAT"),
+        }
+    }
+}
+
+/// Why a packet from inside must not make a mapping, if it must not.
+fn refuses_to_open(transport: Transport) -> Option<DropReason> {
+    match transport {
+        // RFC 5508 REQ-5: an error without a mapping for the packet that it quotes is dropped.
+        Transport::IcmpError { .. } => Some(DropReason::IcmpUnrelated),
+        // A reply to a query that did not come through a mapping.
+        Transport::Echo { request: false } => Some(DropReason::NoMapping),
+        // A reset ends a connection; a mapping made for it would serve nothing. Any other segment
+        // may have one: which connections may be picked up in the middle is for a firewall to say.
+        Transport::Tcp { flags } if Segment::of(flags) == Segment::Reset => {
+            Some(DropReason::TcpMidstream)
+        }
+        Transport::Tcp { .. } | Transport::Udp | Transport::Echo { request: true } => None,
+    }
+}
+
+fn translate_source(packet: &mut Packet<'_>, to: Endpoint) {
+    debug_assert!(to.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
+    packet.tuple.source = to;
+    if is_icmp(packet) {
+        packet.tuple.destination.port = to.port;
+    }
+}
+
+fn translate_destination(packet: &mut Packet<'_>, to: Endpoint) {
+    debug_assert!(to.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
+    packet.tuple.destination = to;
+    if is_icmp(packet) {
+        packet.tuple.source.port = to.port;
+    }
+}
+
+/// An echo (or a quoted one) has its one identifier as both ports, before and after translation.
+fn is_icmp(packet: &Packet<'_>) -> bool {
+    packet.tuple.protocol == 1
+}

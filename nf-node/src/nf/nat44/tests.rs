@@ -1,0 +1,421 @@
+use super::*;
+use crate::chain::Chain;
+use crate::chain_config::ChainConfig;
+use crate::nf::test_store::{ACK, FIN, RST, SYN, TestStore, echo, end, error, parsed, tcp, udp};
+use crate::packet::parsed::Parsed;
+use nearstate_placement::FlowTuple;
+use nearstate_store::{SlotId, TenantId, Version};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const SLOTS: u32 = 16;
+
+fn chain() -> Chain {
+    Chain::new(&ChainConfig::named(&["nat"]).unwrap(), SLOTS).unwrap()
+}
+
+/// A store in which 10.0.0.1 has a mapping of each protocol; where to.
+fn mapped(chain: &Chain) -> (TestStore, [Endpoint; 3]) {
+    let mut store = TestStore::new(chain);
+    let packets = [
+        tcp(SYN, "10.0.0.1:1000", "192.0.2.1:80"),
+        udp("10.0.0.1:1000", "192.0.2.1:53"),
+        echo(true, "10.0.0.1:77", "192.0.2.1:77"),
+    ];
+    let external = packets.map(|packet| {
+        let (sent, _) = store.send(chain, Side::Inside, &packet);
+        sent.unwrap().source
+    });
+    (store, external)
+}
+
+#[test]
+fn a_first_packet_asks_for_the_port_and_both_entries_in_one_transaction() {
+    let chain = chain();
+    let mut changes = Changes::default();
+    let parsed = udp("10.0.0.1:1000", "192.0.2.1:53");
+    let packet = chain.packet(Side::Inside, &[], &parsed);
+    let (verdict, tuple) = chain.run(Time(0), packet, &mut |_| None, &mut changes);
+    assert_eq!(verdict, Verdict::Commit);
+    assert_eq!(tuple, parsed.tuple, "not translated before the port is known");
+    let out = state_key::nat_out(TenantId(0), 17, end("10.0.0.1:1000"));
+    assert_eq!(changes.conditions[..], [Condition::Absent(out)]);
+    let take = Take {
+        pool: PoolId(0),
+        protocol: 17,
+        holder: end("10.0.0.1:1000").address,
+        like_port: 1000,
+    };
+    assert_eq!(changes.writes[0], Write::Take(take));
+    let keys: Vec<_> = changes.writes[1..]
+        .iter()
+        .map(|write| match write {
+            Write::Put { key, fill, .. } => (key.kind(), fill.key_at, fill.value_at),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(keys, [(1, None, Some(12)), (2, Some(16), None)]);
+}
+
+/// What a row expects: the tuple that leaves, or why nothing does.
+type Expected = Result<(&'static str, &'static str), DropReason>;
+
+#[test]
+fn packets_at_a_nat_that_has_mappings() {
+    use DropReason::{Hairpin, IcmpUnrelated, MartianAddress, NoMapping, TcpMidstream};
+    let (inside, outside) = (Side::Inside, Side::Outside);
+    // In the rows, X, Y, Z are the external endpoints of the mappings of TCP, UDP and echo.
+    type Row = (&'static str, Side, Box<dyn Fn(&[String; 3]) -> Parsed>, Expected);
+    macro_rules! row {
+        ($what:literal, $side:expr, |$x:ident| $packet:expr, $expected:expr) => {
+            ($what, $side, Box::new(|$x: &[String; 3]| $packet), $expected)
+        };
+    }
+    let rows: Vec<Row> = vec![
+        row!(
+            "endpoint-independent: another destination, the same mapping (4787-1, 5382-1)",
+            inside,
+            |_x| tcp(SYN, "10.0.0.1:1000", "198.51.100.9:443"),
+            Ok(("X", "198.51.100.9:443"))
+        ),
+        row!(
+            "an answer comes back to the inside endpoint",
+            outside,
+            |x| tcp(0x12, "192.0.2.1:80", &x[0]),
+            Ok(("192.0.2.1:80", "10.0.0.1:1000"))
+        ),
+        row!(
+            "endpoint-independent filtering: a stranger reaches a mapping (4787-8)",
+            outside,
+            |x| udp("203.0.113.9:9", &x[1]),
+            Ok(("203.0.113.9:9", "10.0.0.1:1000"))
+        ),
+        row!(
+            "no mapping, no way in",
+            outside,
+            |_x| udp("192.0.2.1:53", "198.19.0.200:60000"),
+            Err(NoMapping)
+        ),
+        row!(
+            "well-known ports are never given out",
+            outside,
+            |_x| tcp(SYN, "192.0.2.1:53", "198.19.0.1:22"),
+            Err(NoMapping)
+        ),
+        row!(
+            "echo: the identifier is translated on both ends of the tuple (5508-1)",
+            inside,
+            |_x| echo(true, "10.0.0.1:77", "203.0.113.1:77"),
+            Ok(("Z", "203.0.113.1:Z"))
+        ),
+        row!(
+            "an echo reply finds the mapping of its identifier",
+            outside,
+            |x| echo(false, &format!("192.0.2.1:{}", port(&x[2])), &x[2]),
+            Ok(("192.0.2.1:77", "10.0.0.1:77"))
+        ),
+        row!(
+            "an echo request from outside is for nobody",
+            outside,
+            |x| echo(true, &format!("192.0.2.1:{}", port(&x[2])), &x[2]),
+            Err(NoMapping)
+        ),
+        row!(
+            "an echo reply from inside to a query that came another way",
+            inside,
+            |_x| echo(false, "10.0.0.1:5", "192.0.2.1:5"),
+            Err(NoMapping)
+        ),
+        row!(
+            "an error from outside about a mapped packet (5508-4)",
+            outside,
+            |x| error(17, "192.0.2.1:53", &x[1]),
+            Ok(("192.0.2.1:53", "10.0.0.1:1000"))
+        ),
+        row!(
+            "an error about an echo",
+            outside,
+            |x| error(1, &format!("192.0.2.1:{}", port(&x[2])), &x[2]),
+            Ok(("192.0.2.1:77", "10.0.0.1:77"))
+        ),
+        row!(
+            "an error from outside about nothing (5508-4)",
+            outside,
+            |_x| error(17, "192.0.2.1:53", "198.19.0.9:4000"),
+            Err(IcmpUnrelated)
+        ),
+        row!(
+            "an error from inside about a mapped packet (5508-5)",
+            inside,
+            |_x| error(6, "10.0.0.1:1000", "192.0.2.1:80"),
+            Ok(("X", "192.0.2.1:80"))
+        ),
+        row!(
+            "an error from inside about nothing makes no mapping (5508-5)",
+            inside,
+            |_x| error(6, "10.0.0.1:1001", "192.0.2.1:80"),
+            Err(IcmpUnrelated)
+        ),
+        row!(
+            "a reset makes no mapping",
+            inside,
+            |_x| tcp(RST, "10.0.0.1:1001", "192.0.2.1:80"),
+            Err(TcpMidstream)
+        ),
+        row!(
+            "a reset of a mapped connection is translated (7857-3)",
+            inside,
+            |_x| tcp(RST, "10.0.0.1:1000", "192.0.2.1:80"),
+            Ok(("X", "192.0.2.1:80"))
+        ),
+        row!(
+            "a reset from outside to a mapping is translated (7857-3)",
+            outside,
+            |x| tcp(RST, "192.0.2.1:80", &x[0]),
+            Ok(("192.0.2.1:80", "10.0.0.1:1000"))
+        ),
+        row!("from inside to a NAT address", inside, |x| udp("10.0.0.2:5", &x[1]), Err(Hairpin)),
+        row!(
+            "from inside with a NAT address as source",
+            inside,
+            |_x| udp("198.19.0.3:5", "192.0.2.1:53"),
+            Err(MartianAddress)
+        ),
+        row!(
+            "from outside to an address that is routed",
+            outside,
+            |_x| udp("192.0.2.1:53", "10.0.0.1:1000"),
+            Ok(("192.0.2.1:53", "10.0.0.1:1000"))
+        ),
+        row!(
+            "IPv6 passes",
+            inside,
+            |_x| udp("[2001:db8::1]:5", "[2001:db8::2]:6"),
+            Ok(("[2001:db8::1]:5", "[2001:db8::2]:6"))
+        ),
+        row!(
+            "IPv6 passes inwards",
+            outside,
+            |_x| echo(true, "[2001:db8::1]:5", "[2001:db8::2]:5"),
+            Ok(("[2001:db8::1]:5", "[2001:db8::2]:5"))
+        ),
+    ];
+    for (what, side, packet, expected) in rows {
+        let chain = chain();
+        let (mut store, external) = mapped(&chain);
+        let before = store.entries.clone();
+        let names = external.map(|end| end.to_string());
+        let packet = packet(&names);
+        let (sent, changes) = store.send(&chain, side, &packet);
+        let fill = |text: &str| match text {
+            "X" => external[0],
+            "Y" => external[1],
+            "Z" => external[2],
+            text => end(&text.replace('Z', &external[2].port.to_string())),
+        };
+        let expected = expected.map(|(source, destination)| FlowTuple {
+            protocol: packet.tuple.protocol,
+            source: fill(source),
+            destination: fill(destination),
+        });
+        assert_eq!(sent, expected, "{what}");
+        assert!(changes.is_empty(), "{what}: asked for changes");
+        assert_eq!(store.entries, before, "{what}: changed the store");
+    }
+}
+
+fn port(endpoint: &str) -> &str {
+    endpoint.rsplit_once(':').unwrap().1
+}
+
+#[test]
+fn segments_from_the_middle_make_a_mapping_but_a_reset_does_not() {
+    for (flags, is_mapped) in [(SYN, true), (ACK, true), (FIN, true), (RST, false), (0x14, false)] {
+        let chain = chain();
+        let mut store = TestStore::new(&chain);
+        let packet = tcp(flags, "10.0.0.1:1000", "192.0.2.1:80");
+        let (sent, changes) = store.send(&chain, Side::Inside, &packet);
+        assert_eq!(sent.is_ok(), is_mapped, "flags {flags:#x}");
+        assert_eq!(changes.is_empty(), !is_mapped);
+        assert_eq!(store.entries.len(), if is_mapped { 2 } else { 0 });
+    }
+}
+
+#[test]
+fn a_mapping_is_read_back_as_it_was_written() {
+    let mapping = Mapping { to: end("198.19.0.7:4321"), pool: PoolId(9) };
+    assert_eq!(Mapping::decode(&mapping.encode()), mapping);
+    let bytes = mapping.encode().to_bytes();
+    assert_eq!(bytes[10..19], [0xff, 0xff, 198, 19, 0, 7, 0x10, 0xe1, 9]);
+    assert!(bytes[19..].iter().all(|byte| *byte == 0));
+    // What the store fills in is what is read.
+    let mut bytes = Mapping { to: Endpoint::v4([0; 4], 0), pool: PoolId(9) }.encode().to_bytes();
+    let at = usize::from(VALUE_FILL);
+    bytes[at..at + 6].copy_from_slice(&[198, 19, 0, 7, 0x10, 0xe1]);
+    assert_eq!(Mapping::decode(&Value::from_bytes(&bytes)), mapping);
+}
+
+#[test]
+fn it_says_what_its_entries_mean() {
+    let nat = Nat44::new(chain().pools()[0].clone());
+    let value = Mapping { to: end("198.19.0.7:4321"), pool: PoolId(0) }.encode();
+    let entry = Entry { value, version: Version(1), slot: SlotId(0) };
+    let out = state_key::nat_out(TenantId(0), 6, end("10.0.0.1:99"));
+    assert_eq!(
+        nat.describe(&out, Some(&entry)),
+        "inside endpoint 10.0.0.1:99 is mapped to 198.19.0.7:4321 of pool-0"
+    );
+    assert_eq!(nat.describe(&out, None), "inside endpoint 10.0.0.1:99 has no mapping");
+}
+
+/// Few hosts, ports and remotes, so that flows meet.
+#[derive(Clone, Debug)]
+enum Event {
+    Out { protocol: u8, host: u8, port: u16, remote: u8, flags: u8 },
+    In { protocol: u8, which: usize, remote: u8, flags: u8 },
+    InToUnknown { protocol: u8, last: u8, port: u16 },
+    Error { protocol: u8, which: usize, is_outbound: bool },
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let protocol = || prop_oneof![Just(1u8), Just(6), Just(17)];
+    let flags = || prop_oneof![Just(SYN), Just(ACK), Just(RST), Just(FIN)];
+    prop_oneof![
+        6 => (protocol(), 0..6u8, 0..5u16, 0..4u8, flags()).prop_map(
+            |(protocol, host, port, remote, flags)| Event::Out {
+                protocol, host, port: 1000 + port, remote, flags
+            }),
+        4 => (protocol(), any::<usize>(), 0..4u8, flags()).prop_map(
+            |(protocol, which, remote, flags)| Event::In { protocol, which, remote, flags }),
+        1 => (protocol(), any::<u8>(), 1..=u16::MAX).prop_map(
+            |(protocol, last, port)| Event::InToUnknown { protocol, last, port }),
+        1 => (protocol(), any::<usize>(), any::<bool>()).prop_map(
+            |(protocol, which, is_outbound)| Event::Error { protocol, which, is_outbound }),
+    ]
+}
+
+/// The NAT as RFC 4787 describes it, in its simplest form: one map.
+#[derive(Default)]
+struct Model {
+    mappings: BTreeMap<(u8, Endpoint), Endpoint>,
+}
+
+impl Model {
+    fn inside_of(&self, protocol: u8, external: Endpoint) -> Option<Endpoint> {
+        let mut holders =
+            self.mappings.iter().filter(|((p, _), end)| *p == protocol && **end == external);
+        let holder = holders.next().map(|((_, inside), _)| *inside);
+        assert!(holders.next().is_none(), "N2: two inside endpoints have {external}");
+        holder
+    }
+
+    fn nth(&self, protocol: u8, which: usize) -> Option<(Endpoint, Endpoint)> {
+        let of_protocol = self.mappings.iter().filter(|((p, _), _)| *p == protocol);
+        let all: Vec<_> = of_protocol.map(|((_, inside), end)| (*inside, *end)).collect();
+        (!all.is_empty()).then(|| all[which % all.len()])
+    }
+}
+
+fn packet(protocol: u8, is_query: bool, flags: u8, source: Endpoint, to: Endpoint) -> Parsed {
+    let transport = match protocol {
+        1 => Transport::Echo { request: is_query },
+        6 => Transport::Tcp { flags },
+        _ => Transport::Udp,
+    };
+    let mut tuple = FlowTuple { protocol, source, destination: to };
+    if protocol == 1 {
+        let identifier = if is_query { source.port } else { to.port };
+        (tuple.source.port, tuple.destination.port) = (identifier, identifier);
+    }
+    parsed(transport, tuple)
+}
+
+fn step(chain: &Chain, store: &mut TestStore, model: &mut Model, event: &Event) {
+    match *event {
+        Event::Out { protocol, host, port, remote, flags } => {
+            let inside = Endpoint::v4([10, 0, 0, host], port);
+            let to = Endpoint::v4([192, 0, 2, remote], 80);
+            let packet = packet(protocol, true, flags, inside, to);
+            let (sent, _) = store.send(chain, Side::Inside, &packet);
+            match model.mappings.get(&(protocol, inside)) {
+                Some(external) => assert_eq!(sent.unwrap().source, *external, "N3"),
+                None if protocol == 6 && flags == RST => {
+                    assert_eq!(sent, Err(DropReason::TcpMidstream));
+                }
+                None => {
+                    let external = sent.unwrap().source;
+                    assert!(chain.pools()[0].holds(external.ipv4().unwrap()));
+                    assert_eq!(model.inside_of(protocol, external), None, "N2");
+                    model.mappings.insert((protocol, inside), external);
+                }
+            }
+        }
+        Event::In { protocol, which, remote, flags } => {
+            let Some((inside, external)) = model.nth(protocol, which) else { return };
+            let from = Endpoint::v4([192, 0, 2, remote], 80);
+            let packet = packet(protocol, false, flags, from, external);
+            let (sent, changes) = store.send(chain, Side::Outside, &packet);
+            assert_eq!(sent.unwrap().destination, inside, "N1: the way back");
+            assert!(changes.is_empty(), "N7: an external packet never allocates");
+        }
+        Event::InToUnknown { protocol, last, port } => {
+            let external = Endpoint::v4([198, 19, 0, last], port);
+            let packet = packet(protocol, false, SYN, Endpoint::v4([192, 0, 2, 9], 80), external);
+            let (sent, changes) = store.send(chain, Side::Outside, &packet);
+            let expected = model.inside_of(protocol, external).ok_or(DropReason::NoMapping);
+            assert_eq!(sent.map(|tuple| tuple.destination), expected);
+            assert!(changes.is_empty(), "N7");
+        }
+        Event::Error { protocol, which, is_outbound } => {
+            let Some((inside, external)) = model.nth(protocol, which) else { return };
+            let transport = Transport::IcmpError {
+                inner_ip: 42,
+                inner_transport: 62,
+                inner_protocol: protocol,
+            };
+            let remote = Endpoint::v4([192, 0, 2, 1], 80);
+            let (side, source, destination) = if is_outbound {
+                (Side::Inside, inside, remote)
+            } else {
+                (Side::Outside, remote, external)
+            };
+            let parsed = parsed(transport, FlowTuple { protocol, source, destination });
+            let (sent, changes) = store.send(chain, side, &parsed);
+            let sent = sent.unwrap();
+            assert!(changes.is_empty(), "R5508-6");
+            if is_outbound {
+                assert_eq!(sent.source, external, "R5508-5");
+            } else {
+                assert_eq!(sent.destination, inside, "R5508-4");
+            }
+        }
+    }
+    check_bijection(store, model);
+}
+
+/// N1 in the store itself: both entries of each mapping name each other, and there are no others.
+fn check_bijection(store: &TestStore, model: &Model) {
+    assert_eq!(store.entries.len(), 2 * model.mappings.len());
+    assert_eq!(store.taken.len(), model.mappings.len(), "N5: no port leaks");
+    for ((protocol, inside), external) in &model.mappings {
+        let out = &store.entries[&state_key::nat_out(TenantId(0), *protocol, *inside)];
+        let back = &store.entries[&state_key::nat_in(TenantId(0), *protocol, *external)];
+        assert_eq!(Mapping::decode(&out.value).to, *external);
+        assert_eq!(Mapping::decode(&back.value).to, *inside);
+        assert!(store.taken.contains(&(*protocol, *external)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_nat_agrees_with_the_model(events in proptest::collection::vec(any_event(), 1..120)) {
+        let chain = chain();
+        let mut store = TestStore::new(&chain);
+        let mut model = Model::default();
+        for event in &events {
+            step(&chain, &mut store, &mut model, event);
+        }
+    }
+}
