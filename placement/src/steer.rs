@@ -8,6 +8,9 @@ use crate::flow::{FlowKey, FlowTuple, Side};
 use nearstate_store::{PoolSpec, SlotId, TenantId};
 use serde::{Deserialize, Serialize};
 
+/// Slots a cluster may have.
+pub const SLOTS_MAX: u32 = 65_536;
+
 /// Which part of a packet decides its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -53,7 +56,7 @@ impl Steering {
     #[must_use]
     pub fn new(seed: u32, slots: u32, affinity: Affinity, pools: Vec<PoolSpec>) -> Self {
         assert!(slots.is_power_of_two(), "slots are a power of two");
-        assert!(slots <= 65_536, "a slot number has 16 bits");
+        assert!(slots <= SLOTS_MAX, "a slot number has 16 bits");
         Self { seed, slots, affinity, pools }
     }
 

@@ -1,0 +1,157 @@
+//! State of a cluster as one pipe reaches it: this node's tables in place, other tables of the same
+//! host through a read-only mapping, everything else by asking the owner.
+//!
+//! A read is answered locally only under the owner's lease, and one-sided only under a read lease;
+//! both ends go with the answer as `valid_until`, and the pipe lets nothing leave later than that.
+//! An owner that gives up its lease on purpose waits until the ends it has shown are over, so a
+//! `valid_until` once seen stays true. Nothing here blocks; memory is mapped and allocated only when
+//! an owner has changed.
+
+use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess, Token};
+use nearstate_store::lease::LeaseCell;
+use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
+use nearstate_store::region::Region;
+use nearstate_store::table::{RegionIdentity, TableReader};
+use nearstate_store::{Key, ShardId, SlotId, Time, Transaction};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// How long a read or a transaction is tried before the packet is given up.
+pub const STORE_PATIENCE_MS: u64 = 2_000;
+
+/// Which shard holds each slot, as the newest map says. Shared with the thread that follows the map.
+pub type SlotTable = Arc<[AtomicU16]>;
+
+/// This node's replica of a shard.
+pub struct LocalShard {
+    /// Its table.
+    pub reader: TableReader,
+    /// Until when this node owns it.
+    pub lease: Arc<LeaseCell>,
+}
+
+/// A table of another process, mapped read-only.
+struct RemoteTable {
+    grant: Arc<ReadGrant>,
+    /// `None` if the region cannot be mapped or is not what the grant says.
+    reader: Option<TableReader>,
+}
+
+/// [`StateAccess`] of a node in a cluster.
+pub struct ClusterAccess {
+    cluster: u64,
+    slots: SlotTable,
+    /// By shard number; the system shard has none.
+    local: Vec<Option<LocalShard>>,
+    remote: Vec<Option<RemoteTable>>,
+    link: PipeLink,
+    shared_memory_reads: bool,
+}
+
+impl ClusterAccess {
+    /// Access for one pipe.
+    #[must_use]
+    pub fn new(
+        cluster: u64,
+        slots: SlotTable,
+        local: Vec<Option<LocalShard>>,
+        link: PipeLink,
+        shared_memory_reads: bool,
+    ) -> Self {
+        let remote = local.iter().map(|_| None).collect();
+        Self { cluster, slots, local, remote, link, shared_memory_reads }
+    }
+
+    fn shard_of(&self, slot: SlotId) -> ShardId {
+        let shard = self.slots.get(usize::from(slot.0)).map_or(0, |s| s.load(Ordering::Relaxed));
+        ShardId(shard)
+    }
+
+    /// The table that the current grant for `shard` names, mapped when the grant is new.
+    fn remote_table(&mut self, shard: ShardId) -> Option<(&TableReader, &ReadGrant)> {
+        let grant = self.link.grant(shard)?;
+        let place = self.remote.get_mut(usize::from(shard.0))?;
+        let same = place.as_ref().is_some_and(|table| {
+            table.grant.generation == grant.generation && table.grant.path == grant.path
+        });
+        if same {
+            if let Some(table) = place {
+                table.grant = grant;
+            }
+        } else {
+            let identity = RegionIdentity { cluster: self.cluster, shard };
+            let reader = Region::open_read_only(&grant.path)
+                .ok()
+                .and_then(|region| TableReader::open(Arc::new(region), identity).ok());
+            *place = Some(RemoteTable { grant, reader });
+        }
+        let table = place.as_ref()?;
+        Some((table.reader.as_ref()?, &table.grant))
+    }
+
+    fn read_mapped(&mut self, now: Time, shard: ShardId, key: &Key) -> Option<ReadAnswer> {
+        let (reader, grant) = self.remote_table(shard)?;
+        let valid_until = grant.valid_until();
+        if valid_until <= now {
+            return None;
+        }
+        let entry = reader.try_get(key).ok()?;
+        // After the value is in hand: a region whose owner changed meanwhile says so.
+        if reader.generation() != grant.generation {
+            return None;
+        }
+        Some(ReadAnswer::Here { entry, access: Access::RemoteShm, valid_until })
+    }
+}
+
+impl StateAccess for ClusterAccess {
+    fn prefetch(&self, slot: SlotId, key: &Key) {
+        if let Some(Some(local)) = self.local.get(usize::from(self.shard_of(slot).0)) {
+            local.reader.prefetch(key);
+        }
+    }
+
+    fn read(&mut self, now: Time, token: Token, slot: SlotId, key: &Key) -> ReadAnswer {
+        let shard = self.shard_of(slot);
+        if let Some(Some(local)) = self.local.get(usize::from(shard.0)) {
+            let valid_until = local.lease.until();
+            if now < valid_until {
+                let entry = local.reader.get(key);
+                return ReadAnswer::Here { entry, access: Access::Local, valid_until };
+            }
+        }
+        if self.shared_memory_reads
+            && let Some(answer) = self.read_mapped(now, shard, key)
+        {
+            return answer;
+        }
+        match self.link.post_read(token.0, shard, key, now.plus_ms(STORE_PATIENCE_MS)) {
+            Ok(()) => ReadAnswer::Later,
+            Err(_) => ReadAnswer::Unavailable,
+        }
+    }
+
+    fn submit(
+        &mut self,
+        now: Time,
+        token: Token,
+        transaction: &Transaction,
+    ) -> Result<(), QueueFull> {
+        let shard = self.shard_of(transaction.slot);
+        self.link
+            .submit(token.0, shard, transaction, now.plus_ms(STORE_PATIENCE_MS))
+            .map_err(|_| QueueFull)
+    }
+
+    fn poll(&mut self, _now: Time) -> Option<Completion> {
+        Some(match self.link.poll()? {
+            LinkCompletion::Read { token, answer } => Completion::Read {
+                token: Token(token),
+                answer: answer.map(|(entry, until)| (entry, Access::RemoteTcp, until)),
+            },
+            LinkCompletion::Transaction { token, outcome } => {
+                Completion::Transaction { token: Token(token), outcome }
+            }
+        })
+    }
+}
