@@ -5,7 +5,19 @@ use nearstate_store::{Endpoint, TenantId};
 
 /// Which side of the cluster a packet came from. Inside are the hosts that a NAT hides and a
 /// firewall protects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 pub enum Side {
     /// From the protected network, on its way out.
     Inside,

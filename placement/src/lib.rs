@@ -1,7 +1,25 @@
 //! Which slot a packet belongs to, and which node owns it.
+//!
+//! The map says it; the system shard keeps the map ([`system`]). What the map should be is decided by
+//! pure code ([`membership`], [`planner`]), what a group must do to match it too ([`reconcile`]), and
+//! rules that share no code with either hold it to account ([`check`]). Only [`service`] acts.
 
+//pub mod api;
+pub mod archive;
+pub mod check;
+pub mod difference;
 pub mod flow;
+pub mod limits;
+pub mod map;
+pub mod membership;
+pub mod planner;
+pub mod reconcile;
+//pub mod service;
 pub mod steer;
+pub mod steering_table;
+pub mod system;
 
 pub use flow::{FlowKey, FlowTuple, Side};
+pub use map::{Map, Member, MemberState, ShardPlacement};
 pub use steer::{Affinity, Steering, steer_hash};
+pub use steering_table::SteeringTable;

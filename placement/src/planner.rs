@@ -1,0 +1,319 @@
+//! From the map, what is thought of the members and what is known of each shard's group, to the next
+//! map, with a report that says what each step did or what it waits for.
+//!
+//! Pure, and a fixed point: planning again from its own result with the same facts changes nothing. It
+//! never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
+//!
+//! Steps, in the order in which they run:
+//! 1. `own-nothing`: suspected and dead nodes own nothing;
+//! 2. `replace-dead`: replicas of a dead node go to its successor of the same name;
+//! 3. `fill-up`: shards with too few replicas get more, on the least loaded nodes;
+//! 4. `spread`: ownership is spread evenly over nodes that have caught up, with few moves;
+//! 5. `retire`: the dead that no group knows any more are retired.
+
+use crate::map::{Map, Member, MemberState, ShardPlacement};
+use core::fmt;
+use nearstate_store::{NodeId, ShardId};
+
+/// What is known of a shard's group. Possibly old: a plan may be late, never wrong, because each step is
+/// taken by the group's own leader, which looks again ([`crate::reconcile`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardFact {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Who leads it.
+    pub leader: Option<NodeId>,
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// How many entries each replica is behind, as far as the leader has said.
+    pub lag: Vec<(NodeId, u64)>,
+}
+
+/// What is wanted beyond what the map says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanPolicy {
+    /// A replica that is more entries behind has not caught up.
+    pub owner_lag_max: u64,
+}
+
+impl Default for PlanPolicy {
+    fn default() -> Self {
+        Self { owner_lag_max: 64 }
+    }
+}
+
+/// One line of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportLine {
+    /// The step.
+    pub step: &'static str,
+    /// What it did or waits for.
+    pub text: String,
+}
+
+impl fmt::Display for ReportLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.text)
+    }
+}
+
+/// A map to propose, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapPlan {
+    /// The next map; `None` if the present one is as it should be, or as near as can be for now.
+    pub next: Option<Map>,
+    /// What each step did or waits for.
+    pub report: Vec<ReportLine>,
+}
+
+/// Plans the next map.
+#[must_use]
+pub fn plan(map: &Map, facts: &[ShardFact], policy: &PlanPolicy) -> MapPlan {
+    let mut planner = Planner { map: map.clone(), facts, policy, report: Vec::new() };
+    if map.is_formed() {
+        planner.plan_own_nothing();
+        planner.plan_replace_dead();
+        planner.plan_fill_up();
+        planner.plan_spread();
+        planner.plan_retire();
+    }
+    let Planner { map: mut next, report, .. } = planner;
+    if next == *map {
+        return MapPlan { next: None, report };
+    }
+    next.epoch.0 += 1;
+    MapPlan { next: Some(next), report }
+}
+
+struct Planner<'a> {
+    map: Map,
+    facts: &'a [ShardFact],
+    policy: &'a PlanPolicy,
+    report: Vec<ReportLine>,
+}
+
+impl Planner<'_> {
+    fn say(&mut self, step: &'static str, text: String) {
+        self.report.push(ReportLine { step, text });
+    }
+
+    fn fact(&self, shard: ShardId) -> Option<&ShardFact> {
+        self.facts.iter().find(|fact| fact.shard == shard)
+    }
+
+    fn is_alive(&self, node: NodeId) -> bool {
+        self.map.state_of(node) == MemberState::Alive
+    }
+
+    /// Whether a node may own a shard, as far as is known: it votes and is not far behind.
+    fn has_caught_up(&self, shard: ShardId, node: NodeId) -> bool {
+        self.fact(shard).is_some_and(|fact| {
+            let behind = fact.lag.iter().find(|(id, _)| *id == node).map_or(0, |(_, lag)| *lag);
+            fact.voters.contains(&node) && behind <= self.policy.owner_lag_max
+        })
+    }
+
+    /// Whether a shard's group is what the map wants, the dead aside. Before that its replicas are not
+    /// changed again.
+    fn is_settled(&self, shard: &ShardPlacement) -> bool {
+        let dead = |node: &NodeId| self.map.state_of(*node) == MemberState::Dead;
+        self.fact(shard.shard).is_some_and(|fact| {
+            shard.replicas.iter().all(|node| dead(node) || fact.voters.contains(node))
+                && fact.voters.iter().all(|node| shard.replicas.contains(node))
+        })
+    }
+
+    /// Flow shards that a node should own, and replicas that it keeps.
+    fn load(&self, node: NodeId) -> (usize, usize) {
+        let flow = self.map.shards.iter().filter(|shard| shard.shard != ShardId::SYSTEM);
+        let owned = flow.filter(|shard| shard.preferred == node).count();
+        let kept = self.map.shards.iter().filter(|shard| shard.replicas.contains(&node)).count();
+        (owned, kept)
+    }
+
+    fn plan_own_nothing(&mut self) {
+        const STEP: &str = "own-nothing";
+        for at in 0..self.map.shards.len() {
+            let (shard, from) = (self.map.shards[at].shard, self.map.shards[at].preferred);
+            let state = self.map.state_of(from);
+            if state == MemberState::Alive {
+                continue;
+            }
+            match self.successor(&self.map.shards[at], state) {
+                Some(to) => {
+                    self.map.shards[at].preferred = to;
+                    self.say(STEP, format!("{shard} from {from} ({state}) to {to}"));
+                }
+                None => self.say(
+                    STEP,
+                    format!("{shard} waits for a caught-up replica: {from} is {state}"),
+                ),
+            }
+        }
+    }
+
+    /// Who takes over a shard whose wanted owner is not alive: its leader if it can, else the replica
+    /// that owns least. If the owner is dead, any live replica is better than it.
+    fn successor(&self, shard: &ShardPlacement, state: MemberState) -> Option<NodeId> {
+        let leader = self.fact(shard.shard).and_then(|fact| fact.leader);
+        let alive = || shard.replicas.iter().copied().filter(|node| self.is_alive(*node));
+        let ready = alive()
+            .filter(|node| self.has_caught_up(shard.shard, *node))
+            .min_by_key(|node| (Some(*node) != leader, self.load(*node).0, *node));
+        let live = || {
+            let live = shard.replicas.iter().copied();
+            live.filter(|node| self.map.state_of(*node).is_live())
+        };
+        match state {
+            MemberState::Suspected => ready,
+            _ => ready.or_else(|| alive().min()).or_else(|| live().min()),
+        }
+    }
+
+    fn plan_replace_dead(&mut self) {
+        const STEP: &str = "replace-dead";
+        for at in 0..self.map.shards.len() {
+            let placement = self.map.shards[at].clone();
+            let shard = placement.shard;
+            let dead = placement.replicas.iter().filter_map(|node| self.map.member(*node));
+            let dead: Vec<Member> =
+                dead.filter(|member| member.state == MemberState::Dead).cloned().collect();
+            let Some(first) = dead.first() else { continue };
+            let found = dead.iter().find_map(|old| Some((old.id, self.namesake(old, &placement)?)));
+            match found {
+                None => self.say(
+                    STEP,
+                    format!("{shard} waits for a new {} in place of {}", first.name, first.id),
+                ),
+                Some((old, new)) if !self.is_settled(&placement) => {
+                    let text = format!("{shard} waits to settle before {old} becomes {new}");
+                    self.say(STEP, text);
+                }
+                Some((old, new)) => self.swap_replica(at, old, new, STEP),
+            }
+        }
+    }
+
+    /// The living member with a dead one's name that has no replica of the shard yet.
+    fn namesake(&self, dead: &Member, shard: &ShardPlacement) -> Option<NodeId> {
+        let member = self.map.live_member_named(&dead.name)?;
+        let fits = member.state == MemberState::Alive && !shard.replicas.contains(&member.id);
+        fits.then_some(member.id)
+    }
+
+    fn swap_replica(&mut self, at: usize, old: NodeId, new: NodeId, step: &'static str) {
+        let placement = &mut self.map.shards[at];
+        if placement.preferred == old {
+            // Nobody else is live, or the step before would have moved it; and the new one is empty.
+            let text = format!("{} keeps {old}: no live replica could feed {new}", placement.shard);
+            self.say(step, text);
+            return;
+        }
+        placement.replicas.retain(|node| *node != old);
+        placement.replicas.push(new);
+        placement.replicas.sort_unstable();
+        let text = format!("{} replica {old} becomes {new}", placement.shard);
+        self.say(step, text);
+    }
+
+    fn plan_fill_up(&mut self) {
+        const STEP: &str = "fill-up";
+        for at in 0..self.map.shards.len() {
+            let before = self.map.shards[at].clone();
+            let wanted = usize::from(self.map.replicas_wanted);
+            let live = |planner: &Self| {
+                let replicas = planner.map.shards[at].replicas.iter();
+                replicas.filter(|node| planner.map.state_of(**node).is_live()).count()
+            };
+            if live(self) >= wanted {
+                continue;
+            }
+            let shard = before.shard;
+            if !self.is_settled(&before) {
+                self.say(STEP, format!("{shard} waits to settle: {} of {wanted}", live(self)));
+                continue;
+            }
+            while live(self) < wanted && self.add_replica(at, wanted, STEP) {}
+            if live(self) < wanted {
+                let text = format!("{shard} has {} of {wanted} live replicas", live(self));
+                self.say(STEP, format!("{text}; no other node is alive"));
+            }
+        }
+    }
+
+    /// Gives a shard one more replica, in place of a dead one if it has as many as wanted. Only one dead
+    /// replica a plan makes room. False if there is no node, or no room.
+    fn add_replica(&mut self, at: usize, wanted: usize, step: &'static str) -> bool {
+        let placement = &self.map.shards[at];
+        let spare = self.map.alive().map(|member| member.id);
+        let spare = spare.filter(|id| !placement.replicas.contains(id));
+        let Some(new) = spare.min_by_key(|id| (self.load(*id).1, *id)) else { return false };
+        if placement.replicas.len() < wanted {
+            let placement = &mut self.map.shards[at];
+            placement.replicas.push(new);
+            placement.replicas.sort_unstable();
+            let text = format!("{} gets a replica on {new}", placement.shard);
+            self.say(step, text);
+            return true;
+        }
+        let voters = self.fact(placement.shard).map_or(&[][..], |fact| &fact.voters);
+        let newcomer = placement.replicas.iter().any(|node| !voters.contains(node));
+        let dead = |node: &&NodeId| self.map.state_of(**node) == MemberState::Dead;
+        match placement.replicas.iter().find(dead).copied() {
+            Some(old) if !newcomer && placement.preferred != old => {
+                self.swap_replica(at, old, new, step);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn plan_spread(&mut self) {
+        while let Some((at, to)) = self.best_move() {
+            let placement = &mut self.map.shards[at];
+            let text = format!("{} from {} to {to}", placement.shard, placement.preferred);
+            placement.preferred = to;
+            self.say("spread", text);
+        }
+    }
+
+    /// The move of a flow shard that evens ownership out most: from a node that owns at least two more
+    /// than the other, to one that has caught up; a move that has happened already comes first.
+    fn best_move(&self) -> Option<(usize, NodeId)> {
+        let shards = self.map.shards.iter().enumerate();
+        let flow = shards.filter(|(_, shard)| shard.shard != ShardId::SYSTEM);
+        flow.filter(|(_, shard)| self.is_alive(shard.preferred))
+            .flat_map(|(at, shard)| shard.replicas.iter().map(move |to| (at, shard, *to)))
+            .filter(|(_, shard, to)| self.is_alive(*to) && self.has_caught_up(shard.shard, *to))
+            .filter_map(|(at, shard, to)| {
+                let gain = self.load(shard.preferred).0.checked_sub(self.load(to).0)?;
+                let leader = self.fact(shard.shard).and_then(|fact| fact.leader);
+                (gain >= 2).then_some((gain, leader == Some(to), shard.shard, at, to))
+            })
+            .max_by_key(|(gain, leads, shard, _, to)| {
+                (*gain, *leads, core::cmp::Reverse((*shard, *to)))
+            })
+            .map(|(_, _, _, at, to)| (at, to))
+    }
+
+    fn plan_retire(&mut self) {
+        let in_use = |planner: &Self, id: NodeId| {
+            let placed = planner.map.shards.iter().any(|shard| {
+                shard.replicas.contains(&id) || shard.owner.is_some_and(|(owner, _)| owner == id)
+            });
+            placed
+                || planner.map.shards.iter().any(|shard| {
+                    // A group that nothing is known of may still count on it.
+                    planner.fact(shard.shard).is_none_or(|fact| fact.voters.contains(&id))
+                })
+        };
+        for at in 0..self.map.members.len() {
+            let member = &self.map.members[at];
+            if member.state == MemberState::Dead && !in_use(self, member.id) {
+                let text = format!("{} ({})", member.id, member.name);
+                self.map.members[at].state = MemberState::Retired;
+                self.say("retire", text);
+            }
+        }
+    }
+}
