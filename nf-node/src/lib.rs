@@ -5,6 +5,7 @@ pub mod chain_config;
 pub mod frame;
 pub mod maglev;
 pub mod nf;
+pub mod node_config;
 pub mod packet;
 pub mod port;
 pub mod rewrite;
