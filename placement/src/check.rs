@@ -101,9 +101,8 @@ pub fn check_map(map: &Map) -> Vec<Violation> {
 
 fn check_shard(map: &Map, shard: &ShardPlacement, found: &mut Vec<Violation>) {
     let id = shard.shard;
-    let is_member = |node: NodeId| {
-        map.members.iter().any(|m| m.id == node && m.state != MemberState::Retired)
-    };
+    let is_member =
+        |node: NodeId| map.members.iter().any(|m| m.id == node && m.state != MemberState::Retired);
     let mut seen = BTreeSet::new();
     for &replica in &shard.replicas {
         if !seen.insert(replica) {
@@ -119,9 +118,8 @@ fn check_shard(map: &Map, shard: &ShardPlacement, found: &mut Vec<Violation>) {
     if !seen.contains(&shard.preferred) {
         found.push(Violation::PreferredNoReplica(id, shard.preferred));
     }
-    let dead = |node: &NodeId| {
-        map.members.iter().any(|m| m.id == *node && m.state == MemberState::Dead)
-    };
+    let dead =
+        |node: &NodeId| map.members.iter().any(|m| m.id == *node && m.state == MemberState::Dead);
     if dead(&shard.preferred) && !seen.iter().all(dead) {
         found.push(Violation::PreferredDead(id, shard.preferred));
     }

@@ -4,7 +4,7 @@
 //! pure code ([`membership`], [`planner`]), what a group must do to match it too ([`reconcile`]), and
 //! rules that share no code with either hold it to account ([`check`]). Only [`service`] acts.
 
-//pub mod api;
+pub mod api;
 pub mod archive;
 pub mod check;
 pub mod difference;
@@ -14,7 +14,7 @@ pub mod map;
 pub mod membership;
 pub mod planner;
 pub mod reconcile;
-//pub mod service;
+pub mod service;
 pub mod steer;
 pub mod steering_table;
 pub mod system;

@@ -144,10 +144,8 @@ impl Planner<'_> {
                     self.map.shards[at].preferred = to;
                     self.say(STEP, format!("{shard} from {from} ({state}) to {to}"));
                 }
-                None => self.say(
-                    STEP,
-                    format!("{shard} waits for a caught-up replica: {from} is {state}"),
-                ),
+                None => self
+                    .say(STEP, format!("{shard} waits for a caught-up replica: {from} is {state}")),
             }
         }
     }

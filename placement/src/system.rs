@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 /// What may be asked of the system shard.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum SystemCommand {
     /// Makes the cluster. Its first member gets the first id and holds all shards alone.
     Form {

@@ -106,10 +106,7 @@ fn a_map_is_set_only_from_the_epoch_it_was_planned_at_and_only_within_the_rules(
     map.shards[1].replicas.push(NodeId(2));
     map.epoch = Epoch(3);
     let set_map = |expected, map: &Map| SystemCommand::SetMap { expected, map: map.clone() };
-    assert_eq!(
-        refusal(run(&mut m, &set_map(Epoch(1), &map))),
-        SystemRefusal::EpochMoved(Epoch(2))
-    );
+    assert_eq!(refusal(run(&mut m, &set_map(Epoch(1), &map))), SystemRefusal::EpochMoved(Epoch(2)));
     assert_eq!(run(&mut m, &set_map(Epoch(2), &map)), SystemReply::Done(Epoch(3)));
     assert_eq!(m.map(), &map);
     map.epoch = Epoch(4);
@@ -168,19 +165,20 @@ fn old_retired_members_are_forgotten_so_that_a_cluster_can_live_for_ever() {
 }
 
 fn any_command() -> impl Strategy<Value = SystemCommand> {
-    let states = [
-        MemberState::Alive,
-        MemberState::Suspected,
-        MemberState::Dead,
-        MemberState::Retired,
-    ];
+    let states =
+        [MemberState::Alive, MemberState::Suspected, MemberState::Dead, MemberState::Retired];
     prop_oneof![
         Just(form()),
         (0_u8..4, 0_u64..6).prop_map(|(name, nonce)| join(&format!("n{name}"), nonce)),
         (0_u16..5, 0_u64..6, 0_u64..6).prop_map(|(shard, node, term)| {
-            SystemCommand::ReportOwner { shard: ShardId(shard), node: NodeId(node), term: Term(term) }
+            SystemCommand::ReportOwner {
+                shard: ShardId(shard),
+                node: NodeId(node),
+                term: Term(term),
+            }
         }),
-        (0_u64..6, proptest::sample::select(states.to_vec())).prop_map(|(id, state)| set(id, state)),
+        (0_u64..6, proptest::sample::select(states.to_vec()))
+            .prop_map(|(id, state)| set(id, state)),
     ]
 }
 
