@@ -13,8 +13,6 @@ pub mod siphash;
 pub mod state_access;
 pub mod verdict;
 
-pub use chain::{Chain, Function};
-pub use chain_config::{ChainConfig, ChainConfigError};
 pub use nf::{Changes, NetworkFunction, Packet};
 pub use state_access::{Access, Completion, ReadAnswer, StateAccess, Token};
 pub use verdict::{DropReason, Verdict};

@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(head, KEPT_HEAD);
     }
 
-    const KEPT_HEAD: [usize; 16] = [0; 16];
+    const KEPT_HEAD: [usize; 16] = [0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 1, 2, 0, 2, 2];
 
     #[test]
     fn without_weight_nothing_is_chosen() {

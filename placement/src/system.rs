@@ -242,9 +242,7 @@ impl SystemMachine {
             epoch: Epoch(1),
             slots: shape.slots,
             replicas_wanted: shape.replicas.max(1),
-            slot_to_shard: (0..shape.slots)
-                .map(|slot| 1 + (slot % u32::from(shape.shards)) as u16)
-                .collect(),
+            slot_to_shard: Map::first_slots(shape.slots, shape.shards),
             shards: (0..=shape.shards).map(shard).collect(),
             members,
         };

@@ -1,1 +1,222 @@
+use super::*;
+use crate::nf::test_store::{
+    ACK, FIN, RST, SYN, SYN_ACK, TestStore, echo, end, error, tcp, tuple, udp,
+};
+use crate::verdict::DropReason;
+use proptest::prelude::*;
 
+fn chain(functions: &[&str]) -> Chain {
+    Chain::new(&ChainConfig::named(functions).unwrap(), 64).unwrap()
+}
+
+#[test]
+fn functions_are_passed_in_order_from_inside_and_in_reverse_from_outside() {
+    let chain = chain(&["firewall", "nat"]);
+    let names = |side| {
+        let stages = (0..4).map_while(|stage| chain.function(side, stage));
+        stages.map(NetworkFunction::name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(Side::Inside), ["firewall", "nat"]);
+    assert_eq!(names(Side::Outside), ["nat", "firewall"]);
+    assert_eq!((chain.len(), chain.is_empty()), (2, false));
+}
+
+#[test]
+fn affinity_is_what_the_functions_need() {
+    let rows: [(&[&str], Affinity); 5] = [
+        (&["firewall"], Affinity::FiveTuple),
+        (&["nat"], Affinity::InsideHost),
+        (&["firewall", "nat"], Affinity::InsideHost),
+        (&["load-balancer"], Affinity::OutsideEndpoint),
+        (&["firewall", "load-balancer"], Affinity::OutsideEndpoint),
+    ];
+    for (functions, affinity) in rows {
+        let chain = chain(functions);
+        assert_eq!(chain.affinity(), affinity, "{functions:?}");
+        assert_eq!(chain.pools().len(), usize::from(functions.contains(&"nat")));
+        assert_eq!((chain.steering(1).slots(), chain.slots()), (64, 64));
+    }
+}
+
+#[test]
+fn configurations_that_cannot_be_are_refused() {
+    let base = |functions: &[&str]| ChainConfig::named(functions).unwrap();
+    let change = |mut config: ChainConfig, change: &dyn Fn(&mut ChainConfig)| {
+        change(&mut config);
+        config
+    };
+    let rows = [
+        (base(&[]), 64, "a chain needs at least one function"),
+        (base(&["nat", "nat"]), 64, "nat stands twice in the chain"),
+        (base(&["nat", "load-balancer"]), 64, "nat and load-balancer cannot be in one chain"),
+        (change(base(&["nat"]), &|c| c.nat = None), 64, "needs a section [nat]"),
+        (
+            change(base(&["load-balancer"]), &|c| c.load_balancer = None),
+            64,
+            "needs a section [load_balancer]",
+        ),
+        (
+            change(base(&["nat"]), &|c| c.firewall = Some(FirewallConfig::default())),
+            64,
+            "there is a section [firewall], but functions does not list firewall",
+        ),
+        (base(&["nat"]), 63, "a power of two of slots up to 65536, not 63"),
+        (base(&["nat"]), 131_072, "not 131072"),
+        (base(&["nat"]), 0, "not 0"),
+        (
+            change(base(&["nat"]), &|c| {
+                c.nat.as_mut().unwrap().addresses = vec!["198.19.0.1".parse().unwrap()];
+            }),
+            1024,
+            "1024 slots cannot share 1008 port blocks; give the pool more addresses",
+        ),
+        (
+            change(base(&["nat"]), &|c| c.nat.as_mut().unwrap().addresses.clear()),
+            64,
+            "the NAT's pool: a pool needs 1 to 4096 addresses, this one has 0",
+        ),
+        (
+            change(base(&["nat"]), &|c| {
+                let ranges = ["10.0.0.0/20", "10.1.0.0/20", "10.2.0.0/20"];
+                c.nat.as_mut().unwrap().addresses = ranges.map(|r| r.parse().unwrap()).to_vec();
+            }),
+            64,
+            "a pool needs 1 to 4096 addresses, this one has 4097",
+        ),
+        (
+            change(base(&["nat"]), &|c| c.nat.as_mut().unwrap().port_blocks_per_subscriber = 0),
+            64,
+            "port_blocks_per_subscriber is 0",
+        ),
+        (
+            change(base(&["firewall"]), &|c| {
+                c.firewall.as_mut().unwrap().rules.push("allow everything".to_owned());
+            }),
+            64,
+            "firewall rule 1 ('allow everything'): word 2, 'everything', is wrong",
+        ),
+        (
+            change(base(&["load-balancer"]), &|c| c.load_balancer.as_mut().unwrap().table_size = 8),
+            64,
+            "the load balancer: a table cannot have 8 places",
+        ),
+    ];
+    for (config, slots, message) in rows {
+        let error = Chain::new(&config, slots).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn firewall_and_nat_ask_for_one_transaction_and_agree_on_the_inside_addresses() {
+    let chain = chain(&["firewall", "nat"]);
+    let mut store = TestStore::new(&chain);
+    let (host, remote) = ("10.0.0.1:1000", "192.0.2.1:80");
+    let (sent, changes) = store.send(&chain, Side::Inside, &tcp(SYN, host, remote));
+    let external = sent.unwrap().source;
+    assert_eq!((changes.conditions.len(), changes.writes.len()), (2, 4));
+    assert_eq!(store.entries.len(), 3);
+
+    let external = external.to_string();
+    let answer = tcp(SYN_ACK, remote, &external);
+    let (sent, changes) = store.send(&chain, Side::Outside, &answer);
+    assert_eq!(sent, Ok(tuple(6, remote, host)));
+    assert_eq!(changes.writes.len(), 1, "the connection moves on");
+    let about = error(6, remote, &external);
+    assert_eq!(store.send(&chain, Side::Outside, &about).0, Ok(tuple(6, remote, host)));
+    // A stranger at the mapping: the NAT would let it in, the firewall does not.
+    let stranger = tcp(SYN, "203.0.113.9:80", &external);
+    assert_eq!(store.send(&chain, Side::Outside, &stranger).0, Err(DropReason::NoState));
+    let routed = udp(remote, "10.0.0.7:53");
+    assert_eq!(store.send(&chain, Side::Outside, &routed).0, Err(DropReason::NoState));
+    // What the firewall drops makes no mapping, and what the NAT drops makes no flow.
+    let before = store.entries.clone();
+    let midstream = tcp(ACK, "10.0.0.2:1", remote);
+    assert_eq!(store.send(&chain, Side::Inside, &midstream).0, Err(DropReason::TcpMidstream));
+    let hairpin = tcp(SYN, "10.0.0.2:1", &external);
+    assert_eq!(store.send(&chain, Side::Inside, &hairpin).0, Err(DropReason::Hairpin));
+    assert_eq!(store.entries, before);
+}
+
+#[test]
+fn an_echo_goes_through_firewall_and_nat_and_back() {
+    let chain = chain(&["firewall", "nat"]);
+    let mut store = TestStore::new(&chain);
+    let request = echo(true, "10.0.0.1:77", "192.0.2.1:77");
+    let sent = store.send(&chain, Side::Inside, &request).0.unwrap();
+    assert_eq!(sent.source.port, sent.destination.port, "one identifier");
+    let reply = echo(false, &sent.destination.to_string(), &sent.source.to_string());
+    let (sent, changes) = store.send(&chain, Side::Outside, &reply);
+    assert_eq!(sent, Ok(request.tuple.reversed()));
+    assert!(changes.is_empty());
+}
+
+#[test]
+fn firewall_and_balancer_agree_on_the_backend() {
+    let mut config = ChainConfig::named(&["firewall", "load-balancer"]).unwrap();
+    config.firewall.as_mut().unwrap().rules = vec!["allow in tcp to 10.0.1.0/24".to_owned()];
+    let chain = Chain::new(&config, 64).unwrap();
+    let mut store = TestStore::new(&chain);
+    let (client, service) = ("192.0.2.1:5000", "203.0.113.80:80");
+    let (sent, changes) = store.send(&chain, Side::Outside, &tcp(SYN, client, service));
+    let backend = sent.unwrap().destination;
+    assert_eq!((changes.conditions.len(), changes.writes.len()), (2, 3));
+    let answer = tcp(SYN_ACK, &backend.to_string(), client);
+    assert_eq!(
+        store.send(&chain, Side::Inside, &answer).0,
+        Ok(FlowTuple { protocol: 6, source: end(service), destination: end(client) })
+    );
+    // A segment from the middle: the balancer would choose, the firewall does not let it.
+    let before = store.entries.clone();
+    let midstream = tcp(ACK, "192.0.2.1:5001", service);
+    assert_eq!(store.send(&chain, Side::Outside, &midstream).0, Err(DropReason::TcpMidstream));
+    assert_eq!(store.entries, before);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever comes in, in whatever order: every packet is decided after at most one commit, again
+    /// in the same way, and all state it reads lies in its own slot. The store checks it.
+    #[test]
+    fn any_packets_through_every_chain(
+        which in 0..5usize,
+        packets in proptest::collection::vec(
+            (any::<bool>(), 0..5u8, 0..4u8, 0..3u16, any::<bool>(), 0..5usize), 1..60)
+    ) {
+        let chains: [&[&str]; 5] = [
+            &["firewall"], &["nat"], &["firewall", "nat"], &["load-balancer"],
+            &["firewall", "load-balancer"],
+        ];
+        let chain = chain(chains[which]);
+        let mut store = TestStore::new(&chain);
+        for (outbound, kind, host, port, six, flags) in packets {
+            let near = if six {
+                format!("[2001:db8::{host}]:{}", 1000 + port)
+            } else if outbound || host < 2 {
+                format!("10.0.1.{host}:8080")
+            } else if host == 2 {
+                "203.0.113.80:80".to_owned()
+            } else {
+                format!("198.19.0.{host}:{}", 1024 + port)
+            };
+            let far = if six { "[2001:db8:f::1]:8080".to_owned() } else { "192.0.2.1:8080".to_owned() };
+            let (side, from, to) =
+                if outbound { (Side::Inside, near, far) } else { (Side::Outside, far, near) };
+            let identifier = |text: &str| {
+                format!("{}:{}", text.rsplit_once(':').unwrap().0, 7 + port)
+            };
+            let packet = match kind {
+                0 => udp(&from, &to),
+                1 => echo(flags % 2 == 0, &identifier(&from), &identifier(&to)),
+                2 => error(6, &from, &to),
+                _ => tcp([SYN, SYN_ACK, ACK, FIN, RST][flags], &from, &to),
+            };
+            let (sent, _) = store.send(&chain, side, &packet);
+            if let Ok(sent) = sent {
+                prop_assert_eq!(sent.source.ipv4().is_some(), sent.destination.ipv4().is_some());
+                prop_assert_eq!(sent.protocol, packet.tuple.protocol);
+            }
+        }
+    }
+}
