@@ -1,11 +1,21 @@
 //! `nearstate node`: reads a configuration and runs one node until it is told to end.
+//!
+//! It ends by SIGINT, SIGTERM or a shutdown message, and, if its configuration says so, when standard
+//! input closes: that is how a launcher's children never outlive it.
 
 use super::Ended;
 use clap::{Args, ValueHint};
-use nearstate_nf_node::node_config::NodeConfig;
+use nearstate_nf_node::node_config::{NodeConfig, NodeConfigError};
+use nearstate_nf_node::service;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use thiserror::Error;
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Threads of the control side: packets have threads of their own.
+const WORKERS: usize = 2;
 
 /// The options of `nearstate node`.
 #[derive(Debug, Args)]
@@ -19,7 +29,7 @@ pub(super) struct NodeArgs {
 #[derive(Debug, Error)]
 enum NodeError {
     /// No file.
-    #[error("the configuration {path:?} cannot be read; give the path of a readable TOML file")]
+    #[error("the configuration {} cannot be read; give a readable TOML file", path.display())]
     Unreadable {
         /// Which.
         path: PathBuf,
@@ -27,12 +37,12 @@ enum NodeError {
         source: std::io::Error,
     },
     /// Not a configuration.
-    #[error("the configuration {path:?} cannot be used")]
+    #[error("the configuration {} cannot be used", path.display())]
     Unusable {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: nearstate_nf_node::node_config::NodeConfigError,
+        source: NodeConfigError,
     },
 }
 
@@ -43,6 +53,48 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
         .map_err(|source| NodeError::Unreadable { path: path.clone(), source })?;
     let config = NodeConfig::parse(&text)
         .map_err(|source| NodeError::Unusable { path: path.clone(), source })?;
-    nearstate_nf_node::service::run(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()?;
+    let end_with_stdin = config.end_with_stdin;
+    let stop = async move {
+        tokio::select! {
+            () = told_to_end() => {}
+            () = stdin_closed(), if end_with_stdin => {}
+        }
+    };
+    runtime.block_on(service::run(config, tell_ready, stop))?;
+    // A read of standard input that is under way cannot be called back.
+    runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+/// The line that a launcher waits for.
+fn tell_ready(ready: &service::Ready) {
+    let mut stdout = std::io::stdout();
+    // Nobody listening is no reason not to serve.
+    let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
+}
+
+async fn told_to_end() {
+    let signals = signal(SignalKind::interrupt()).and_then(|interrupt| {
+        signal(SignalKind::terminate()).map(|terminate| (interrupt, terminate))
+    });
+    match signals {
+        Ok((mut interrupt, mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        // Without handlers the signals end the process by themselves.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn stdin_closed() {
+    let mut stdin = tokio::io::stdin();
+    let mut ignored = [0; 256];
+    while stdin.read(&mut ignored).await.is_ok_and(|read| read > 0) {}
 }
