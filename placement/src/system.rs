@@ -5,6 +5,8 @@
 //! used twice, and refuses maps that break the rules of [`crate::check`]. Each change raises the epoch
 //! by one and is published whole to whoever watches on this node.
 
+#![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
+
 use crate::archive::{self, DecodeError, limit};
 use crate::check;
 use crate::limits;
@@ -17,7 +19,6 @@ use std::sync::Arc;
 
 /// What may be asked of the system shard.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum SystemCommand {
     /// Makes the cluster. Its first member gets the first id and holds all shards alone.
     Form {
