@@ -1,0 +1,202 @@
+//! The passes over a burst: what nearly every packet goes through, and nothing more.
+//!
+//! Pass 1 parses all and draws their entries near; pass 2 sends each through the chain, up to the
+//! first that cannot be decided at once; pass 3 reads the clock once and lets the decided ones go.
+//! The one that could not be decided is parked, and the passes go on behind it: so order is kept
+//! although some packets of a burst stay.
+//!
+//! If a lease ended before the clock was read, the packets that hung on it and all behind them are
+//! processed one by one.
+
+use crate::counters::Event;
+use crate::frame::{BURST_MAX, Burst, Frame};
+use crate::nf::{NetworkFunction, Packet};
+use crate::packet;
+use crate::packet::parsed::Parsed;
+use crate::pipe::walk::{Stop, Way, walk};
+use crate::pipe::{Output, Pipe, Stages};
+use crate::rewrite;
+use crate::state_access::{ReadAnswer, StateAccess};
+use crate::verdict::DropReason;
+use nearstate_placement::FlowTuple;
+use nearstate_store::{Key, SlotId, Time};
+
+/// What is known of one packet of a burst.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lane {
+    pub(super) parsed: Result<Parsed, DropReason>,
+    pub(super) slot: SlotId,
+    /// The first key of its way.
+    pub(super) key: Option<Key>,
+    verdict: Result<FlowTuple, DropReason>,
+    valid_until: Time,
+}
+
+/// Room for what is known of the packets of a burst.
+#[derive(Debug)]
+pub(super) struct Lanes(Box<[Lane; BURST_MAX]>);
+
+impl Lanes {
+    pub(super) fn new() -> Self {
+        let empty = Lane {
+            parsed: Err(DropReason::ShortEthernet),
+            slot: SlotId(0),
+            key: None,
+            verdict: Err(DropReason::ShortEthernet),
+            valid_until: Time(0),
+        };
+        Self(Box::new([empty; BURST_MAX]))
+    }
+}
+
+/// What pass 2 came to.
+struct Decided {
+    /// So many packets, from the front, are decided.
+    count: usize,
+    /// When the first right to use one of their reads ends.
+    valid_until: Time,
+    /// Why the next one is not.
+    stopped: Option<Way>,
+}
+
+impl<S: StateAccess, C: Stages> Pipe<S, C> {
+    /// Takes a burst; when it returns, `frames` is empty.
+    pub fn on_burst(&mut self, now: Time, frames: &mut Burst, out: &mut impl Output) {
+        self.counters.add(Event::PacketsIn, frames.len() as u64);
+        self.prepare(frames);
+        let mut done = 0;
+        while !frames.is_empty() {
+            let Decided { count, valid_until, stopped } = self.decide(now, frames, done);
+            let after = out.clock();
+            if after > valid_until {
+                // Only now is it worth to know which of them are late.
+                return self.finish_late(after, (frames, done, count), stopped, out);
+            }
+            self.let_go(frames, done, count, out);
+            done += count;
+            if let Some(way) = stopped {
+                let frame = frames.remove(0);
+                self.park(now, (frame, done), Some(way), out);
+                done += 1;
+            }
+        }
+    }
+
+    /// Pass 1.
+    fn prepare(&mut self, frames: &Burst) {
+        let tenant = self.chain.tenant();
+        for (lane, frame) in self.lanes.0.iter_mut().zip(frames) {
+            let (bytes, side) = (frame.as_slice(), frame.side);
+            lane.parsed = packet::parse(bytes);
+            let Ok(parsed) = &lane.parsed else { continue };
+            lane.slot = self.chain.slot(side, &parsed.tuple);
+            let packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
+            lane.key = self.chain.function(side, 0).and_then(|first| first.key(&packet));
+            if let Some(key) = &lane.key {
+                self.access.prefetch(lane.slot, key);
+            }
+        }
+    }
+
+    /// Pass 2, over the lanes from `done` on.
+    fn decide(&mut self, now: Time, frames: &Burst, done: usize) -> Decided {
+        let Self { access, chain, counters, lanes, changes, parking, claims, .. } = self;
+        let (tenant, token) = (chain.tenant(), parking.next_token());
+        let mut decided = Decided { count: 0, valid_until: Time(u64::MAX), stopped: None };
+        for (lane, frame) in lanes.0[done..].iter_mut().zip(frames) {
+            let Lane { parsed, slot, key: first, verdict, valid_until } = lane;
+            let parsed = match parsed {
+                Ok(parsed) => &*parsed,
+                Err(reason) => {
+                    (*verdict, *valid_until) = (Err(*reason), Time(u64::MAX));
+                    decided.count += 1;
+                    continue;
+                }
+            };
+            let (bytes, side) = (frame.as_slice(), frame.side);
+            let packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
+            let mut is_first = true;
+            let way = walk(chain, now, (packet, *first), changes, |key| {
+                if core::mem::take(&mut is_first) {
+                    if first.is_none() {
+                        *first = Some(*key);
+                    }
+                    if claims.is_held(key) {
+                        return Err(Stop::Behind(*key));
+                    }
+                }
+                match access.read(now, token, *slot, key) {
+                    ReadAnswer::Here { entry, access, valid_until } => {
+                        counters.add_accesses(access, 1);
+                        Ok((entry, valid_until))
+                    }
+                    ReadAnswer::Later => Err(Stop::Asked(*key)),
+                    ReadAnswer::Unavailable => Err(Stop::Unavailable),
+                }
+            });
+            let Way::Decided { verdict: decision, valid_until: until } = way else {
+                decided.stopped = Some(way);
+                break;
+            };
+            (*verdict, *valid_until) = (decision, until);
+            decided.valid_until = decided.valid_until.min(until);
+            decided.count += 1;
+        }
+        decided
+    }
+
+    /// Pass 3: the first `count` packets go.
+    fn let_go(&self, frames: &mut Burst, done: usize, count: usize, out: &mut impl Output) {
+        for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
+            let end = match (&lane.verdict, &lane.parsed) {
+                (Ok(tuple), Ok(parsed)) => {
+                    rewrite::apply(frame.as_mut_slice(), parsed, tuple);
+                    frame.side = frame.side.opposite();
+                    Ok(())
+                }
+                (Err(reason), _) | (_, Err(reason)) => Err(*reason),
+            };
+            self.hand_over(frame, end, out);
+        }
+    }
+
+    /// A lease ended while the burst was processed. Those before the first late packet go; it and all
+    /// behind it are processed again, one by one.
+    fn finish_late(
+        &mut self,
+        after: Time,
+        (frames, done, count): (&mut Burst, usize, usize),
+        stopped: Option<Way>,
+        out: &mut impl Output,
+    ) {
+        if matches!(stopped, Some(Way::Stopped(Stop::Asked(_)))) {
+            // It asked under the token of the next place, which another may now get.
+            self.parking.spoil_next_token();
+        }
+        let is_late = |lane: &Lane| after > lane.valid_until;
+        let decided = &self.lanes.0[done..done + count];
+        let on_time = decided.iter().position(is_late).unwrap_or(count);
+        let late = decided.iter().filter(|lane| is_late(lane)).count();
+        self.counters.add(Event::LeasesOver, late as u64);
+        self.let_go(frames, done, on_time, out);
+        for lane in done + on_time.. {
+            let Some(frame) = frames.pop_at(0) else { break };
+            self.park(after, (frame, lane), None, out);
+        }
+    }
+
+    /// Parks the packet of a lane; `way` says how far it came, if that still holds.
+    fn park(
+        &mut self,
+        now: Time,
+        (frame, lane): (Frame, usize),
+        way: Option<Way>,
+        out: &mut impl Output,
+    ) {
+        let Lane { parsed, slot, key, .. } = self.lanes.0[lane];
+        match parsed {
+            Ok(parsed) => self.admit(now, (frame, parsed, slot), way.map(|way| (way, key)), out),
+            Err(reason) => self.hand_over(frame, Err(reason), out),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The pipe against a world that answers late, in another order, falsely slow, or not at all.
+
+mod model;
+mod table;
+mod world;

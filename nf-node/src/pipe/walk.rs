@@ -1,0 +1,76 @@
+//! One packet's way through the functions of a chain, with reads from wherever they come.
+//!
+//! Never sends, parks or counts.
+
+use crate::nf::{Changes, NetworkFunction, Packet};
+use crate::pipe::{STAGES_MAX, Stages};
+use crate::verdict::{DropReason, Verdict};
+use nearstate_placement::FlowTuple;
+use nearstate_store::{Entry, Key, Time};
+
+/// How far a packet came.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// To its end, and nothing was asked for. It may leave until a lease ends.
+    Decided {
+        /// How it is to leave.
+        verdict: Result<FlowTuple, DropReason>,
+        /// When the first right to use one of its reads ends.
+        valid_until: Time,
+    },
+    /// It asks for changes, which stand beside.
+    Changes,
+    /// A read stopped it.
+    Stopped(Stop),
+}
+
+/// Why a read stops a packet.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stop {
+    /// An earlier packet has claimed this key.
+    Behind(Key),
+    /// The answer comes later.
+    Asked(Key),
+    /// It cannot be asked for now.
+    Unavailable,
+}
+
+/// Sends a packet through the chain. `first` is the key of the first function, found already.
+#[inline(always)]
+pub(super) fn walk<C: Stages>(
+    chain: &C,
+    now: Time,
+    (mut packet, first): (Packet<'_>, Option<Key>),
+    changes: &mut Changes,
+    mut read: impl FnMut(&Key) -> Result<(Option<Entry>, Time), Stop>,
+) -> Way {
+    changes.clear();
+    let mut valid_until = Time(u64::MAX);
+    for stage in 0..STAGES_MAX {
+        let Some(function) = chain.function(packet.side, stage) else { break };
+        let key = if stage == 0 { first } else { function.key(&packet) };
+        let entry = match key.as_ref().map(&mut read) {
+            None => None,
+            Some(Ok((entry, until))) => {
+                valid_until = valid_until.min(until);
+                entry
+            }
+            Some(Err(stop)) => return Way::Stopped(stop),
+        };
+        match function.process(now, &mut packet, entry.as_ref(), changes) {
+            Verdict::Forward => {}
+            Verdict::Commit => {
+                debug_assert!(!changes.is_empty(), "a commit is of something");
+                break;
+            }
+            Verdict::Drop(reason) => {
+                return Way::Decided { verdict: Err(reason), valid_until };
+            }
+        }
+    }
+    if changes.is_empty() {
+        Way::Decided { verdict: Ok(packet.tuple), valid_until }
+    } else {
+        Way::Changes
+    }
+}
