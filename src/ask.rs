@@ -85,9 +85,7 @@ pub(crate) async fn ask_soon(
     let client = Client::connect(cluster_id(cluster), address, patience)
         .await
         .map_err(|error| silent(error.to_string()))?;
-    let answer = client
-        .call(request.encode(), patience)
-        .await
-        .map_err(|error| silent(error.to_string()))?;
+    let answer =
+        client.call(request.encode(), patience).await.map_err(|error| silent(error.to_string()))?;
     Response::decode(&answer).map_err(|error| silent(error.to_string()))
 }

@@ -1,5 +1,6 @@
 //! The one binary: nodes, the demo, and what looks at a running cluster.
 
+mod ask;
 mod cli;
 mod demo;
 

@@ -59,7 +59,7 @@ pub(super) struct DemoArgs {
 
 /// Runs it.
 pub(super) fn run(args: DemoArgs) -> Ended {
-    let good = demo::run(plan(args)?)?;
+    let good = demo::run(&plan(args)?)?;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -89,9 +89,9 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
         kill_percent,
         seed: args.seed,
         out: args.out,
-        json: args.json.map(|path| {
-            if path.as_os_str() == "-" { JsonTo::Stdout } else { JsonTo::File(path) }
-        }),
+        json: args
+            .json
+            .map(|path| if path.as_os_str() == "-" { JsonTo::Stdout } else { JsonTo::File(path) }),
     })
 }
 

@@ -53,10 +53,8 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
         .map_err(|source| NodeError::Unreadable { path: path.clone(), source })?;
     let config = NodeConfig::parse(&text)
         .map_err(|source| NodeError::Unusable { path: path.clone(), source })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let end_with_stdin = config.end_with_stdin;
     let stop = async move {
         tokio::select! {

@@ -210,8 +210,7 @@ mod tests {
     fn outcomes(ports: [u16; 4]) -> Outcomes {
         let mut outcomes = Outcomes::new(4);
         for (number, port) in (0..).zip(ports) {
-            let frame =
-                PacketBuilder::udp(external(port), SERVER).payload(b"question").build();
+            let frame = PacketBuilder::udp(external(port), SERVER).payload(b"question").build();
             outcomes.left(number, Side::Outside, &frame);
         }
         outcomes
@@ -224,8 +223,7 @@ mod tests {
     #[test]
     fn other_ports_are_a_free_choice_if_they_rename_one_to_one() {
         assert_eq!(found([7, 8, 7, 8], [1, 2, 1, 2]), Comparison::default());
-        let strict =
-            compare(&script(), &outcomes([7, 8, 7, 8]), &outcomes([1, 2, 1, 2]), false);
+        let strict = compare(&script(), &outcomes([7, 8, 7, 8]), &outcomes([1, 2, 1, 2]), false);
         assert_eq!(strict.mismatches, 4, "without a NAT nothing may differ");
     }
 

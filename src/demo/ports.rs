@@ -51,7 +51,9 @@ impl Lane for Ports {
         match self.peers[push.node].push(push.side, u64::from(push.tag), push.frame) {
             Ok(()) => true,
             Err(PushError::Full) => false,
-            Err(PushError::TooLong(error)) => unreachable!("the script refuses such frames: {error}"),
+            Err(PushError::TooLong(error)) => {
+                unreachable!("the script refuses such frames: {error}")
+            }
         }
     }
 

@@ -233,7 +233,8 @@ impl<'a> Replay<'a> {
     /// Puts an answer into `scratch` as its sender would address it; false if the packet goes in as
     /// it is in the script.
     fn readdress(&mut self, tag: u32) -> bool {
-        let Step::Send { flow, from_initiator: false, parsed: Some(parsed) } = self.script.step(tag)
+        let Step::Send { flow, from_initiator: false, parsed: Some(parsed) } =
+            self.script.step(tag)
         else {
             return false;
         };

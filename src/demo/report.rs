@@ -252,10 +252,9 @@ pub(crate) mod tests {
         let promised = "accesses commits drops flows kills latency_us locality mismatches mpps nodes \
                         outage_ms packets_in packets_out retransmitted state_lost";
         assert_eq!(keys.join(" "), promised);
-        for (key, members) in [
-            ("accesses", "local remote_rdma remote_shm remote_tcp"),
-            ("latency_us", "max p50 p99"),
-        ] {
+        for (key, members) in
+            [("accesses", "local remote_rdma remote_shm remote_tcp"), ("latency_us", "max p50 p99")]
+        {
             let mut found: Vec<&str> =
                 json[key].as_object().unwrap().keys().map(String::as_str).collect();
             found.sort_unstable();

@@ -98,7 +98,9 @@ impl<'a> Run<'a> {
         nodes: usize,
         kill_percent: Option<u8>,
     ) -> Result<ClusterRun, DemoError> {
-        self.wait_until(READY_MAX_MS, "not all nodes are ready", |run| run.progress.ready >= nodes)?;
+        self.wait_until(READY_MAX_MS, "not all nodes are ready", |run| {
+            run.progress.ready >= nodes
+        })?;
         self.control.order(Order::Settle);
         self.wait_until(READY_MAX_MS, "the cluster does not settle", |run| {
             run.progress.settled.is_some()

@@ -163,9 +163,7 @@ impl Sorter {
         }
         let next = self.flows.len() as u32;
         let flow = match scene.service_for(tuple) {
-            Some(_) => {
-                *self.by_client.entry((tuple.protocol, tuple.source)).or_insert(next)
-            }
+            Some(_) => *self.by_client.entry((tuple.protocol, tuple.source)).or_insert(next),
             None => next,
         };
         if flow == next {

@@ -7,7 +7,12 @@ use nearstate_placement::api::{ShardRole, StatusReport};
 
 /// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is owned
 /// by the node that the map wants to own it.
-pub(crate) fn lack(map: &Map, reports: &[StatusReport], nodes: usize, strictly: bool) -> Option<String> {
+pub(crate) fn lack(
+    map: &Map,
+    reports: &[StatusReport],
+    nodes: usize,
+    strictly: bool,
+) -> Option<String> {
     if !map.is_formed() || map.shards.len() < 2 {
         return Some("there is no map with shards yet".to_owned());
     }
@@ -26,7 +31,8 @@ pub(crate) fn lack(map: &Map, reports: &[StatusReport], nodes: usize, strictly: 
             return Some(format!("{shard} has {voters} of {replicas} replicas"));
         }
         let wanted = placement.preferred;
-        (strictly && owner != wanted).then(|| format!("{shard} is to move from {owner} to {wanted}"))
+        (strictly && owner != wanted)
+            .then(|| format!("{shard} is to move from {owner} to {wanted}"))
     })
 }
 

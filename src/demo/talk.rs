@@ -203,11 +203,8 @@ fn pings(packets: u32, random: &mut Random) -> Vec<Turn> {
 /// The frame of one turn.
 pub(crate) fn frame(talk: &Talk, turn: usize) -> Vec<u8> {
     let Turn { from_inside, said, payload } = talk.turns[turn];
-    let (source, destination) = if from_inside {
-        (talk.inside, talk.outside)
-    } else {
-        (talk.outside, talk.inside)
-    };
+    let (source, destination) =
+        if from_inside { (talk.inside, talk.outside) } else { (talk.outside, talk.inside) };
     let packet = match (said, talk.transport) {
         (Said::Segment { flags, sequence, acknowledges }, _) => {
             PacketBuilder::tcp(source, destination).flags(flags).seq(sequence).ack(acknowledges)
@@ -241,7 +238,10 @@ mod tests {
         Talk {
             transport,
             inside: Endpoint::v4([10, 0, 0, 1], 4000),
-            outside: Endpoint::v4([203, 0, 112, 1], if transport == Transport::Echo { 4000 } else { 53 }),
+            outside: Endpoint::v4(
+                [203, 0, 112, 1],
+                if transport == Transport::Echo { 4000 } else { 53 },
+            ),
             turns: Vec::new(),
         }
     }

@@ -174,7 +174,8 @@ mod tests {
         assert!(largest * 2 > script.len(), "a tenth of the flows has half of the packets");
         let mut answers = 0;
         for number in 0..script.len() as u32 {
-            let Step::Send { from_initiator, parsed: Some(parsed), .. } = script.step(number) else {
+            let Step::Send { from_initiator, parsed: Some(parsed), .. } = script.step(number)
+            else {
                 panic!("packet {number} does not go in");
             };
             let [first, ..] = parsed.tuple.source.ip().to_string().into_bytes()[..] else {
