@@ -239,3 +239,195 @@ fn rewrite_quote(frame: &mut [u8], parsed: &Parsed, quote: &Quote, tuple: &FlowT
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{PacketBuilder, parse};
+    use crate::verdict::DropReason;
+    use proptest::prelude::*;
+
+    fn v4(last: u8, port: u16) -> Endpoint {
+        Endpoint::v4([198, 51, 100, last], port)
+    }
+
+    fn v6(last: u8, port: u16) -> Endpoint {
+        let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        address[15] = last;
+        Endpoint { address, port }
+    }
+
+    /// A translation of a source, as NAT does to what leaves.
+    fn with_source(tuple: &FlowTuple, source: Endpoint) -> FlowTuple {
+        let echo = matches!(tuple.protocol, 1 | 58);
+        let destination = if echo {
+            Endpoint { port: source.port, ..tuple.destination }
+        } else {
+            tuple.destination
+        };
+        FlowTuple { source, destination, ..*tuple }
+    }
+
+    /// All kinds of packet from `a` to `b`.
+    fn packets(a: Endpoint, b: Endpoint, payload: &[u8]) -> Vec<PacketBuilder> {
+        vec![
+            PacketBuilder::tcp(a, b).payload(payload),
+            PacketBuilder::udp(a, b).payload(payload),
+            PacketBuilder::echo_request(a, b).payload(payload),
+            PacketBuilder::echo_reply(a, b).payload(payload),
+        ]
+    }
+
+    /// Applies, checks that everything parses to the new tuple, applies back.
+    fn there_and_back(frame: &[u8], tuple: impl Fn(&FlowTuple) -> FlowTuple) -> Vec<u8> {
+        let parsed = parse(frame).unwrap();
+        let new = tuple(&parsed.tuple);
+        let mut changed = frame.to_vec();
+        apply(&mut changed, &parsed, &new);
+        let parsed_again = parse(&changed).unwrap();
+        assert_eq!(parsed_again.tuple, new);
+        let mut restored = changed.clone();
+        apply(&mut restored, &parsed_again, &parsed.tuple);
+        assert_eq!(restored, frame);
+        changed
+    }
+
+    fn endpoints() -> impl Strategy<Value = (Endpoint, Endpoint, Endpoint)> {
+        let any_v4 = || (1u8..=254, 1u16..).prop_map(|(last, port)| v4(last, port));
+        let any_v6 = || (1u8..=254, 1u16..).prop_map(|(last, port)| v6(last, port));
+        prop_oneof![(any_v4(), any_v4(), any_v4()), (any_v6(), any_v6(), any_v6())]
+            .prop_filter("three addresses", |(a, b, c)| {
+                a.address != b.address && b.address != c.address && c.address != a.address
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn packets_there_and_back(
+            (a, b, new) in endpoints(),
+            payload in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            for builder in packets(a, b, &payload) {
+                let frame = builder.padding(3).build();
+                let out = there_and_back(&frame, |tuple| with_source(tuple, new));
+                // And the other way round: what comes back, to its destination.
+                there_and_back(&out, |tuple| with_source(&tuple.reversed(), a).reversed());
+            }
+        }
+
+        #[test]
+        fn errors_there_and_back(
+            (a, b, new) in endpoints(),
+            payload in proptest::collection::vec(any::<u8>(), 0..64),
+            cut in 0usize..80,
+        ) {
+            let error = if a.ipv4().is_some() { 3 } else { 1 };
+            let header = if a.ipv4().is_some() { 20 } else { 40 };
+            for builder in packets(a, b, &payload) {
+                let quoted = builder.build();
+                // The quoted packet went from a to b; the error comes from b itself.
+                let frame = PacketBuilder::icmp_error(b, (error, 1), &quoted)
+                    .quote_limit(header + 8 + cut)
+                    .build();
+                // Towards the quoted source: it gets back the address it had before translation.
+                there_and_back(&frame, |tuple| with_source(&tuple.reversed(), new).reversed());
+                // From behind a translation: the error's sender is hidden.
+                there_and_back(&frame, |tuple| with_source(tuple, new));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_changes_where_nothing_is_new() {
+        let mut frame = PacketBuilder::tcp(v4(1, 1), v4(2, 2)).payload(b"x").build();
+        let before = frame.clone();
+        let parsed = parse(&frame).unwrap();
+        apply(&mut frame, &parsed, &parsed.tuple);
+        assert_eq!(frame, before);
+    }
+
+    #[test]
+    fn a_missing_udp_checksum_stays_missing() {
+        let frame = PacketBuilder::udp(v4(1, 1), v4(2, 2)).no_checksum().build();
+        let changed = there_and_back(&frame, |tuple| with_source(tuple, v4(9, 9)));
+        assert_eq!(changed[40..42], [0, 0]);
+    }
+
+    #[test]
+    fn a_udp_checksum_is_never_computed_to_be_missing() {
+        // One of all ports must make the sum all ones: the checksum would be 0.
+        let frame = PacketBuilder::udp(v4(1, 1), v4(2, 2)).build();
+        let mut ones = 0;
+        for port in 2..=u16::MAX {
+            let changed = there_and_back(&frame, |tuple| with_source(tuple, v4(1, port)));
+            assert_ne!(changed[40..42], [0, 0]);
+            ones += u32::from(changed[40..42] == [0xff, 0xff]);
+        }
+        assert_eq!(ones, 1);
+    }
+
+    #[test]
+    fn only_what_belongs_to_the_flow_changes() {
+        let frame = PacketBuilder::tcp(v4(1, 1), v4(2, 2)).vlan(7).payload(b"data").build();
+        let changed = there_and_back(&frame, |tuple| with_source(tuple, v4(9, 9)));
+        let differing: Vec<usize> =
+            (0..frame.len()).filter(|at| frame[*at] != changed[*at]).collect();
+        let (ip, tcp) = (18, 38);
+        let allowed = [ip + 10, ip + 11, ip + 15, tcp, tcp + 1, tcp + 16, tcp + 17];
+        assert!(differing.iter().all(|at| allowed.contains(at)), "{differing:?}");
+    }
+
+    /// The views of an error: outer source and destination, quoted source and destination.
+    fn addresses(frame: &[u8]) -> [String; 4] {
+        let outer = ipv4::Ipv4Packet::new_unchecked(&frame[14..]);
+        let inner = ipv4::Ipv4Packet::new_unchecked(&frame[42..]);
+        [outer.source(), outer.destination(), inner.source(), inner.destination()]
+            .map(|address| address.to_string())
+    }
+
+    #[test]
+    fn r5508_4_an_error_of_a_router_outside_keeps_its_source() {
+        let (inside, nat, server, router) = (v4(1, 4000), v4(50, 6000), v4(99, 80), v4(77, 0));
+        let quoted = PacketBuilder::udp(nat, server).payload(b"request").build();
+        let mut frame = PacketBuilder::icmp_error(router, (11, 0), &quoted).build();
+        let parsed = parse(&frame).unwrap();
+        assert_eq!(parsed.tuple.destination, nat);
+        apply(&mut frame, &parsed, &FlowTuple { destination: inside, ..parsed.tuple });
+        assert_eq!(
+            addresses(&frame),
+            ["198.51.100.77", "198.51.100.1", "198.51.100.1", "198.51.100.99"]
+        );
+        assert_eq!(frame[34..36], [11, 0], "type and code stay (R5508-4b)");
+        // The quoted datagram is now what the inside host had sent, its checksum included (4a).
+        let sent = PacketBuilder::udp(inside, server).payload(b"request").build();
+        assert_eq!(frame[42..], sent[14..]);
+        assert!(parse(&frame).is_ok());
+    }
+
+    #[test]
+    fn r5508_5_an_error_from_inside_hides_its_sender() {
+        let (inside, nat, server, router) = (v4(1, 4000), v4(50, 6000), v4(99, 80), v4(7, 0));
+        // The server's packet was translated and went in; a router inside could not deliver it.
+        let quoted = PacketBuilder::tcp(server, inside).payload(b"answer").build();
+        let mut frame = PacketBuilder::icmp_error(router, (3, 1), &quoted).build();
+        let parsed = parse(&frame).unwrap();
+        assert_eq!(parsed.tuple.source, inside);
+        apply(&mut frame, &parsed, &FlowTuple { source: nat, ..parsed.tuple });
+        assert_eq!(
+            addresses(&frame),
+            ["198.51.100.50", "198.51.100.99", "198.51.100.99", "198.51.100.50"]
+        );
+        let sent = PacketBuilder::tcp(server, nat).payload(b"answer").build();
+        assert_eq!(frame[42..], sent[14..]);
+        assert!(parse(&frame).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_payload_stays_damaged() {
+        let mut frame = PacketBuilder::tcp(v4(1, 1), v4(2, 2)).payload(b"data").build();
+        let parsed = parse(&frame).unwrap();
+        *frame.last_mut().unwrap() ^= 0x55;
+        apply(&mut frame, &parsed, &with_source(&parsed.tuple, v4(9, 9)));
+        assert_eq!(parse(&frame), Err(DropReason::BadChecksum));
+    }
+}

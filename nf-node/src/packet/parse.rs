@@ -290,3 +290,6 @@ fn parse_icmpv6(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
         _ => Err(DropReason::IcmpType),
     }
 }
+
+#[cfg(test)]
+mod tests;

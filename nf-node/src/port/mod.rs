@@ -4,6 +4,11 @@
 //! side that it names then. Calls never block. A port that cannot take a frame gives it back: what
 //! becomes of it is the pipe's decision, and the drop is counted there.
 
+pub mod capture;
+pub mod memory;
+pub mod pcap;
+pub mod shm;
+
 use crate::frame::{Burst, Frame, FramePool};
 use crate::verdict::DropReason;
 use nearstate_store::Doorbell;
