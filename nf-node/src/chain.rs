@@ -1,11 +1,11 @@
 //! A chain: the functions that a tenant's packets pass, in order.
 //!
 //! From inside they are passed in the order of the configuration, from outside in the reverse, so
-//! every function sees the same addresses of a flow in both directions. All functions of a chain keep
-//! a packet's state in the slot that the chain's affinity gives it, so what they ask for is one
-//! transaction. A chain holds no state and is shared by all pipes; it never waits: a pipe drives the
-//! stages itself and parks packets in between, [`Chain::run`] is for callers whose reads answer at
-//! once.
+//! every function sees the same addresses of a flow in both directions. All functions of a chain
+//! keep a packet's state in the slot that the chain's affinity gives it, so what they ask for is
+//! one transaction. A chain holds no state and is shared by all pipes; it never waits: a pipe
+//! drives the stages itself and parks packets in between, [`Chain::run`] is for callers whose reads
+//! answer at once.
 
 #[cfg(test)]
 mod tests;
@@ -131,8 +131,8 @@ impl Chain {
         Ok(Self { tenant: TenantId(config.tenant), slots, functions, pools, affinity })
     }
 
-    /// The function that a packet from this side passes at this stage, counted from 0; `None` behind
-    /// the last.
+    /// The function that a packet from this side passes at this stage, counted from 0; `None`
+    /// behind the last.
     #[must_use]
     #[inline]
     pub fn function(&self, side: Side, stage: usize) -> Option<&Function> {
@@ -195,8 +195,8 @@ impl Chain {
 
     /// Takes a packet through all stages. `read` gives an entry of the packet's slot.
     ///
-    /// The verdict and the tuple that the packet has behind the chain. [`Verdict::Commit`]: `changes`
-    /// must be committed, then the packet is run again. Otherwise nothing was asked for.
+    /// The verdict and the tuple that the packet has behind the chain. [`Verdict::Commit`]:
+    /// `changes` must be committed, then the packet is run again. Otherwise nothing was asked for.
     pub fn run(
         &self,
         now: Time,
@@ -254,6 +254,13 @@ fn check_functions(config: &ChainConfig) -> Result<(), ChainConfigError> {
     }
     if has(FunctionName::Nat) && has(FunctionName::LoadBalancer) {
         return Err(ChainConfigError::NatWithBalancer);
+    }
+    // A NAT that needs a port ends a packet's round, so what comes behind it would ask in a second
+    // round: not the one transaction that the contract of functions promises.
+    let position = |function| functions.iter().position(|other| *other == function);
+    let (nat, firewall) = (position(FunctionName::Nat), position(FunctionName::Firewall));
+    if nat.zip(firewall).is_some_and(|(nat, firewall)| nat < firewall) {
+        return Err(ChainConfigError::NatBeforeFirewall);
     }
     Ok(())
 }

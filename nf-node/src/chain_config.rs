@@ -272,10 +272,16 @@ pub enum ChainConfigError {
     #[error("{0} stands twice in the chain; list it once")]
     Twice(FunctionName),
     /// A function that needs a section has none.
-    #[error("the chain lists {0}, so the configuration needs a section {section}", section = .0.section())]
+    #[error(
+        "the chain lists {0}, so the configuration needs a section {section}",
+        section = .0.section()
+    )]
     NoSection(FunctionName),
     /// A section that nothing uses.
-    #[error("there is a section {section}, but functions does not list {0}", section = .0.section())]
+    #[error(
+        "there is a section {section}, but functions does not list {0}",
+        section = .0.section()
+    )]
     UnusedSection(FunctionName),
     /// Their state cannot be in one slot.
     #[error(
@@ -283,6 +289,12 @@ pub enum ChainConfigError {
          balancer's by the client outside; give each a chain of its own"
     )]
     NatWithBalancer,
+    /// The firewall would decide only after a mapping was made.
+    #[error(
+        "nat stands before firewall, so what the firewall denies would get a port first; write \
+         functions = [\"firewall\", \"nat\"]"
+    )]
+    NatBeforeFirewall,
     /// Not a number of slots.
     #[error("a cluster has a power of two of slots up to 65536, not {0}")]
     Slots(u32),
@@ -311,7 +323,7 @@ pub enum ChainConfigError {
 impl ChainConfig {
     /// The chain of these functions with the settings of the demo: a NAT on 198.19.0.0/24 whose
     /// hosts may have 256 port blocks, a firewall without rules, a service on 203.0.113.80:80 with
-    /// four backends.
+    /// four backends (which a firewall in the same chain lets clients reach).
     ///
     /// # Errors
     /// If a name is no function's.
@@ -323,10 +335,16 @@ impl ChainConfig {
             port_blocks_per_subscriber: 256,
         };
         let has = |function| functions.contains(&function);
+        let mut firewall = FirewallConfig::default();
+        if has(FunctionName::LoadBalancer) {
+            // Whichever of the two comes first, the firewall sees one of these.
+            let rules = ["allow in tcp to 203.0.113.80 port 80", "allow in tcp to 10.0.1.0/24"];
+            firewall.rules = rules.map(str::to_owned).to_vec();
+        }
         Ok(Self {
             tenant: 0,
             nat: has(FunctionName::Nat).then_some(nat),
-            firewall: has(FunctionName::Firewall).then(FirewallConfig::default),
+            firewall: has(FunctionName::Firewall).then_some(firewall),
             load_balancer: has(FunctionName::LoadBalancer).then(demo_balancer),
             functions,
         })
@@ -358,7 +376,11 @@ mod tests {
         [[load_balancer.service]]
         protocol = "udp"
         address = "[2001:db8::1]:53"
-        backends = [{ endpoint = "[2001:db8::2]:53" }, { endpoint = "[2001:db8::3]:53", weight = 0 }]
+        [[load_balancer.service.backends]]
+        endpoint = "[2001:db8::2]:53"
+        [[load_balancer.service.backends]]
+        endpoint = "[2001:db8::3]:53"
+        weight = 0
     "#;
 
     #[test]

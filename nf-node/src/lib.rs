@@ -1,5 +1,6 @@
 //! Packets, ports, pipes and network functions: the node.
 
+pub mod baseline;
 pub mod chain;
 pub mod chain_config;
 pub mod counters;
@@ -17,6 +18,7 @@ pub mod state_access;
 pub mod trace;
 pub mod verdict;
 
+pub use baseline::Baseline;
 pub use chain::{Chain, Function};
 pub use chain_config::{ChainConfig, ChainConfigError};
 pub use counters::{CounterSnapshot, Counters, Event};

@@ -18,7 +18,8 @@ pub const TABLE_SIZE_MAX: u32 = 1_000_003;
 /// Backends one table may have.
 pub const BACKENDS_MAX: usize = 1024;
 
-// The two hashes of a backend that its order is made of. Any two keys will do; they must not change.
+// The two hashes of a backend that its order is made of. Any two keys will do; they must not
+// change.
 const OFFSET_KEY: HashKey = HashKey(0x4e65_6172_7374_6174, 1);
 const SKIP_KEY: HashKey = HashKey(0x4e65_6172_7374_6174, 2);
 
@@ -93,9 +94,9 @@ impl Maglev {
 /// Whether a table may have this many places: with a prime, each order visits every place.
 #[must_use]
 pub fn is_usable_size(size: u32) -> bool {
-    let is_prime = size > 2 && size % 2 == 1 && {
+    let is_prime = size > 2 && !size.is_multiple_of(2) && {
         let mut divisors = (3u32..).step_by(2).take_while(|d| d * d <= size);
-        divisors.all(|d| size % d != 0)
+        divisors.all(|d| !size.is_multiple_of(d))
     };
     is_prime && (1009..=TABLE_SIZE_MAX).contains(&size)
 }

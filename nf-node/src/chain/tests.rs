@@ -2,6 +2,9 @@ use super::*;
 use crate::nf::test_store::{
     ACK, FIN, RST, SYN, SYN_ACK, TestStore, echo, end, error, tcp, tuple, udp,
 };
+use crate::packet::parsed::Transport;
+use crate::packet::{PacketBuilder, parse};
+use crate::rewrite;
 use crate::verdict::DropReason;
 use proptest::prelude::*;
 
@@ -49,6 +52,7 @@ fn configurations_that_cannot_be_are_refused() {
         (base(&[]), 64, "a chain needs at least one function"),
         (base(&["nat", "nat"]), 64, "nat stands twice in the chain"),
         (base(&["nat", "load-balancer"]), 64, "nat and load-balancer cannot be in one chain"),
+        (base(&["nat", "firewall"]), 64, "write functions = [\"firewall\", \"nat\"]"),
         (change(base(&["nat"]), &|c| c.nat = None), 64, "needs a section [nat]"),
         (
             change(base(&["load-balancer"]), &|c| c.load_balancer = None),
@@ -153,31 +157,113 @@ fn an_echo_goes_through_firewall_and_nat_and_back() {
 
 #[test]
 fn firewall_and_balancer_agree_on_the_backend() {
-    let mut config = ChainConfig::named(&["firewall", "load-balancer"]).unwrap();
-    config.firewall.as_mut().unwrap().rules = vec!["allow in tcp to 10.0.1.0/24".to_owned()];
-    let chain = Chain::new(&config, 64).unwrap();
-    let mut store = TestStore::new(&chain);
+    for order in [["firewall", "load-balancer"], ["load-balancer", "firewall"]] {
+        check_firewall_and_balancer(&chain(&order));
+    }
+}
+
+fn check_firewall_and_balancer(chain: &Chain) {
+    let mut store = TestStore::new(chain);
     let (client, service) = ("192.0.2.1:5000", "203.0.113.80:80");
-    let (sent, changes) = store.send(&chain, Side::Outside, &tcp(SYN, client, service));
+    let (sent, changes) = store.send(chain, Side::Outside, &tcp(SYN, client, service));
     let backend = sent.unwrap().destination;
     assert_eq!((changes.conditions.len(), changes.writes.len()), (2, 3));
     let answer = tcp(SYN_ACK, &backend.to_string(), client);
     assert_eq!(
-        store.send(&chain, Side::Inside, &answer).0,
+        store.send(chain, Side::Inside, &answer).0,
         Ok(FlowTuple { protocol: 6, source: end(service), destination: end(client) })
     );
     // A segment from the middle: the balancer would choose, the firewall does not let it.
     let before = store.entries.clone();
     let midstream = tcp(ACK, "192.0.2.1:5001", service);
-    assert_eq!(store.send(&chain, Side::Outside, &midstream).0, Err(DropReason::TcpMidstream));
+    assert_eq!(store.send(chain, Side::Outside, &midstream).0, Err(DropReason::TcpMidstream));
     assert_eq!(store.entries, before);
+}
+
+/// A frame through parser, chain and rewriting, as a pipe takes it.
+fn send_frame(
+    store: &mut TestStore,
+    chain: &Chain,
+    side: Side,
+    frame: &[u8],
+) -> Result<Vec<u8>, DropReason> {
+    let parsed = parse(frame)?;
+    let tuple = store.send(chain, side, &parsed).0?;
+    let mut sent = frame.to_vec();
+    rewrite::apply(&mut sent, &parsed, &tuple);
+    // Parsing verifies every checksum (N8).
+    assert_eq!(parse(&sent).unwrap().tuple, tuple, "what leaves is what the chain decided");
+    assert_eq!(sent.len(), frame.len());
+    Ok(sent)
+}
+
+#[test]
+fn real_frames_of_every_kind_go_through_firewall_and_nat_and_come_back() {
+    let chain = chain(&["firewall", "nat"]);
+    let (host, remote) = (end("10.0.0.1:1000"), end("192.0.2.1:80"));
+    let (pinger, pinged) = (end("10.0.0.1:77"), end("192.0.2.1:77"));
+    let router = end("203.0.113.1:1");
+    let requests = [
+        PacketBuilder::tcp(host, remote).flags(SYN).build(),
+        PacketBuilder::udp(host, remote).payload(b"question").build(),
+        PacketBuilder::udp(host, remote).no_checksum().vlan(7).build(),
+        PacketBuilder::echo_request(pinger, pinged).payload(b"ping").build(),
+    ];
+    for request in requests {
+        let mut store = TestStore::new(&chain);
+        let sent = send_frame(&mut store, &chain, Side::Inside, &request).unwrap();
+        let outer = parse(&sent).unwrap();
+        assert!(chain.pools()[0].holds(outer.tuple.source.ipv4().unwrap()));
+
+        let (from, to) = (outer.tuple.destination, outer.tuple.source);
+        let answer = match outer.transport {
+            Transport::Tcp { .. } => PacketBuilder::tcp(from, to).flags(SYN_ACK).build(),
+            Transport::Udp => PacketBuilder::udp(from, to).payload(b"answer").build(),
+            _ => PacketBuilder::echo_reply(from, to).payload(b"ping").build(),
+        };
+        let received = send_frame(&mut store, &chain, Side::Outside, &answer).unwrap();
+        let inner = parse(&request).unwrap().tuple;
+        assert_eq!(parse(&received).unwrap().tuple, inner.reversed());
+
+        // A router outside has something to say about what left, the host about what it got.
+        let unreachable = PacketBuilder::icmp_error(router, (3, 1), &sent).build();
+        let told = send_frame(&mut store, &chain, Side::Outside, &unreachable).unwrap();
+        assert_eq!(parse(&told).unwrap().tuple, inner.reversed());
+        let refused = PacketBuilder::icmp_error(host, (3, 3), &received).build();
+        let said = send_frame(&mut store, &chain, Side::Inside, &refused).unwrap();
+        assert_eq!(parse(&said).unwrap().tuple, outer.tuple);
+
+        // The same errors where nothing is known.
+        let mut empty = TestStore::new(&chain);
+        for (side, frame) in [(Side::Outside, &unreachable), (Side::Inside, &refused)] {
+            let sent = send_frame(&mut empty, &chain, side, frame);
+            assert_eq!(sent, Err(DropReason::IcmpUnrelated));
+        }
+    }
+}
+
+#[test]
+fn real_frames_go_to_a_backend_and_its_answers_come_from_the_service() {
+    let chain = chain(&["load-balancer"]);
+    let mut store = TestStore::new(&chain);
+    let (client, service) = (end("192.0.2.1:5000"), end("203.0.113.80:80"));
+    let request = PacketBuilder::tcp(client, service).flags(SYN).build();
+    let sent = send_frame(&mut store, &chain, Side::Outside, &request).unwrap();
+    let backend = parse(&sent).unwrap().tuple.destination;
+    assert_ne!(backend, service);
+    let answer = PacketBuilder::tcp(backend, client).flags(SYN_ACK).build();
+    let received = send_frame(&mut store, &chain, Side::Inside, &answer).unwrap();
+    assert_eq!(parse(&received).unwrap().tuple.source, service);
+    let unreachable = PacketBuilder::icmp_error(end("203.0.113.1:1"), (3, 1), &received).build();
+    let told = send_frame(&mut store, &chain, Side::Outside, &unreachable).unwrap();
+    assert_eq!(parse(&told).unwrap().tuple.destination, backend);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever comes in, in whatever order: every packet is decided after at most one commit, again
-    /// in the same way, and all state it reads lies in its own slot. The store checks it.
+    /// Whatever comes in, in whatever order: every packet is decided after at most one commit,
+    /// again in the same way, and all state it reads lies in its own slot. The store checks it.
     #[test]
     fn any_packets_through_every_chain(
         which in 0..5usize,
@@ -200,7 +286,7 @@ proptest! {
             } else {
                 format!("198.19.0.{host}:{}", 1024 + port)
             };
-            let far = if six { "[2001:db8:f::1]:8080".to_owned() } else { "192.0.2.1:8080".to_owned() };
+            let far = if six { "[2001:db8:f::1]:8080" } else { "192.0.2.1:8080" }.to_owned();
             let (side, from, to) =
                 if outbound { (Side::Inside, near, far) } else { (Side::Outside, far, near) };
             let identifier = |text: &str| {

@@ -1,15 +1,15 @@
 //! Stateful firewall: rules decide on the first packet of a flow, state decides on the rest.
 //!
 //! In a chain with a NAT the firewall always sees inside addresses: it comes before the NAT on the
-//! way out and behind it on the way in. One entry a flow, under the canonical tuple, is all that any
-//! node needs to decide on either direction. Without a rule about it, a flow may be opened from
+//! way out and behind it on the way in. One entry a flow, under the canonical tuple, is all that
+//! any node needs to decide on either direction. Without a rule about it, a flow may be opened from
 //! inside and not from outside. UDP and echo flows are written once; that an answer was seen is no
 //! hard state. A TCP connection is written when it moves on ([`crate::nf::tcp_state`]).
 //!
 //! What it never does: let a TCP segment in the middle of an unknown connection make state; let an
 //! ICMP error through that is about no known flow, or be moved by one (RFC 5508 REQ-4 to REQ-6);
-//! make state for a packet that it drops. IPv6 is handled like IPv4. Sequence numbers are not looked
-//! at yet: see [`crate::nf::tcp_state`] for what that means.
+//! make state for a packet that it drops. IPv6 is handled like IPv4. Sequence numbers are not
+//! looked at yet: see [`crate::nf::tcp_state`] for what that means.
 //!
 //! ```text
 //! byte  0       1          2      3      8             16
@@ -221,7 +221,8 @@ impl NetworkFunction for Firewall {
             (Transport::Tcp { flags }, FlowState::Tcp(state)) => {
                 self.process_tcp(packet, (flow, state), (entry, Segment::of(flags)), changes)
             }
-            // A query the other way is no answer. Rules decide, and the answers to it find this state.
+            // A query the other way is no answer. Rules decide, and the answers to it find this
+            // state.
             (Transport::Echo { request: true }, _) if !flow.is_from_initiator(packet) => {
                 self.refusal(packet).map_or(Verdict::Forward, Verdict::Drop)
             }

@@ -3,8 +3,8 @@
 //! The first packet of a flow chooses by a Maglev table over a keyed hash of the flow, and the
 //! choice is kept in the store, so it holds whatever happens to the table, the nodes and the other
 //! backends (property L1). Two entries are made in one transaction: the choice, and what the
-//! backend's answers need, for they name the client but not the virtual endpoint. Both keys have the
-//! client's endpoint in them, which is what steers such a chain, so both lie in one slot.
+//! backend's answers need, for they name the client but not the virtual endpoint. Both keys have
+//! the client's endpoint in them, which is what steers such a chain, so both lie in one slot.
 //!
 //! A choice is kept as long as its backend stands in the configuration; weight 0 drains a backend:
 //! it keeps its flows and gets no more. When a backend is removed, its flows, and only its, choose
@@ -12,9 +12,9 @@
 //! choice, so two nodes of different configurations do not undo each other (L3).
 //!
 //! A TCP segment from the middle of a flow that has no entry chooses too, as Katran does: the table
-//! very likely gives the backend that has the connection, and one that has not will reset it. A reset
-//! chooses nothing. What it never does: translate a client's address; choose for an ICMP error;
-//! touch packets that are neither to a virtual endpoint nor from a backend.
+//! very likely gives the backend that has the connection, and one that has not will reset it. A
+//! reset chooses nothing. What it never does: translate a client's address; choose for an ICMP
+//! error; touch packets that are neither to a virtual endpoint nor from a backend.
 //!
 //! ```text
 //! byte  0                 16         18     24           32
@@ -213,7 +213,7 @@ impl LoadBalancer {
             || backends.binary_search_by_key(&choice.to, |share| share.endpoint).is_ok()
     }
 
-    fn from_outside(
+    fn process_request(
         &self,
         packet: &mut Packet<'_>,
         state: Option<&Entry>,
@@ -300,7 +300,7 @@ impl NetworkFunction for LoadBalancer {
         changes: &mut Changes,
     ) -> Verdict {
         match (packet.side, state) {
-            (Side::Outside, _) => self.from_outside(packet, state, changes),
+            (Side::Outside, _) => self.process_request(packet, state, changes),
             // Of a flow that the balancer never saw: the backend's own, or routed to it directly.
             (Side::Inside, None) => Verdict::Forward,
             (Side::Inside, Some(entry)) => {

@@ -1,16 +1,16 @@
 //! NAT44: many inside hosts behind a pool of external IPv4 addresses (RFC 4787, 5382, 5508).
 //!
 //! The mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): an inside endpoint has one
-//! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are made
-//! in one transaction together with the port they need, so neither exists without the other and no
-//! port has two holders (RFC 4787 REQ-3). Filtering is endpoint-independent too (REQ-8): a firewall
-//! in the chain is what makes it stricter.
+//! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are
+//! made in one transaction together with the port they need, so neither exists without the other
+//! and no port has two holders (RFC 4787 REQ-3). Filtering is endpoint-independent too (REQ-8): a
+//! firewall in the chain is what makes it stricter.
 //!
 //! What it never does: make, refresh or end a mapping because of an ICMP error (RFC 4787 REQ-12,
 //! RFC 5508 REQ-6) or of a packet from outside; pick a port itself (the store's pool does, in the
-//! transaction); let an inside address leave untranslated. IPv6 passes as it is, and so does a packet
-//! from outside to an address that is not of the pool: such addresses are routed, and whether they
-//! may be reached is the firewall's business.
+//! transaction); let an inside address leave untranslated. IPv6 passes as it is, and so does a
+//! packet from outside to an address that is not of the pool: such addresses are routed, and
+//! whether they may be reached is the firewall's business.
 //!
 //! Both entries have a value of one layout. In `nat-out` the endpoint is the external one, in
 //! `nat-in` the inside one:

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! `port` belongs to the end that stands before it; without an end before it, to the destination.
-//! ADDRESSES is `any`, an address, or a prefix as `10.0.0.0/8` or `2001:db8::/32`. `icmp` is echo of
-//! both IP versions: errors are allowed by the flow that they are about and never by a rule.
+//! ADDRESSES is `any`, an address, or a prefix as `10.0.0.0/8` or `2001:db8::/32`. `icmp` is echo
+//! of both IP versions: errors are allowed by the flow that they are about and never by a rule.
 //!
 //! Rules decide on the first packet of a flow; later packets are decided by its state. Nothing here
 //! knows of state. The list is walked from its head for each new flow, which [`RULES_MAX`] bounds.

@@ -1,9 +1,9 @@
 //! A TCP connection as seen from the middle: a closed list of states and one pure transition.
 //!
-//! The two directions of a connection may be seen by different nodes, and a packet may be seen twice
-//! because a node died, so the transition only moves forward: a segment that was seen before, or that
-//! comes late, is accepted and changes nothing. What goes back to the beginning is only a new SYN on
-//! a connection that is over.
+//! The two directions of a connection may be seen by different nodes, and a packet may be seen
+//! twice because a node died, so the transition only moves forward: a segment that was seen before,
+//! or that comes late, is accepted and changes nothing. What goes back to the beginning is only a
+//! new SYN on a connection that is over.
 //!
 //! ```text
 //!             SYN/SYN-ACK of             ACK of
@@ -22,11 +22,7 @@
 //! state goes, but it ends nothing: segments of a reset connection still pass while its entry lives
 //! (RFC 7857 section 2 keeps it for four minutes), so a forged RST cuts no connection.
 
-/// The flag bits of a TCP header that decide anything here (RFC 9293 section 3.1).
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+use crate::packet::tcp::flags::{ACK, FIN, RST, SYN};
 
 /// What a segment means for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +125,8 @@ pub enum Step {
     Refuse,
 }
 
-/// What a segment does to a connection in `state`. `from_initiator`: it comes from the end whose SYN
-/// made the entry.
+/// What a segment does to a connection in `state`. `from_initiator`: it comes from the end whose
+/// SYN made the entry.
 #[must_use]
 pub const fn step(state: TcpState, from_initiator: bool, segment: Segment) -> Step {
     match segment {

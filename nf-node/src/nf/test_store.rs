@@ -1,5 +1,5 @@
-//! For tests: a store in one map that commits what functions ask for, and checks what every function
-//! promises: that processing is a fixed point, and that a refused packet changes nothing.
+//! For tests: a store in one map that commits what functions ask for, and checks what every
+//! function promises: that processing is a fixed point, and that a refused packet changes nothing.
 
 use crate::chain::Chain;
 use crate::nf::Changes;

@@ -54,8 +54,8 @@ fn check(what: &str, rules: &[&str], steps: &[Step3]) {
 
 #[test]
 fn tcp_connections() {
-    use DropReason::{NoState, RuleDenied, TcpMidstream, TcpState as BadState};
-    use TcpState::{Closing, Established, FinInitiator, FinResponder, Reset, SynReceived, SynSent};
+    use DropReason::{NoState, RuleDenied, TcpMidstream};
+    use TcpState::{Closing, Established, FinInitiator, FinResponder, SynReceived, SynSent};
     let tcp = |state| Some(FlowState::Tcp(state));
     check(
         "opened from inside, closed by both",
@@ -115,6 +115,13 @@ fn tcp_connections() {
             (back(SYN_ACK), Ok(()), tcp(Established)),
         ],
     );
+}
+
+#[test]
+fn tcp_connections_that_do_not_open_or_end_in_a_reset() {
+    use DropReason::{NoState, TcpState as BadState};
+    use TcpState::{Established, Reset, SynReceived, SynSent};
+    let tcp = |state| Some(FlowState::Tcp(state));
     check(
         "what no TCP sends before the handshake",
         &[],

@@ -229,7 +229,7 @@ fn a_choice_is_read_back_and_explained() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// L1 and L2 while the set of backends changes: a flow leaves its backend only when that backend
+    /// L1 and L2 while the set of backends changes: a flow leaves its backend only when that one
     /// is gone from the configuration.
     #[test]
     fn a_flow_keeps_its_backend_until_it_is_removed(
@@ -237,14 +237,20 @@ proptest! {
     ) {
         let mut weights: BTreeMap<u8, u16> = BTreeMap::from([(1, 1), (2, 1)]);
         let mut epoch = 0;
-        let listed = |weights: &BTreeMap<u8, u16>| weights.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>();
+        let listed = |weights: &BTreeMap<u8, u16>| -> Vec<(u8, u16)> {
+            weights.iter().map(|(last, weight)| (*last, *weight)).collect()
+        };
         let mut chain = chain(&listed(&weights), epoch);
         let mut store = TestStore::new(&chain);
         let mut flows: BTreeMap<u16, Endpoint> = BTreeMap::new();
         for (is_packet, port, backend, weight) in events {
             if !is_packet {
                 // Weight 2 stands for removal here.
-                if weight == 2 { weights.remove(&backend); } else { weights.insert(backend, weight); }
+                if weight == 2 {
+                    weights.remove(&backend);
+                } else {
+                    weights.insert(backend, weight);
+                }
                 epoch += 1;
                 chain = self::chain(&listed(&weights), epoch);
                 continue;

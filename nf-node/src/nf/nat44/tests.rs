@@ -57,166 +57,55 @@ fn a_first_packet_asks_for_the_port_and_both_entries_in_one_transaction() {
     assert_eq!(keys, [(1, None, Some(12)), (2, Some(16), None)]);
 }
 
-/// What a row expects: the tuple that leaves, or why nothing does.
-type Expected = Result<(&'static str, &'static str), DropReason>;
+/// A packet's kind, its ends, and the ends with which it leaves or why it does not. X, Y and Z are
+/// the external endpoints of the mappings of TCP, UDP and echo, `:Z` the port of Z.
+type Row = (
+    &'static str,
+    Side,
+    (Kind, &'static str, &'static str),
+    Result<(&'static str, &'static str), DropReason>,
+);
 
-#[test]
-fn packets_at_a_nat_that_has_mappings() {
-    use DropReason::{Hairpin, IcmpUnrelated, MartianAddress, NoMapping, TcpMidstream};
-    let (inside, outside) = (Side::Inside, Side::Outside);
-    // In the rows, X, Y, Z are the external endpoints of the mappings of TCP, UDP and echo.
-    type Row = (&'static str, Side, Box<dyn Fn(&[String; 3]) -> Parsed>, Expected);
-    macro_rules! row {
-        ($what:literal, $side:expr, |$x:ident| $packet:expr, $expected:expr) => {
-            ($what, $side, Box::new(|$x: &[String; 3]| $packet), $expected)
-        };
-    }
-    let rows: Vec<Row> = vec![
-        row!(
-            "endpoint-independent: another destination, the same mapping (4787-1, 5382-1)",
-            inside,
-            |_x| tcp(SYN, "10.0.0.1:1000", "198.51.100.9:443"),
-            Ok(("X", "198.51.100.9:443"))
-        ),
-        row!(
-            "an answer comes back to the inside endpoint",
-            outside,
-            |x| tcp(0x12, "192.0.2.1:80", &x[0]),
-            Ok(("192.0.2.1:80", "10.0.0.1:1000"))
-        ),
-        row!(
-            "endpoint-independent filtering: a stranger reaches a mapping (4787-8)",
-            outside,
-            |x| udp("203.0.113.9:9", &x[1]),
-            Ok(("203.0.113.9:9", "10.0.0.1:1000"))
-        ),
-        row!(
-            "no mapping, no way in",
-            outside,
-            |_x| udp("192.0.2.1:53", "198.19.0.200:60000"),
-            Err(NoMapping)
-        ),
-        row!(
-            "well-known ports are never given out",
-            outside,
-            |_x| tcp(SYN, "192.0.2.1:53", "198.19.0.1:22"),
-            Err(NoMapping)
-        ),
-        row!(
-            "echo: the identifier is translated on both ends of the tuple (5508-1)",
-            inside,
-            |_x| echo(true, "10.0.0.1:77", "203.0.113.1:77"),
-            Ok(("Z", "203.0.113.1:Z"))
-        ),
-        row!(
-            "an echo reply finds the mapping of its identifier",
-            outside,
-            |x| echo(false, &format!("192.0.2.1:{}", port(&x[2])), &x[2]),
-            Ok(("192.0.2.1:77", "10.0.0.1:77"))
-        ),
-        row!(
-            "an echo request from outside is for nobody",
-            outside,
-            |x| echo(true, &format!("192.0.2.1:{}", port(&x[2])), &x[2]),
-            Err(NoMapping)
-        ),
-        row!(
-            "an echo reply from inside to a query that came another way",
-            inside,
-            |_x| echo(false, "10.0.0.1:5", "192.0.2.1:5"),
-            Err(NoMapping)
-        ),
-        row!(
-            "an error from outside about a mapped packet (5508-4)",
-            outside,
-            |x| error(17, "192.0.2.1:53", &x[1]),
-            Ok(("192.0.2.1:53", "10.0.0.1:1000"))
-        ),
-        row!(
-            "an error about an echo",
-            outside,
-            |x| error(1, &format!("192.0.2.1:{}", port(&x[2])), &x[2]),
-            Ok(("192.0.2.1:77", "10.0.0.1:77"))
-        ),
-        row!(
-            "an error from outside about nothing (5508-4)",
-            outside,
-            |_x| error(17, "192.0.2.1:53", "198.19.0.9:4000"),
-            Err(IcmpUnrelated)
-        ),
-        row!(
-            "an error from inside about a mapped packet (5508-5)",
-            inside,
-            |_x| error(6, "10.0.0.1:1000", "192.0.2.1:80"),
-            Ok(("X", "192.0.2.1:80"))
-        ),
-        row!(
-            "an error from inside about nothing makes no mapping (5508-5)",
-            inside,
-            |_x| error(6, "10.0.0.1:1001", "192.0.2.1:80"),
-            Err(IcmpUnrelated)
-        ),
-        row!(
-            "a reset makes no mapping",
-            inside,
-            |_x| tcp(RST, "10.0.0.1:1001", "192.0.2.1:80"),
-            Err(TcpMidstream)
-        ),
-        row!(
-            "a reset of a mapped connection is translated (7857-3)",
-            inside,
-            |_x| tcp(RST, "10.0.0.1:1000", "192.0.2.1:80"),
-            Ok(("X", "192.0.2.1:80"))
-        ),
-        row!(
-            "a reset from outside to a mapping is translated (7857-3)",
-            outside,
-            |x| tcp(RST, "192.0.2.1:80", &x[0]),
-            Ok(("192.0.2.1:80", "10.0.0.1:1000"))
-        ),
-        row!("from inside to a NAT address", inside, |x| udp("10.0.0.2:5", &x[1]), Err(Hairpin)),
-        row!(
-            "from inside with a NAT address as source",
-            inside,
-            |_x| udp("198.19.0.3:5", "192.0.2.1:53"),
-            Err(MartianAddress)
-        ),
-        row!(
-            "from outside to an address that is routed",
-            outside,
-            |_x| udp("192.0.2.1:53", "10.0.0.1:1000"),
-            Ok(("192.0.2.1:53", "10.0.0.1:1000"))
-        ),
-        row!(
-            "IPv6 passes",
-            inside,
-            |_x| udp("[2001:db8::1]:5", "[2001:db8::2]:6"),
-            Ok(("[2001:db8::1]:5", "[2001:db8::2]:6"))
-        ),
-        row!(
-            "IPv6 passes inwards",
-            outside,
-            |_x| echo(true, "[2001:db8::1]:5", "[2001:db8::2]:5"),
-            Ok(("[2001:db8::1]:5", "[2001:db8::2]:5"))
-        ),
-    ];
-    for (what, side, packet, expected) in rows {
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp(u8),
+    Udp,
+    Query,
+    Reply,
+    Error(u8),
+}
+
+const IN: Side = Side::Outside;
+const OUT: Side = Side::Inside;
+/// The inside end of the mappings of TCP and UDP, that of the echo, and whom they talk to.
+const H: &str = "10.0.0.1:1000";
+const P: &str = "10.0.0.1:77";
+const WEB: &str = "192.0.2.1:80";
+
+fn check(rows: &[Row]) {
+    for (what, side, (kind, from, to), expected) in rows {
         let chain = chain();
         let (mut store, external) = mapped(&chain);
         let before = store.entries.clone();
-        let names = external.map(|end| end.to_string());
-        let packet = packet(&names);
-        let (sent, changes) = store.send(&chain, side, &packet);
         let fill = |text: &str| match text {
-            "X" => external[0],
-            "Y" => external[1],
-            "Z" => external[2],
-            text => end(&text.replace('Z', &external[2].port.to_string())),
+            "X" => external[0].to_string(),
+            "Y" => external[1].to_string(),
+            "Z" => external[2].to_string(),
+            text => text.replace(":Z", &format!(":{}", external[2].port)),
         };
+        let (from, to) = (fill(from), fill(to));
+        let packet = match *kind {
+            Kind::Tcp(flags) => tcp(flags, &from, &to),
+            Kind::Udp => udp(&from, &to),
+            Kind::Query => echo(true, &from, &to),
+            Kind::Reply => echo(false, &from, &to),
+            Kind::Error(protocol) => error(protocol, &from, &to),
+        };
+        let (sent, changes) = store.send(&chain, *side, &packet);
         let expected = expected.map(|(source, destination)| FlowTuple {
             protocol: packet.tuple.protocol,
-            source: fill(source),
-            destination: fill(destination),
+            source: end(&fill(source)),
+            destination: end(&fill(destination)),
         });
         assert_eq!(sent, expected, "{what}");
         assert!(changes.is_empty(), "{what}: asked for changes");
@@ -224,8 +113,52 @@ fn packets_at_a_nat_that_has_mappings() {
     }
 }
 
-fn port(endpoint: &str) -> &str {
-    endpoint.rsplit_once(':').unwrap().1
+#[test]
+fn tcp_and_udp_at_a_nat_that_has_mappings() {
+    use DropReason::{Hairpin, MartianAddress, NoMapping, TcpMidstream};
+    use Kind::{Tcp, Udp};
+    let (other, free) = ("198.51.100.9:443", "10.0.0.1:1001");
+    let (six, six_too) = ("[2001:db8::1]:5", "[2001:db8::2]:6");
+    check(&[
+        ("another destination, the same mapping (4787-1)", OUT, (Udp, H, other), Ok(("Y", other))),
+        ("the same of TCP (5382-1)", OUT, (Tcp(SYN), H, other), Ok(("X", other))),
+        ("an answer comes back to the inside", IN, (Tcp(0x12), WEB, "X"), Ok((WEB, H))),
+        ("a stranger reaches a mapping (4787-8)", IN, (Udp, other, "Y"), Ok((other, H))),
+        ("no mapping, no way in", IN, (Udp, WEB, "198.19.0.200:60000"), Err(NoMapping)),
+        ("well-known ports are not given out", IN, (Udp, WEB, "198.19.0.1:22"), Err(NoMapping)),
+        ("a reset makes no mapping", OUT, (Tcp(RST), free, WEB), Err(TcpMidstream)),
+        ("a reset of a connection (7857-3)", OUT, (Tcp(RST), H, WEB), Ok(("X", WEB))),
+        ("a reset from outside (7857-3)", IN, (Tcp(RST), WEB, "X"), Ok((WEB, H))),
+        ("from inside to a NAT address", OUT, (Udp, "10.0.0.2:5", "Y"), Err(Hairpin)),
+        ("a NAT address inside", OUT, (Udp, "198.19.0.3:5", WEB), Err(MartianAddress)),
+        ("from outside to a routed address", IN, (Udp, WEB, H), Ok((WEB, H))),
+        ("IPv6 passes", OUT, (Udp, six, six_too), Ok((six, six_too))),
+        ("IPv6 passes inwards", IN, (Tcp(SYN), six, six_too), Ok((six, six_too))),
+    ]);
+}
+
+#[test]
+fn icmp_at_a_nat_that_has_mappings() {
+    use DropReason::{IcmpUnrelated, NoMapping};
+    use Kind::{Error, Query, Reply};
+    let (far, near, back) = ("203.0.113.1:77", "192.0.2.1:77", "192.0.2.1:Z");
+    let free = "10.0.0.1:1001";
+    check(&[
+        (
+            "both ports are the identifier (5508-1)",
+            OUT,
+            (Query, P, far),
+            Ok(("Z", "203.0.113.1:Z")),
+        ),
+        ("a reply finds the mapping", IN, (Reply, back, "Z"), Ok((near, P))),
+        ("a query from outside is for nobody", IN, (Query, back, "Z"), Err(NoMapping)),
+        ("a reply to nothing", OUT, (Reply, "10.0.0.1:5", "192.0.2.1:5"), Err(NoMapping)),
+        ("an error from outside (5508-4)", IN, (Error(17), WEB, "Y"), Ok((WEB, H))),
+        ("an error about an echo", IN, (Error(1), back, "Z"), Ok((near, P))),
+        ("about nothing (5508-4)", IN, (Error(17), WEB, "198.19.0.9:4000"), Err(IcmpUnrelated)),
+        ("an error from inside (5508-5)", OUT, (Error(6), H, WEB), Ok(("X", WEB))),
+        ("makes no mapping (5508-5)", OUT, (Error(6), free, WEB), Err(IcmpUnrelated)),
+    ]);
 }
 
 #[test]
