@@ -1,19 +1,36 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
+pub mod cell;
 pub mod clock;
 pub mod doorbell;
+pub mod flow_machine;
 pub mod key;
+pub mod layout;
+pub mod lease;
+pub mod limits;
 pub mod machine;
+pub mod outcome_memory;
+mod plan;
+pub mod pool;
 pub mod pool_spec;
 pub mod region;
+pub mod slot_set;
+pub mod snapshot;
+pub mod table;
+pub mod table_reader;
 pub mod transaction;
 pub mod types;
 
 pub use doorbell::Doorbell;
+pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats, encode_batch};
 pub use key::{Endpoint, Key, Value};
+pub use lease::LeaseCell;
 pub use machine::{Machine, Reply};
 pub use pool_spec::PoolSpec;
 pub use region::{Backing, Region, RegionError};
+pub use slot_set::SlotSet;
+pub use table::{Table, TableFull, TableStats};
+pub use table_reader::{ReadError, RegionIdentity, TableError, TableReader};
 pub use transaction::{Condition, Fill, Outcome, Refusal, Take, Transaction, TransactionId, Write};
 pub use types::{Epoch, LogIndex, NodeId, PoolId, ShardId, SlotId, TenantId, Term, Time, Version};
 

@@ -1,0 +1,233 @@
+//! The same functions without a store: state in a plain local table, as in a traditional appliance.
+//!
+//! The table, the pools and the rules for transactions are the store's own ([`FlowMachine`]), but no
+//! log, no lease and no other node stand between: a transaction is decided when it is submitted. What
+//! the store costs is the difference between a pipe over this and a pipe over the cluster.
+//!
+//! Nothing here survives the process.
+
+use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess, Token};
+use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
+use nearstate_store::slot_set::SlotSet;
+use nearstate_store::{
+    Key, LogIndex, PoolSpec, Region, RegionError, RegionIdentity, ShardId, SlotId, Table,
+    TableError, TableReader, Time, Transaction,
+};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why there is no baseline.
+#[derive(Debug, Error)]
+pub enum BaselineError {
+    /// No memory for its table.
+    #[error("no memory for the baseline's table: {0}")]
+    Region(#[from] RegionError),
+    /// No table in that memory.
+    #[error("the baseline's table: {0}")]
+    Table(#[from] TableError),
+}
+
+/// How a baseline is set up.
+#[derive(Clone, Debug)]
+pub struct BaselineConfig {
+    /// Entries that its table takes.
+    pub capacity: u32,
+    /// Slots of the cluster that it stands for: pools are divided among them.
+    pub slots: u32,
+    /// The chain's pools.
+    pub pools: Vec<PoolSpec>,
+    /// Keys the table's hash. Choose it at random.
+    pub hash_key: u64,
+    /// Transactions that may wait to be fetched: what the pipe parks at most.
+    pub pending_max: usize,
+}
+
+/// A state access of one pipe, with a table of its own.
+#[derive(Debug)]
+pub struct Baseline {
+    machine: FlowMachine,
+    reader: TableReader,
+    decided: VecDeque<Completion>,
+    pending_max: usize,
+    transactions: u64,
+}
+
+impl Baseline {
+    /// A baseline with an empty table.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn new(config: BaselineConfig) -> Result<Self, BaselineError> {
+        let region = Arc::new(Region::anonymous(Table::bytes_for(config.capacity)?)?);
+        Self::in_region(region, config)
+    }
+
+    /// A baseline whose table lies in this fresh region.
+    ///
+    /// # Errors
+    /// If the region cannot hold it.
+    pub fn in_region(region: Arc<Region>, config: BaselineConfig) -> Result<Self, BaselineError> {
+        let identity = RegionIdentity { cluster: 0, shard: ShardId(1) };
+        let table = Table::format(region, identity, config.capacity, config.hash_key)?;
+        let slots = SlotSet::all(config.slots);
+        let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: config.pools });
+        Ok(Self {
+            reader: machine.reader(),
+            machine,
+            decided: VecDeque::with_capacity(config.pending_max),
+            pending_max: config.pending_max,
+            transactions: 0,
+        })
+    }
+
+    /// The machine with its table and pools.
+    #[must_use]
+    pub const fn machine(&self) -> &FlowMachine {
+        &self.machine
+    }
+}
+
+impl StateAccess for Baseline {
+    #[inline]
+    fn prefetch(&self, _: SlotId, key: &Key) {
+        self.reader.prefetch(key);
+    }
+
+    #[inline]
+    fn read(&mut self, _: Time, _: Token, _: SlotId, key: &Key) -> ReadAnswer {
+        ReadAnswer::Here {
+            entry: self.reader.get(key),
+            access: Access::Local,
+            valid_until: Time(u64::MAX),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        now: Time,
+        token: Token,
+        transaction: &Transaction,
+    ) -> Result<(), QueueFull> {
+        if self.decided.len() >= self.pending_max {
+            return Err(QueueFull);
+        }
+        self.transactions += 1;
+        let index = LogIndex(self.transactions);
+        let outcome = Some(self.machine.apply_one(index, now.as_ms(), transaction));
+        self.decided.push_back(Completion::Transaction { token, outcome });
+        Ok(())
+    }
+
+    #[inline]
+    fn poll(&mut self, _: Time) -> Option<Completion> {
+        self.decided.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::Chain;
+    use crate::chain_config::ChainConfig;
+    use crate::counters::Event;
+    use crate::frame::{Burst, Frame};
+    use crate::packet::{self, PacketBuilder};
+    use crate::pipe::{Output, Pipe, PipeSettings, SteeredChain};
+    use crate::verdict::DropReason;
+    use nearstate_placement::{FlowTuple, Side};
+    use nearstate_store::Endpoint;
+
+    #[derive(Default)]
+    struct Ends {
+        left: Vec<(Side, FlowTuple)>,
+        dropped: Vec<DropReason>,
+    }
+
+    impl Output for Ends {
+        fn clock(&mut self) -> Time {
+            Time::from_ms(1000)
+        }
+
+        fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+            self.left.push((frame.side, packet::parse(frame.as_slice()).unwrap().tuple));
+            Ok(())
+        }
+
+        fn dropped(&mut self, _: Frame, reason: DropReason) {
+            self.dropped.push(reason);
+        }
+    }
+
+    fn pipe(functions: &[&str]) -> Pipe<Baseline> {
+        let chain = Chain::new(&ChainConfig::named(functions).unwrap(), 64).unwrap();
+        let baseline = Baseline::new(BaselineConfig {
+            capacity: 1000,
+            slots: 64,
+            pools: chain.pools().to_vec(),
+            hash_key: 5,
+            pending_max: 16,
+        });
+        let settings = PipeSettings { client: 1, parked_max: 16, seed: 1 };
+        Pipe::new(SteeredChain::new(Arc::new(chain), 9), baseline.unwrap(), settings)
+    }
+
+    fn send(pipe: &mut Pipe<Baseline>, side: Side, tuple: &FlowTuple, count: usize) -> Ends {
+        let bytes = PacketBuilder::udp(tuple.source, tuple.destination).build();
+        let mut burst = Burst::new();
+        for _ in 0..count {
+            let mut frame = Frame::new();
+            frame.side = side;
+            frame.copy_from(&bytes).unwrap();
+            burst.push(frame);
+        }
+        let mut ends = Ends::default();
+        pipe.on_burst(Time::from_ms(1000), &mut burst, &mut ends);
+        while pipe.on_completions(Time::from_ms(1000), &mut ends) > 0 {}
+        assert_eq!(pipe.parked(), 0);
+        ends
+    }
+
+    #[test]
+    fn a_flow_through_firewall_and_nat_and_back() {
+        let mut pipe = pipe(&["firewall", "nat"]);
+        let inside = Endpoint::v4([10, 0, 0, 7], 4000);
+        let outside = Endpoint::v4([192, 0, 2, 1], 53);
+        let there = FlowTuple { protocol: 17, source: inside, destination: outside };
+        let ends = send(&mut pipe, Side::Inside, &there, 3);
+        assert_eq!(ends.left.len(), 3, "{:?}", ends.dropped);
+        let (side, translated) = ends.left[0];
+        assert_eq!(side, Side::Outside);
+        assert_eq!(translated.destination, outside);
+        assert_ne!(translated.source, inside);
+        assert!(ends.left.iter().all(|left| *left == (side, translated)));
+        let ends = send(&mut pipe, Side::Outside, &translated.reversed(), 2);
+        assert_eq!(ends.left, vec![(Side::Inside, there.reversed()); 2], "{:?}", ends.dropped);
+        let stranger = FlowTuple { source: Endpoint::v4([192, 0, 2, 9], 53), ..translated };
+        let stranger = FlowTuple { destination: translated.source, ..stranger };
+        let ends = send(&mut pipe, Side::Outside, &stranger, 1);
+        assert_eq!(ends.left.len(), 0, "the firewall knows no such flow");
+        assert_eq!(ends.dropped.len(), 1);
+        let counts = pipe.counters().snapshot();
+        assert_eq!(counts.event(Event::PacketsIn), 6);
+        assert_eq!(counts.event(Event::PacketsOut), 5);
+        assert_eq!(counts.accesses(Access::RemoteShm), 0);
+    }
+
+    #[test]
+    fn a_full_queue_of_decisions_says_so_and_a_full_table_too() {
+        let mut pipe = pipe(&["firewall"]);
+        let mut decided = 0;
+        for host in 0..1100u32 {
+            let [_, _, high, low] = host.to_be_bytes();
+            let source = Endpoint::v4([10, 1, high, low], 4000);
+            let destination = Endpoint::v4([192, 0, 2, 1], 53);
+            let tuple = FlowTuple { protocol: 17, source, destination };
+            let ends = send(&mut pipe, Side::Inside, &tuple, 1);
+            assert!(ends.dropped.is_empty() || ends.dropped == [DropReason::TableFull]);
+            decided += ends.left.len();
+        }
+        assert_eq!(decided, 1000, "as many as the table takes");
+        assert_eq!(pipe.counters().snapshot().drops(DropReason::TableFull), 100);
+    }
+}
