@@ -127,11 +127,15 @@ impl FlowMachine {
         self.table.stats()
     }
 
-    /// How the ports of its slots are used. Scans the pools.
+    /// How the ports of its slots are used, of those slots that have given out some. Scans the pools.
     #[must_use]
     pub fn pool_counts(&self) -> BTreeMap<(PoolId, SlotId), PoolCounts> {
         let id = |at: u8| self.specs[usize::from(at)].id();
-        self.pools.iter().map(|((at, slot), pool)| ((id(*at), *slot), pool.counts())).collect()
+        self.pools
+            .iter()
+            .map(|((at, slot), pool)| ((id(*at), *slot), pool.counts()))
+            .filter(|(_, counts)| counts.blocks_held > 0)
+            .collect()
     }
 
     /// Decides one transaction without a log, for a machine that has no replicas.
