@@ -1,9 +1,10 @@
-//! Rules for plans. Written from what a plan means, not from how it is made: no code is shared with the
-//! planner. The service asserts them on each plan before it is carried out.
+//! Rules for plans. Written from what a plan means, not from how it is made: no code is shared with
+//! the planner. The service asserts them on each plan before it is carried out.
 
 use crate::inventory::{Inventory, ProcessState};
 use crate::plan::{Plan, PlannedNode, SEEDS_MAX, Start, Wanted};
 use crate::policy::Policy;
+use nearstate_placement::MemberState;
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -70,7 +71,7 @@ pub fn check(policy: &Policy, seen: &Inventory, parent: &Plan, plan: &Plan) -> V
         }
     }
     check_forming(seen, plan, &mut found);
-    check_stops(policy, seen, plan, &mut found);
+    check_stops((policy, seen), parent, plan, &mut found);
     found
 }
 
@@ -138,20 +139,29 @@ fn check_forming(seen: &Inventory, plan: &Plan, found: &mut Vec<Violation>) {
     }
 }
 
-/// What the cluster has given up already is no loss, and what nobody counts on yet neither.
-fn check_stops(policy: &Policy, seen: &Inventory, plan: &Plan, found: &mut Vec<Violation>) {
+/// What the cluster has given up already is no loss, and what nobody counts on yet neither. A stop
+/// that was ordered before stays ordered, even if others have died since; it only forbids new ones.
+fn check_stops(
+    (policy, seen): (&Policy, &Inventory),
+    parent: &Plan,
+    plan: &Plan,
+    found: &mut Vec<Violation>,
+) {
+    let is_ready = |name: &str| {
+        let mut nodes = seen.nodes.iter();
+        nodes.any(|seen| {
+            let given_up = matches!(seen.member, Some(MemberState::Dead | MemberState::Retired));
+            seen.name == name && matches!(seen.process, ProcessState::Ready(_)) && !given_up
+        })
+    };
     let counts = |node: &&PlannedNode| {
         let surplus = !(1..=policy.nodes).any(|number| policy.name(number) == node.name);
-        let ready = seen
-            .nodes
-            .iter()
-            .any(|seen| seen.name == node.name && matches!(seen.process, ProcessState::Ready(_)));
-        surplus && ready && node.wanted == Wanted::Stop
+        surplus && is_ready(&node.name) && node.wanted == Wanted::Stop
     };
+    let is_new = |node: &PlannedNode| !parent.nodes.contains(node);
     let stopping = plan.nodes.iter().filter(counts).count();
-    let ready =
-        seen.nodes.iter().filter(|seen| matches!(seen.process, ProcessState::Ready(_))).count();
-    if stopping > 0 && stopping * 2 >= ready {
+    let ready = seen.nodes.iter().filter(|seen| is_ready(&seen.name)).count();
+    if plan.nodes.iter().filter(counts).any(is_new) && stopping * 2 >= ready {
         found.push(Violation::MajorityStopped { stopping, ready });
     }
 }

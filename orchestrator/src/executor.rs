@@ -1,5 +1,5 @@
-//! Makes reality match a plan, and keeps what was seen. Idempotent: carrying out the same plan again
-//! does nothing, and after any failure the next turn goes on from what is there.
+//! Makes reality match a plan, and keeps what was seen. Idempotent: carrying out the same plan
+//! again does nothing, and after any failure the next turn goes on from what is there.
 //!
 //! It takes no decisions: which process there is to be is in the plan, why is in the planner.
 

@@ -2,8 +2,8 @@
 //!
 //! Policy (what is wanted) and inventory (what was last seen) go into a pure planner; its plans are
 //! complete and immutable, are checked by rules that share no code with it, and an executor makes
-//! reality match them, again and again. Launchers do the starting. Only [`executor`], [`launcher`] and
-//! [`service`] touch the outside.
+//! reality match them, again and again. Launchers do the starting. Only [`executor`], [`launcher`]
+//! and [`service`] touch the outside.
 
 pub mod check;
 pub mod event;

@@ -43,7 +43,8 @@ pub struct Plan {
     pub number: u64,
     /// The plan that it was made from.
     pub parent: Option<u64>,
-    /// The processes, one a name at most. A name that is not here has none, and had its process end.
+    /// The processes, one a name at most. A name that is not here has none, and had its process
+    /// end.
     pub nodes: Vec<PlannedNode>,
 }
 

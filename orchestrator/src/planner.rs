@@ -1,10 +1,11 @@
-//! From policy, inventory and the plan before to the next plan, with a report that says what each step
-//! did or waits for. Pure; planning again with what is then seen, unchanged, changes nothing.
+//! From policy, inventory and the plan before to the next plan, with a report that says what each
+//! step did or waits for. Pure; planning again with what is then seen, unchanged, changes nothing.
 //!
 //! Steps, in the order in which they run:
 //! 1. `stop-late`: what does not get ready in time is stopped;
 //! 2. `stop-outcast`: a process that the cluster has given up for good is stopped;
-//! 3. `stop-surplus`: nodes beyond the policy are stopped, the highest numbers first, a minority at once;
+//! 3. `stop-surplus`: nodes beyond the policy are stopped, the highest numbers first, a minority at
+//!    once;
 //! 4. `clear`: names whose surplus process has ended are dropped;
 //! 5. `replace`: what has ended is started anew under its name, as the next generation;
 //! 6. `launch`: wanted names that were never started are; the first one forms the cluster, and the
@@ -60,6 +61,11 @@ pub fn plan(policy: &Policy, seen: &Inventory, parent: &Plan) -> Planned {
     Planned { next, report, given_up }
 }
 
+/// Whether the cluster has given a node up for good.
+const fn is_outcast(seen: &NodeSeen) -> bool {
+    matches!(seen.member, Some(MemberState::Dead | MemberState::Retired))
+}
+
 struct Planner<'a> {
     policy: &'a Policy,
     seen: &'a Inventory,
@@ -104,10 +110,7 @@ impl<'a> Planner<'a> {
 
     fn plan_stop_outcast(&mut self) {
         for at in 0..self.nodes.len() {
-            let outcast = self.seen(at).is_some_and(|seen| {
-                let gone = matches!(seen.member, Some(MemberState::Dead | MemberState::Retired));
-                gone && seen.is_running()
-            });
+            let outcast = self.seen(at).is_some_and(|seen| is_outcast(seen) && seen.is_running());
             if self.runs(at) && outcast {
                 self.nodes[at].wanted = Wanted::Stop;
                 let text = format!("the cluster has given up {}", self.nodes[at].name);
@@ -129,7 +132,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let name = self.nodes[at].name.clone();
-            let ready = self.seen.ready().count();
+            let ready = self.seen.ready().filter(|(seen, _)| !is_outcast(seen)).count();
             if (stopping(self) + 1) * 2 >= ready {
                 self.say(STEP, format!("{name} waits: more than a minority would stop at once"));
                 continue;
@@ -203,8 +206,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// How a process of this name gets into the cluster; `None` while it cannot. Only the first name
-    /// forms, and only if there was never a cluster: a second one of the same name would be a lie.
+    /// How a process of this name gets into the cluster; `None` while it cannot. Only the first
+    /// name forms, and only if there was never a cluster: a second one of the same name would be a
+    /// lie.
     fn start_of(&self, name: &str) -> Option<Start> {
         if !self.seen.cluster_exists {
             return (name == self.policy.name(1)).then_some(Start::Form);
@@ -214,3 +218,6 @@ impl<'a> Planner<'a> {
         (!seeds.is_empty()).then_some(Start::Join(seeds))
     }
 }
+
+#[cfg(test)]
+mod tests;

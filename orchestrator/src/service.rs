@@ -1,5 +1,5 @@
-//! The loop: look, plan, check, carry out, wait for something to happen; and from the start again. It
-//! takes no decisions itself, and tells what happens through a channel.
+//! The loop: look, plan, check, carry out, wait for something to happen; and from the start again.
+//! It takes no decisions itself, and tells what happens through a channel.
 
 #![expect(
     clippy::disallowed_methods,
@@ -61,7 +61,8 @@ pub struct OrchestratorHandle {
 }
 
 impl OrchestratorHandle {
-    /// The next thing that happened; `None` when it has ended. Nothing is lost if the future is dropped.
+    /// The next thing that happened; `None` when it has ended. Nothing is lost if the future is
+    /// dropped.
     pub async fn next_event(&mut self) -> Option<Event> {
         self.events.recv().await
     }

@@ -1,5 +1,5 @@
-//! The orchestrator with real, short-lived processes: shell scripts that print a ready line and end when
-//! their standard input closes, as nodes do.
+//! The orchestrator with real, short-lived processes: shell scripts that print a ready line and end
+//! when their standard input closes, as nodes do.
 
 use nearstate_orchestrator::executor::{MakeConfig, NodeLife, NodeTemplate};
 use nearstate_orchestrator::inventory::Exit;

@@ -1,7 +1,7 @@
 //! Control messages between nodes, and between people's tools and nodes.
 //!
-//! Each is one rkyv archive with a version in front, validated and held to its limits on arrival. What
-//! a message means is done elsewhere; nothing here acts.
+//! Each is one rkyv archive with a version in front, validated and held to its limits on arrival.
+//! What a message means is done elsewhere; nothing here acts.
 
 #![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
 

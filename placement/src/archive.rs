@@ -1,6 +1,7 @@
 //! Values to bytes and back, by rkyv: always validated, never larger than a stated limit.
 //!
-//! Bytes from outside have any alignment, so they are copied once; nothing here is on the packet path.
+//! Bytes from outside have any alignment, so they are copied once; nothing here is on the packet
+//! path.
 
 use rkyv::Archive;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};

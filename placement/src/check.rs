@@ -1,7 +1,8 @@
 //! Rules that every map keeps, and rules for going from one map to the next.
 //!
-//! Written from the meaning of a map alone: it shares no code with the planner, so that a mistake made
-//! there is not made here again. Tests run it on every map; the system machine refuses what breaks it.
+//! Written from the meaning of a map alone: it shares no code with the planner, so that a mistake
+//! made there is not made here again. Tests run it on every map; the system machine refuses what
+//! breaks it.
 
 use crate::map::{Map, Member, MemberState, ShardPlacement};
 use nearstate_store::{Epoch, NodeId, ShardId, SlotId};

@@ -1,8 +1,9 @@
 //! Which slot a packet belongs to, and which node owns it.
 //!
-//! The map says it; the system shard keeps the map ([`system`]). What the map should be is decided by
-//! pure code ([`membership`], [`planner`]), what a group must do to match it too ([`reconcile`]), and
-//! rules that share no code with either hold it to account ([`check`]). Only [`service`] acts.
+//! The map says it; the system shard keeps the map ([`system`]). What the map should be is decided
+//! by pure code ([`membership`], [`planner`]), what a group must do to match it too
+//! ([`reconcile`]), and rules that share no code with either hold it to account ([`check`]). Only
+//! [`service`] acts.
 
 pub mod api;
 pub mod archive;

@@ -18,8 +18,8 @@ use std::net::SocketAddr;
 pub enum MemberState {
     /// Heard of lately.
     Alive,
-    /// Not heard of for a while: nothing is steered to it, nothing is taken from it. Undone when it is
-    /// heard of again.
+    /// Not heard of for a while: nothing is steered to it, nothing is taken from it. Undone when it
+    /// is heard of again.
     Suspected,
     /// Given up, for good: this id never comes back (P6); its successor has another.
     Dead,
@@ -229,8 +229,8 @@ pub fn validate_ports(ports: &[String]) -> Result<(), DecodeError> {
     ports.iter().try_for_each(|port| limit("bytes of a port", port.len(), limits::PORT_BYTES_MAX))
 }
 
-/// Whether this may be a node's name: letters, digits, `-`, `_` and `.`, since names become parts of
-/// lines and of file names.
+/// Whether this may be a node's name: letters, digits, `-`, `_` and `.`, since names become parts
+/// of lines and of file names.
 ///
 /// # Errors
 /// If it is empty, too long or has other characters.

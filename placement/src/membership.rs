@@ -1,9 +1,9 @@
 //! Alive, suspected, dead: judged from when each member was last heard of.
 //!
-//! Suspicion comes early and is undone as soon as the member is heard of again: any node can serve any
-//! packet, so steering away from one that is merely slow costs nothing. Death comes late and is for
-//! good. The judge sees contacts only while it owns the system shard, so silence counts from when it
-//! began to listen: a new judge suspects nobody for what it has not heard.
+//! Suspicion comes early and is undone as soon as the member is heard of again: any node can serve
+//! any packet, so steering away from one that is merely slow costs nothing. Death comes late and is
+//! for good. The judge sees contacts only while it owns the system shard, so silence counts from
+//! when it began to listen: a new judge suspects nobody for what it has not heard.
 
 use crate::map::{Map, MemberState};
 use nearstate_store::{NodeId, Time};

@@ -1,8 +1,8 @@
-//! From the map, what is thought of the members and what is known of each shard's group, to the next
-//! map, with a report that says what each step did or what it waits for.
+//! From the map, what is thought of the members and what is known of each shard's group, to the
+//! next map, with a report that says what each step did or what it waits for.
 //!
-//! Pure, and a fixed point: planning again from its own result with the same facts changes nothing. It
-//! never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
+//! Pure, and a fixed point: planning again from its own result with the same facts changes nothing.
+//! It never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
 //!
 //! Steps, in the order in which they run:
 //! 1. `own-nothing`: suspected and dead nodes own nothing;
@@ -15,8 +15,8 @@ use crate::map::{Map, Member, MemberState, ShardPlacement};
 use core::fmt;
 use nearstate_store::{NodeId, ShardId};
 
-/// What is known of a shard's group. Possibly old: a plan may be late, never wrong, because each step is
-/// taken by the group's own leader, which looks again ([`crate::reconcile`]).
+/// What is known of a shard's group. Possibly old: a plan may be late, never wrong, because each
+/// step is taken by the group's own leader, which looks again ([`crate::reconcile`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardFact {
     /// Which shard.
@@ -113,8 +113,8 @@ impl Planner<'_> {
         })
     }
 
-    /// Whether a shard's group is what the map wants, the dead aside. Before that its replicas are not
-    /// changed again.
+    /// Whether a shard's group is what the map wants, the dead aside. Before that its replicas are
+    /// not changed again.
     fn is_settled(&self, shard: &ShardPlacement) -> bool {
         let dead = |node: &NodeId| self.map.state_of(*node) == MemberState::Dead;
         self.fact(shard.shard).is_some_and(|fact| {
@@ -150,8 +150,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Who takes over a shard whose wanted owner is not alive: its leader if it can, else the replica
-    /// that owns least. If the owner is dead, any live replica is better than it.
+    /// Who takes over a shard whose wanted owner is not alive: its leader if it can, else the
+    /// replica that owns least. If the owner is dead, any live replica is better than it.
     fn successor(&self, shard: &ShardPlacement, state: MemberState) -> Option<NodeId> {
         let leader = self.fact(shard.shard).and_then(|fact| fact.leader);
         let alive = || shard.replicas.iter().copied().filter(|node| self.is_alive(*node));
@@ -177,6 +177,10 @@ impl Planner<'_> {
             let dead: Vec<Member> =
                 dead.filter(|member| member.state == MemberState::Dead).cloned().collect();
             let Some(first) = dead.first() else { continue };
+            if dead.len() == placement.replicas.len() {
+                self.say(STEP, format!("{shard} is lost: all its replicas are dead"));
+                continue;
+            }
             let found = dead.iter().find_map(|old| Some((old.id, self.namesake(old, &placement)?)));
             match found {
                 None => self.say(
@@ -187,7 +191,9 @@ impl Planner<'_> {
                     let text = format!("{shard} waits to settle before {old} becomes {new}");
                     self.say(STEP, text);
                 }
-                Some((old, new)) => self.swap_replica(at, old, new, STEP),
+                Some((old, new)) => {
+                    self.swap_replica(at, old, new, STEP);
+                }
             }
         }
     }
@@ -199,19 +205,22 @@ impl Planner<'_> {
         fits.then_some(member.id)
     }
 
-    fn swap_replica(&mut self, at: usize, old: NodeId, new: NodeId, step: &'static str) {
+    /// Puts a new node into a dead one's place. False if the dead one must stay for now.
+    fn swap_replica(&mut self, at: usize, old: NodeId, new: NodeId, step: &'static str) -> bool {
         let placement = &mut self.map.shards[at];
-        if placement.preferred == old {
-            // Nobody else is live, or the step before would have moved it; and the new one is empty.
-            let text = format!("{} keeps {old}: no live replica could feed {new}", placement.shard);
+        if placement.replicas.len() < 3 || placement.preferred == old {
+            // With one of two dead the group has no majority that could agree to a change; and a
+            // wanted owner that is dead has no live replica beside it that could feed a new one.
+            let text = format!("{} keeps {old}: its group cannot change", placement.shard);
             self.say(step, text);
-            return;
+            return false;
         }
         placement.replicas.retain(|node| *node != old);
         placement.replicas.push(new);
         placement.replicas.sort_unstable();
         let text = format!("{} replica {old} becomes {new}", placement.shard);
         self.say(step, text);
+        true
     }
 
     fn plan_fill_up(&mut self) {
@@ -223,7 +232,8 @@ impl Planner<'_> {
                 let replicas = planner.map.shards[at].replicas.iter();
                 replicas.filter(|node| planner.map.state_of(**node).is_live()).count()
             };
-            if live(self) >= wanted {
+            if live(self) >= wanted || live(self) == 0 {
+                // Of a shard without a live replica there is nothing to copy.
                 continue;
             }
             let shard = before.shard;
@@ -239,8 +249,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Gives a shard one more replica, in place of a dead one if it has as many as wanted. Only one dead
-    /// replica a plan makes room. False if there is no node, or no room.
+    /// Gives a shard one more replica, in place of a dead one if it has as many as wanted. Only one
+    /// dead replica a plan makes room. False if there is no node, or no room.
     fn add_replica(&mut self, at: usize, wanted: usize, step: &'static str) -> bool {
         let placement = &self.map.shards[at];
         let spare = self.map.alive().map(|member| member.id);
@@ -258,10 +268,7 @@ impl Planner<'_> {
         let newcomer = placement.replicas.iter().any(|node| !voters.contains(node));
         let dead = |node: &&NodeId| self.map.state_of(**node) == MemberState::Dead;
         match placement.replicas.iter().find(dead).copied() {
-            Some(old) if !newcomer && placement.preferred != old => {
-                self.swap_replica(at, old, new, step);
-                true
-            }
+            Some(old) if !newcomer => self.swap_replica(at, old, new, step),
             _ => false,
         }
     }
@@ -275,8 +282,9 @@ impl Planner<'_> {
         }
     }
 
-    /// The move of a flow shard that evens ownership out most: from a node that owns at least two more
-    /// than the other, to one that has caught up; a move that has happened already comes first.
+    /// The move of a flow shard that evens ownership out most: from a node that owns at least two
+    /// more than the other, to one that has caught up; a move that has happened already comes
+    /// first.
     fn best_move(&self) -> Option<(usize, NodeId)> {
         let shards = self.map.shards.iter().enumerate();
         let flow = shards.filter(|(_, shard)| shard.shard != ShardId::SYSTEM);
@@ -315,3 +323,6 @@ impl Planner<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

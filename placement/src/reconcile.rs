@@ -1,18 +1,22 @@
-//! What the leader of a shard's group does next so that the group matches the map: at most one action
-//! at a time, the next one decided afresh from what is then seen.
+//! What the leader of a shard's group does next so that the group matches the map: at most one
+//! action at a time, the next one decided afresh from what is then seen.
 //!
 //! Pure. Two gates stand here and nowhere else: nobody votes before it has caught up, and nobody is
-//! handed a shard before it has caught up. A dead voter is taken out only together with a set of voters
-//! of which a majority has caught up.
+//! handed a shard before it has caught up. A dead voter is taken out only together with a set of
+//! voters of which a majority has caught up.
 
 use crate::map::{Map, MemberState};
 use core::fmt;
-use nearstate_store::{LogIndex, NodeId, ShardId, Term};
+use nearstate_store::{LogIndex, NodeId, ShardId, Term, Time};
 
 /// Entries that a learner may be behind and yet become a voter.
 pub const VOTER_LAG_MAX: u64 = 128;
 /// Entries that a voter may be behind and yet be handed the shard.
 pub const OWNER_LAG_MAX: u64 = 64;
+
+/// Longest silence of a node that may be handed a shard. What it has of the log says nothing about
+/// whether it still runs, and a handover to a node that does not costs an election.
+pub const HANDOVER_SILENCE_MS_MAX: u64 = 200;
 
 /// A shard's group, as one of its nodes sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +133,15 @@ pub fn next_action(map: &Map, status: &GroupStatus) -> GroupAction {
         .unwrap_or_else(|| GroupAction::Nothing(group.waits_for()))
 }
 
+/// Whether an action may be taken now, given when each peer was last heard of: a shard is handed
+/// only to a node that was heard of just now.
+#[must_use]
+pub fn may_act(action: &GroupAction, now: Time, contacts: &[(NodeId, Time)]) -> bool {
+    let GroupAction::TransferLeader(to) = action else { return true };
+    let heard = contacts.iter().find(|(node, _)| node == to);
+    heard.is_some_and(|(_, at)| now <= at.plus_ms(HANDOVER_SILENCE_MS_MAX))
+}
+
 struct Group<'a> {
     map: &'a Map,
     status: &'a GroupStatus,
@@ -160,9 +173,9 @@ impl Group<'_> {
         missing.map(|node| GroupAction::AddLearner(*node))
     }
 
-    /// The voters that can be had now: wanted ones that vote already or have caught up, and this node
-    /// while it leads. `None` while a wanted node that is alive is still catching up: one change
-    /// takes them all in, so that a group does not live through sizes nobody asked for.
+    /// The voters that can be had now: wanted ones that vote already or have caught up, and this
+    /// node while it leads. `None` while a wanted node that is alive is still catching up: one
+    /// change takes them all in, so that a group does not live through sizes nobody asked for.
     fn target(&self) -> Option<Vec<NodeId>> {
         let mut target = Vec::new();
         for &node in self.wanted {

@@ -1,16 +1,16 @@
-//! The loops that act: on every node, make this node's groups match the map and report what it owns; on
-//! the owner of the system shard, judge the members, plan the next map and propose it.
+//! The loops that act: on every node, make this node's groups match the map and report what it
+//! owns; on the owner of the system shard, judge the members, plan the next map and propose it.
 //!
-//! All decisions are taken by the pure files, from scratch at each turn: a turn has no memory but the
-//! judge's, so the rare path after a failure and the common path are the same code. What the loops
-//! touch is behind [`ClusterControl`], so they run in a simulation as they are. They never touch a
-//! packet, a clock or a socket.
+//! All decisions are taken by the pure files, from scratch at each turn: a turn has no memory but
+//! the judge's, so the rare path after a failure and the common path are the same code. What the
+//! loops touch is behind [`ClusterControl`], so they run in a simulation as they are. They never
+//! touch a packet, a clock or a socket.
 
 use crate::check;
 use crate::map::Map;
 use crate::membership::{Membership, Thresholds};
 use crate::planner::{PlanPolicy, ShardFact, plan};
-use crate::reconcile::{GroupAction, GroupStatus, next_action};
+use crate::reconcile::{GroupAction, GroupStatus, may_act, next_action};
 use crate::system::{SystemCommand, SystemReply};
 use core::future::Future;
 use core::pin::Pin;
@@ -53,8 +53,8 @@ pub trait ClusterControl: Send + Sync {
     /// A shard's group as this node sees it; `None` if it has no replica.
     fn status(&self, shard: ShardId) -> Option<GroupStatus>;
 
-    /// What the owner of a shard says of its group, for shards without replica here. The default knows
-    /// nothing; then such shards keep their replicas and owners unless a node dies.
+    /// What the owner of a shard says of its group, for shards without replica here. The default
+    /// knows nothing; then such shards keep their replicas and owners unless a node dies.
     fn ask_status(&self, shard: ShardId) -> BoxFuture<'_, Option<GroupStatus>> {
         let _ = shard;
         Box::pin(core::future::ready(None))
@@ -94,8 +94,8 @@ pub trait ClusterControl: Send + Sync {
         node: NodeId,
     ) -> BoxFuture<'_, Result<(), ControlError>>;
 
-    /// Waits for a change of the map, of a group's members or of a leader, at most so long. Every loop
-    /// that waits is woken. (Entries that are applied are no change here.)
+    /// Waits for a change of the map, of a group's members or of a leader, at most so long. Every
+    /// loop that waits is woken. (Entries that are applied are no change here.)
     fn wait(&self, at_most_ms: u64) -> BoxFuture<'_, Wake>;
 }
 
@@ -116,8 +116,8 @@ impl Default for ServiceConfig {
     }
 }
 
-/// Runs all loops of a node until [`Wake::Stop`]. Each shard has a loop of its own, so that a group that
-/// hangs without quorum holds up no other.
+/// Runs all loops of a node until [`Wake::Stop`]. Each shard has a loop of its own, so that a group
+/// that hangs without quorum holds up no other.
 pub async fn run(control: &dyn ClusterControl, config: ServiceConfig) {
     while !control.map().is_formed() {
         if control.wait(config.tick_ms).await == Wake::Stop {
@@ -152,6 +152,10 @@ pub async fn group_turn(control: &dyn ClusterControl, shard: ShardId) {
         propose(control, &report).await;
     }
     let action = next_action(&map, &status);
+    if !may_act(&action, control.now(), &control.peer_contacts()) {
+        tracing::debug!(%shard, ?action, "not now: the node was not heard of lately");
+        return;
+    }
     let done = match action.clone() {
         GroupAction::AddLearner(node) => control.add_learner(shard, node).await,
         GroupAction::ChangeVoters(voters) => control.change_voters(shard, voters).await,
@@ -234,8 +238,8 @@ impl PlannerLoop {
     }
 }
 
-/// What can be known of every shard's group: from the replica here if it leads or knows who votes, and
-/// from the owner otherwise.
+/// What can be known of every shard's group: from the replica here if it leads or knows who votes,
+/// and from the owner otherwise.
 async fn gather(control: &dyn ClusterControl, map: &Map) -> Vec<ShardFact> {
     let asked = map.shards.iter().map(|placement| async move {
         let shard = placement.shard;

@@ -1,7 +1,8 @@
 //! A map compiled for steerers: slot -> node in one array read.
 //!
-//! Where a packet is sent is a matter of speed, never of truth: any node serves any packet (P4). So a
-//! shard whose reported owner looks gone is steered to the wanted one before that one has answered.
+//! Where a packet is sent is a matter of speed, never of truth: any node serves any packet (P4). So
+//! a shard whose reported owner looks gone is steered to the wanted one before that one has
+//! answered.
 
 use crate::map::{Map, MemberState, ShardPlacement};
 use nearstate_store::{Epoch, NodeId, SlotId};

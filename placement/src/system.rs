@@ -1,9 +1,9 @@
-//! The system shard's machine: the map, the members and who gets which id, changed by nothing but the
-//! shard's log.
+//! The system shard's machine: the map, the members and who gets which id, changed by nothing but
+//! the shard's log.
 //!
 //! It decides no placement: it keeps order (compare-and-set by epoch), gives out ids that are never
-//! used twice, and refuses maps that break the rules of [`crate::check`]. Each change raises the epoch
-//! by one and is published whole to whoever watches on this node.
+//! used twice, and refuses maps that break the rules of [`crate::check`]. Each change raises the
+//! epoch by one and is published whole to whoever watches on this node.
 
 #![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
 
@@ -328,8 +328,8 @@ impl SystemMachine {
         let before = self.state.clone();
         self.edit_member(id, to);
         self.state.map.epoch.0 += 1;
-        // Only what a step of a map may do to a member; the wanted owner may be a dead one for as long
-        // as it takes the planner to see it.
+        // Only what a step of a map may do to a member; the wanted owner may be a dead one for as
+        // long as it takes the planner to see it.
         let broken = check::check_step(&before.map, &self.state.map)
             .into_iter()
             .find(|broken| !matches!(broken, check::Violation::PreferredDead(..)));

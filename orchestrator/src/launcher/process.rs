@@ -1,10 +1,10 @@
 //! Nodes as children of this process.
 //!
 //! A child must not outlive its parent, however the parent ends. So each child gets a pipe as its
-//! standard input, whose other end only this process holds: when it closes, because the child is asked
-//! to end or because this process is gone, the child ends (`end-with-stdin` in a node's
-//! configuration). The kernel's parent-death signal would need unsafe code between fork and exec, and
-//! follows the thread that started the child, not the process.
+//! standard input, whose other end only this process holds: when it closes, because the child is
+//! asked to end or because this process is gone, the child ends (`end-with-stdin` in a node's
+//! configuration). The kernel's parent-death signal would need unsafe code between fork and exec,
+//! and follows the thread that started the child, not the process.
 //!
 //! One task a child: it alone owns the child, so a signal never goes to a pid that was used again.
 
@@ -139,13 +139,13 @@ impl Watch {
                 status = child.wait() => break status,
             }
         };
-        let exit = status.map_or(Exit::NotLaunched, |status| exit_of(status));
+        let exit = status.map_or(Exit::NotLaunched, exit_of);
         // If nobody takes events any more, nobody wants to know.
         let _ = self.events.send(ProcessEvent::Exited(self.process, exit)).await;
     }
 
-    /// Takes what the child has printed into its log, and looks for the ready line. False at its end.
-    /// Nothing is lost if the future is dropped.
+    /// Takes what the child has printed into its log, and looks for the ready line. False at its
+    /// end. Nothing is lost if the future is dropped.
     async fn read(&mut self, output: &mut Option<BufReader<ChildStdout>>) -> bool {
         let Some(reader) = output else { return false };
         let (count, ready) = match reader.fill_buf().await {

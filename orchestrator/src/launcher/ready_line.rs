@@ -1,8 +1,8 @@
 //! The one line by which a node says that it serves:
 //! `ready node=<id> name=<name> listen=<address> port=<path>`.
 //!
-//! A child's output is not trusted: lines have a limit, and whatever is not just such a line with the
-//! expected name is passed over.
+//! A child's output is not trusted: lines have a limit, and whatever is not just such a line with
+//! the expected name is passed over.
 
 use crate::inventory::ReadyNode;
 use nearstate_store::NodeId;

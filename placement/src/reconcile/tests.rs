@@ -190,6 +190,17 @@ fn a_voter_that_is_behind_is_not_handed_the_shard() {
 }
 
 #[test]
+fn a_shard_is_handed_only_to_a_node_that_was_heard_of_just_now() {
+    let transfer = GroupAction::TransferLeader(NodeId(2));
+    let heard = [(NodeId(2), Time::from_ms(1_000))];
+    let last = 1_000 + HANDOVER_SILENCE_MS_MAX;
+    assert!(may_act(&transfer, Time::from_ms(last), &heard));
+    assert!(!may_act(&transfer, Time::from_ms(last + 1), &heard));
+    assert!(!may_act(&transfer, Time::from_ms(1_000), &[]));
+    assert!(may_act(&GroupAction::AddLearner(NodeId(2)), Time::from_ms(9_000), &[]));
+}
+
+#[test]
 fn only_the_leader_acts_and_only_when_no_change_is_under_way() {
     let map = map(&[1, 2, 3, 4], 2, &[]);
     let model = Model::new(&[1, 2, 3], &[]);

@@ -66,8 +66,8 @@ impl World {
         }
     }
 
-    /// Logs come nearer, and groups whose leader is gone elect the first living voter, if a majority
-    /// lives.
+    /// Logs come nearer, and groups whose leader is gone elect the first living voter, if a
+    /// majority lives.
     fn pass(&mut self) {
         self.now = self.now.plus_ms(TURN_MS);
         for group in &mut self.groups {
