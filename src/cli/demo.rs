@@ -96,7 +96,7 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
 }
 
 /// The chain of these functions as the demo sets it up.
-pub(super) fn chain(names: &[String]) -> Result<ChainConfig, DemoError> {
+pub(crate) fn chain(names: &[String]) -> Result<ChainConfig, DemoError> {
     let mut config = ChainConfig::named(names)?;
     let balanced = config.load_balancer.iter().flat_map(|balancer| &balancer.service);
     let mut rules = Vec::new();

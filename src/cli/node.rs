@@ -1,7 +1,7 @@
 //! `nearstate node`: reads a configuration and runs one node until it is told to end.
 //!
-//! It ends by SIGINT, SIGTERM or a shutdown message, and, if its configuration says so, when standard
-//! input closes: that is how a launcher's children never outlive it.
+//! It ends by SIGINT, SIGTERM or a shutdown message, and, if its configuration says so, when
+//! standard input closes: that is how a launcher's children never outlive it.
 
 use super::Ended;
 use clap::{Args, ValueHint};
@@ -58,7 +58,7 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
     let end_with_stdin = config.end_with_stdin;
     let stop = async move {
         tokio::select! {
-            () = told_to_end() => {}
+            () = told_to_end(end_with_stdin) => {}
             () = stdin_closed(), if end_with_stdin => {}
         }
     };
@@ -75,17 +75,18 @@ fn tell_ready(ready: &service::Ready) {
     let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
 }
 
-async fn told_to_end() {
+/// A launched node leaves Ctrl-C, which reaches all processes of a terminal, to its launcher.
+async fn told_to_end(is_launched: bool) {
     let signals = signal(SignalKind::interrupt()).and_then(|interrupt| {
         signal(SignalKind::terminate()).map(|terminate| (interrupt, terminate))
     });
     match signals {
-        Ok((mut interrupt, mut terminate)) => {
+        Ok((mut interrupt, mut terminate)) => loop {
             tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+                _ = interrupt.recv() => if !is_launched { return },
+                _ = terminate.recv() => return,
             }
-        }
+        },
         // Without handlers the signals end the process by themselves.
         Err(_) => std::future::pending().await,
     }

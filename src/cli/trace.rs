@@ -1,7 +1,7 @@
 //! `nearstate trace`: one packet's way through chain and store, in words. Nothing is changed by it.
 //!
-//! With `--node` a running node tells what it would do, with the state that it has. Without, a chain
-//! is built here that knows of no flow: what the first packet of a flow would see.
+//! With `--node` a running node tells what it would do, with the state that it has. Without, a
+//! chain is built here that knows of no flow: what the first packet of a flow would see.
 
 use super::Ended;
 use super::demo::chain;

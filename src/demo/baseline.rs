@@ -1,5 +1,5 @@
-//! The same packets through one node that sees them all: the production pipe on a plain local table,
-//! inside this process. What the cluster's run is compared with.
+//! The same packets through one node that sees them all: the production pipe on a plain local
+//! table, inside this process. What the cluster's run is compared with.
 
 use super::DemoError;
 use super::driver::{Driver, Lane};
@@ -8,7 +8,7 @@ use super::random::Random;
 use super::replay::{Answer, Push, Replay};
 use super::script::Script;
 use super::steerer::{NodeIndex, Steer, Steerer};
-use nearstate_nf_node::baseline::Baseline;
+use nearstate_nf_node::baseline::{Baseline, BaselineConfig};
 use nearstate_nf_node::chain::Chain;
 use nearstate_nf_node::frame::{Burst, Frame, FramePool};
 use nearstate_nf_node::pipe::{Output, Pipe, PipeSettings, SteeredChain};
@@ -28,7 +28,7 @@ pub(crate) fn run(
     script: &Script,
     chain: Chain,
     steer_seed: u32,
-    capacity: usize,
+    capacity: u32,
 ) -> Result<Outcomes, DemoError> {
     let nowhere = Box::new(|_, _: &_| SlotId(0));
     let steerer = Steerer::new(Steer::Random, nowhere, Random::new(0, 0));
@@ -60,8 +60,9 @@ impl Output for Said {
         boot_now()
     }
 
-    fn leave(&mut self, frame: Frame) {
+    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
         self.0.push_back((frame, None));
+        Ok(())
     }
 
     fn dropped(&mut self, frame: Frame, reason: DropReason) {
@@ -70,11 +71,18 @@ impl Output for Said {
 }
 
 impl BaselineNode {
-    fn new(chain: Chain, steer_seed: u32, capacity: usize) -> Result<Self, DemoError> {
-        let access = Baseline::new(chain.slots(), chain.pools(), capacity)?;
+    fn new(chain: Chain, steer_seed: u32, capacity: u32) -> Result<Self, DemoError> {
+        let access = Baseline::new(BaselineConfig {
+            capacity,
+            slots: chain.slots(),
+            pools: chain.pools().to_vec(),
+            hash_key: steer_seed.into(),
+            pending_max: WINDOW,
+        })?;
         let stages = SteeredChain::new(Arc::new(chain), steer_seed);
+        let settings = PipeSettings { client: 1, parked_max: WINDOW, seed: steer_seed.into() };
         Ok(Self {
-            pipe: Pipe::new(stages, access, PipeSettings::default()),
+            pipe: Pipe::new(stages, access, settings),
             pool: FramePool::new(FRAMES),
             burst: Burst::new(),
             said: Said::default(),
@@ -110,5 +118,86 @@ impl Lane for BaselineNode {
             None => Answer::Left(frame.side, frame.as_slice()),
         };
         Some((frame.tag, answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compare::compare;
+    use super::super::frames::Frames;
+    use super::super::outcome::Outcome;
+    use super::super::script::Scene;
+    use super::super::traffic::{TrafficSpec, generate};
+    use super::super::{SLOTS, scene};
+    use super::*;
+    use crate::cli::demo_chain;
+    use nearstate_placement::Side;
+
+    const SPEC: TrafficSpec = TrafficSpec { flows: 400, packets: 8_000, seed: 5 };
+
+    fn outcomes(names: &[&str], script: &Script, seed: u32) -> Outcomes {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let chain = Chain::new(&demo_chain(&names).unwrap(), SLOTS).unwrap();
+        run(script, chain, seed, 1 << 17).unwrap()
+    }
+
+    fn left(outcomes: &Outcomes, to: Side) -> usize {
+        let numbers = 0..outcomes.len() as u32;
+        let is_so = |outcome| matches!(outcome, Outcome::Left { side, .. } if side == to);
+        numbers.filter(|&number| is_so(outcomes.get(number))).count()
+    }
+
+    #[test]
+    fn generated_traffic_passes_both_ways_and_other_ports_change_nothing() {
+        let script = Script::new(generate(&SPEC), &Scene::inside_calls());
+        let one = outcomes(&["firewall", "nat"], &script, 1);
+        let other = outcomes(&["firewall", "nat"], &script, 2);
+        let (out, back) = (left(&one, Side::Outside), left(&one, Side::Inside));
+        assert_eq!(out + back, script.len(), "nothing of it is refused");
+        assert!(back * 10 > script.len() * 3);
+        let found = compare(&script, &other, &one, true);
+        assert_eq!((found.mismatches, found.state_lost), (0, 0), "{:?}", found.told);
+        let strict = compare(&script, &other, &one, false);
+        assert!(strict.mismatches > 0, "other seeds give other ports");
+    }
+
+    #[test]
+    fn clients_of_a_service_are_answered_by_it() {
+        for names in [["load-balancer", "firewall"], ["firewall", "load-balancer"]] {
+            let words: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let scene = scene(&demo_chain(&words).unwrap());
+            let script = Script::new(generate(&SPEC), &scene);
+            let outcomes = outcomes(&names, &script, 1);
+            let (to_backends, to_clients) =
+                (left(&outcomes, Side::Inside), left(&outcomes, Side::Outside));
+            assert!(to_backends * 10 > script.len() * 2, "{names:?}: {to_backends}");
+            assert!(to_clients * 10 > script.len() * 2, "{names:?}: {to_clients}");
+        }
+    }
+
+    #[test]
+    fn damaged_packets_are_dropped_and_nothing_else_happens() {
+        let mut frames = generate(&SPEC);
+        let mut random = Random::new(7, 7);
+        for number in 0..frames.len() as u32 {
+            let frame = frames.frame_mut(number);
+            for _ in 0..random.below(3) {
+                let at = random.below(frame.len() as u64) as usize;
+                frame[at] ^= 1 << random.below(8);
+            }
+        }
+        let mut cut = Frames::default();
+        for number in 0..frames.len() as u32 {
+            let frame = frames.frame(number);
+            let length = random.below(frame.len() as u64 + 1) as usize;
+            let kept = if number % 4 == 0 { &frame[..length] } else { frame };
+            cut.push(kept, kept.len() as u32, 0);
+        }
+        let script = Script::new(cut, &Scene::inside_calls());
+        let one = outcomes(&["firewall", "nat"], &script, 1);
+        let other = outcomes(&["firewall", "nat"], &script, 9);
+        assert_eq!((one.pending(), other.pending()), (0, 0));
+        let found = compare(&script, &other, &one, true);
+        assert_eq!((found.mismatches, found.state_lost), (0, 0), "{:?}", found.told);
     }
 }

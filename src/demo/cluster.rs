@@ -11,7 +11,7 @@ use super::story::Story;
 use super::{SLOTS, rundir};
 use crate::ask::CLUSTER_NAME;
 use nearstate_nf_node::chain::Chain;
-use nearstate_nf_node::node_config::{NodeConfig, PortConfig, Start, TimingConfig};
+use nearstate_nf_node::node_config::{CAPACITY_MAX, NodeConfig, PortConfig, Start, TimingConfig};
 use nearstate_orchestrator::executor::{NodeLife, NodeTemplate};
 use nearstate_orchestrator::plan;
 use nearstate_orchestrator::policy::Policy;
@@ -29,8 +29,9 @@ const ENTRIES_PER_FLOW: usize = 3;
 const CAPACITY_MIN: usize = 1 << 16;
 
 /// Cells of a table that holds this many flows, however they fall on the shards, at half load.
-pub(crate) fn table_capacity(flows: usize) -> usize {
-    (flows * ENTRIES_PER_FLOW * 2).next_power_of_two().max(CAPACITY_MIN)
+pub(crate) fn table_capacity(flows: usize) -> u32 {
+    let cells = (flows * ENTRIES_PER_FLOW * 2).next_power_of_two().max(CAPACITY_MIN);
+    u32::try_from(cells).unwrap_or(CAPACITY_MAX).min(CAPACITY_MAX)
 }
 
 /// The seed of the steering hash.
@@ -65,7 +66,7 @@ pub(crate) fn run(
 }
 
 /// What all nodes have in common.
-fn settings(plan: &DemoPlan, table_capacity: usize) -> NodeConfig {
+fn settings(plan: &DemoPlan, table_capacity: u32) -> NodeConfig {
     NodeConfig {
         cluster: CLUSTER_NAME.to_owned(),
         name: String::new(),
@@ -73,7 +74,7 @@ fn settings(plan: &DemoPlan, table_capacity: usize) -> NodeConfig {
         directory: "".into(),
         start: Start::Form { slots: SLOTS, shards: plan.nodes.into(), replicas: REPLICAS },
         port: PortConfig::Shm { path: "".into(), ring: RING },
-        table_capacity: u32::try_from(table_capacity).unwrap_or(u32::MAX),
+        table_capacity,
         shared_memory_reads: true,
         end_with_stdin: true,
         steer_seed: steer_seed(plan),
@@ -135,7 +136,7 @@ mod tests {
 
     #[test]
     fn tables_have_room_for_all_flows_twice() {
-        assert_eq!(table_capacity(1), CAPACITY_MIN);
+        assert_eq!(table_capacity(1) as usize, CAPACITY_MIN);
         assert_eq!(table_capacity(1_000_000), 1 << 23);
     }
 }

@@ -1,7 +1,8 @@
 //! The demo's other thread: runs the orchestrator, follows the map, asks nodes how they are.
 //!
-//! It decides nothing. What happens goes to the driver's thread as [`News`], what is to be done comes
-//! back as [`Order`]s; packets never pass here. When the driver's end goes away, all children end.
+//! It decides nothing. What happens goes to the driver's thread as [`News`], what is to be done
+//! comes back as [`Order`]s; packets never pass here. When the driver's end goes away, all children
+//! end.
 
 use super::settle;
 use crate::ask::{CLUSTER_NAME, ask_soon};
@@ -47,7 +48,7 @@ pub(crate) enum News {
     /// To [`Order::Settle`]: ready for traffic, or what it lacks.
     Settled(Result<(), String>),
     /// To [`Order::Kill`]: it is done.
-    Killed(NodeId),
+    Killed,
     /// To [`Order::Collect`]: all living nodes have told their counters.
     Collected,
     /// The user wants the demo to end.
@@ -218,7 +219,7 @@ impl Desk {
                 if let Some(report) = status(address, LAST_WORDS).await {
                     self.tell(News::Counters(report.node, report.counters));
                 }
-                self.tell(News::Killed(node));
+                self.tell(News::Killed);
                 if let Err(error) = self.handle.kill(&name).await {
                     self.tell(News::Failed(error.to_string()));
                 }

@@ -49,8 +49,8 @@ impl<'a, L: Lane> Driver<'a, L> {
         moved
     }
 
-    /// A node is dead: takes all that it had put out, then sends again what was inside it. Gives how
-    /// many packets that were.
+    /// A node is dead: takes all that it had put out, then sends again what was inside it. Gives
+    /// how many packets that were.
     pub(crate) fn bury(&mut self, node: NodeIndex, now: Time) -> u64 {
         while self.take(node, BURST, now) == BURST {}
         self.replay.handle_node_down(node)

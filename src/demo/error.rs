@@ -1,5 +1,6 @@
 //! Why a demo did not come to its end, in words that say what to do.
 
+use nearstate_nf_node::baseline::BaselineError;
 use nearstate_nf_node::chain_config::ChainConfigError;
 use nearstate_nf_node::port::capture::CaptureError;
 use nearstate_nf_node::port::shm::ShmError;
@@ -105,7 +106,7 @@ pub(crate) enum DemoError {
     Interrupted,
     /// The baseline's table.
     #[error("the baseline node: {0}")]
-    Baseline(String),
+    Baseline(#[from] BaselineError),
     /// The report.
     #[error("the report: {0}")]
     Report(#[from] serde_json::Error),

@@ -1,4 +1,5 @@
-//! The nodes of this run by the order in which they came: who lives, who owns what, what they counted.
+//! The nodes of this run by the order in which they came: who lives, who owns what, what they
+//! counted.
 //!
 //! Pure bookkeeping between the cluster's words (node ids, maps, counters) and the driver's.
 

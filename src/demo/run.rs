@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
             News::Map(map) => self.on_map(&map),
             News::Counters(node, counters) => self.roster.handle_counters(node, &counters),
             News::Settled(settled) => self.progress.settled = Some(settled),
-            News::Killed(_) => self.driver.meter.handle_kill(boot_now()),
+            News::Killed => self.driver.meter.handle_kill(boot_now()),
             News::Collected => self.progress.collected = true,
             News::Interrupted => return Err(DemoError::Interrupted),
             News::Failed(why) => return Err(DemoError::Orchestrator(why)),

@@ -7,8 +7,8 @@ use tempfile::{Builder, TempDir};
 /// Shared memory, where rings need no disk.
 const SHARED_MEMORY: &str = "/dev/shm";
 
-/// Makes a directory that only this user can enter, in shared memory if there is some; it is removed
-/// when it is dropped.
+/// Makes a directory that only this user can enter, in shared memory if there is some; it is
+/// removed when it is dropped.
 pub(crate) fn make() -> std::io::Result<TempDir> {
     let mut builder = Builder::new();
     builder.prefix("nearstate-").permissions(std::fs::Permissions::from_mode(0o700));

@@ -1,12 +1,13 @@
-//! Whether a cluster is ready for traffic, and for a kill: every shard has its owner and its replicas.
+//! Whether a cluster is ready for traffic, and for a kill: every shard has its owner and its
+//! replicas.
 //!
 //! Pure: takes what the members say of themselves.
 
 use nearstate_placement::Map;
 use nearstate_placement::api::{ShardRole, StatusReport};
 
-/// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is owned
-/// by the node that the map wants to own it.
+/// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is
+/// owned by the node that the map wants to own it.
 pub(crate) fn lack(
     map: &Map,
     reports: &[StatusReport],

@@ -192,7 +192,7 @@ fn pings(packets: u32, random: &mut Random) -> Vec<Turn> {
             payload: 56,
         })
         .collect();
-    if packets >= 2 && packets % 2 == 0 && random.percent(10) {
+    if packets >= 2 && packets.is_multiple_of(2) && random.percent(10) {
         // The last one finds no way: time exceeded.
         let said = Said::Error { kind: TIME_EXCEEDED, code: 0, about: packets - 2 };
         turns[packets as usize - 1] = Turn { from_inside: false, said, payload: 0 };
