@@ -159,6 +159,14 @@ fn default_true() -> bool {
     true
 }
 
+/// The number that stands for a cluster's name in every handshake: FNV-1a of its bytes.
+#[must_use]
+pub fn cluster_id(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 impl NodeConfig {
     /// Reads and checks a configuration.
     ///
@@ -170,12 +178,10 @@ impl NodeConfig {
         Ok(config)
     }
 
-    /// The number that stands for the cluster's name in every handshake: FNV-1a of its bytes.
+    /// The number that stands for the cluster's name in every handshake.
     #[must_use]
     pub fn cluster_id(&self) -> u64 {
-        self.cluster.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+        cluster_id(&self.cluster)
     }
 
     fn check(&self) -> Result<(), NodeConfigError> {

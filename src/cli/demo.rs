@@ -1,0 +1,181 @@
+//! `nearstate demo`: what may be asked of the demo, checked before anything starts.
+
+use super::Ended;
+use crate::demo::steerer::Steer;
+use crate::demo::traffic::{FLOWS_MAX, PACKETS_MAX, TrafficSpec};
+use crate::demo::{self, DemoError, DemoPlan, JsonTo, Source};
+use clap::{Args, ValueHint};
+use nearstate_nf_node::chain_config::{ChainConfig, FunctionName};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Flows, if nothing is said.
+const FLOWS: u32 = 10_000;
+/// Packets, if nothing is said.
+const PACKETS: u32 = 200_000;
+/// When a node is killed, if nothing is said.
+const KILL_PERCENT: u8 = 50;
+/// Nodes that the others can lose one of and still agree.
+const NODES_FOR_KILL: u8 = 3;
+
+/// The options of `nearstate demo`.
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Take the packets of this capture (pcap or pcapng, Ethernet) instead of generated ones
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["flows", "packets"])]
+    pcap: Option<PathBuf>,
+    /// Flows to generate [default: 10000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
+    flows: Option<u32>,
+    /// Packets to generate, about; at least one a flow [default: 200000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=PACKETS_MAX as i64))]
+    packets: Option<u32>,
+    /// Nodes to start
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Network functions that packets from inside pass, in order: firewall, nat, load-balancer
+    #[arg(long, value_name = "LIST", default_value = "firewall,nat", value_delimiter = ',')]
+    chain: Vec<String>,
+    /// Which node a packet goes to: the owner of its state, or a random one, packet by packet
+    #[arg(long, value_enum, default_value_t = Steer::Owner)]
+    steer: Steer,
+    /// Kill the busiest node when this share of the packets is through [default: 50]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=99))]
+    kill: Option<u8>,
+    /// Kill no node
+    #[arg(long, conflicts_with = "kill")]
+    no_kill: bool,
+    /// Seed of traffic and steering: the same seed gives the same packets
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Write report.json and what left (inside.pcap, outside.pcap) into this directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    out: Option<PathBuf>,
+    /// Write the report as JSON; with - to standard output, and the story to standard error
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+}
+
+/// Runs it.
+pub(super) fn run(args: DemoArgs) -> Ended {
+    let good = demo::run(&plan(args)?)?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
+    let source = match args.pcap {
+        Some(path) => Source::Capture(path),
+        None => {
+            let flows = args.flows.unwrap_or(FLOWS);
+            let packets = args.packets.unwrap_or(PACKETS.max(flows));
+            if packets < flows {
+                return Err(DemoError::TooFewPackets { flows, packets });
+            }
+            Source::Generated(TrafficSpec { flows, packets, seed: args.seed })
+        }
+    };
+    let may_kill = args.nodes >= NODES_FOR_KILL;
+    if args.kill.is_some() && !may_kill {
+        return Err(DemoError::TooFewNodes { nodes: args.nodes, needed: NODES_FOR_KILL });
+    }
+    let kill_percent =
+        if args.no_kill || !may_kill { None } else { Some(args.kill.unwrap_or(KILL_PERCENT)) };
+    Ok(DemoPlan {
+        source,
+        nodes: args.nodes,
+        chain: chain(&args.chain)?,
+        steer: args.steer,
+        kill_percent,
+        seed: args.seed,
+        out: args.out,
+        json: args
+            .json
+            .map(|path| if path.as_os_str() == "-" { JsonTo::Stdout } else { JsonTo::File(path) }),
+    })
+}
+
+/// The chain of these functions as the demo sets it up.
+pub(crate) fn chain(names: &[String]) -> Result<ChainConfig, DemoError> {
+    let mut config = ChainConfig::named(names)?;
+    let balanced = config.load_balancer.iter().flat_map(|balancer| &balancer.service);
+    let mut rules = Vec::new();
+    for service in balanced {
+        // Whether the firewall sees the service or its backends hangs on the order of the chain.
+        let backends = service.backends.iter().map(|backend| backend.endpoint);
+        for end in std::iter::once(service.address).chain(backends) {
+            let protocol = if service.protocol.number() == 6 { "tcp" } else { "udp" };
+            rules.push(format!("allow in {protocol} to {} port {}", end.ip(), end.port()));
+        }
+    }
+    if let Some(firewall) = &mut config.firewall
+        && config.functions.contains(&FunctionName::LoadBalancer)
+    {
+        firewall.rules = rules;
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Parser, error::ErrorKind};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: DemoArgs,
+    }
+
+    fn parse(words: &str) -> Result<DemoArgs, clap::Error> {
+        let words = std::iter::once("demo").chain(words.split_whitespace());
+        Line::try_parse_from(words).map(|line| line.args)
+    }
+
+    fn planned(words: &str) -> Result<DemoPlan, DemoError> {
+        plan(parse(words).unwrap())
+    }
+
+    #[test]
+    fn without_options_it_generates_traffic_and_kills_one_of_three() {
+        let plan = planned("").unwrap();
+        let spec = TrafficSpec { flows: FLOWS, packets: PACKETS, seed: 1 };
+        assert_eq!(plan.source, Source::Generated(spec));
+        assert_eq!((plan.nodes, plan.kill_percent, plan.steer), (3, Some(50), Steer::Owner));
+        assert_eq!(plan.chain.functions, [FunctionName::Firewall, FunctionName::Nat]);
+    }
+
+    #[test]
+    fn what_goes_together_is_taken() {
+        let plan = planned("--pcap a.pcap --steer random --kill 30 --json -").unwrap();
+        assert_eq!(plan.source, Source::Capture("a.pcap".into()));
+        assert_eq!((plan.kill_percent, plan.json), (Some(30), Some(JsonTo::Stdout)));
+        assert_eq!(planned("--no-kill").unwrap().kill_percent, None);
+        assert_eq!(planned("--nodes 1").unwrap().kill_percent, None);
+        let spec = TrafficSpec { flows: 300_000, packets: 300_000, seed: 7 };
+        let plan = planned("--flows 300000 --seed 7").unwrap();
+        assert_eq!(plan.source, Source::Generated(spec));
+        let balanced = planned("--chain load-balancer,firewall").unwrap();
+        let rules = &balanced.chain.firewall.unwrap().rules;
+        assert_eq!(rules[0], "allow in tcp to 203.0.113.80 port 80");
+        assert_eq!(rules.len(), 5);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_a_word_on_it() {
+        for (words, said) in [
+            ("--nodes 2 --kill 50", "--nodes 3"),
+            ("--flows 10 --packets 5", "--packets 10"),
+            ("--chain firewall,nta", "'nta'"),
+        ] {
+            let message = planned(words).unwrap_err().to_string();
+            assert!(message.contains(said), "{message:?} does not say {said:?}");
+        }
+        for words in ["--nodes 10", "--nodes 0", "--kill 100", "--kill 0", "--flows 0"] {
+            assert_eq!(parse(words).unwrap_err().kind(), ErrorKind::ValueValidation, "{words}");
+        }
+        for words in ["--pcap a --flows 3", "--kill 5 --no-kill"] {
+            assert_eq!(parse(words).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{words}");
+        }
+    }
+}

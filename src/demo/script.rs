@@ -1,0 +1,261 @@
+//! What both ends of every flow do: a capture, taken apart into flows.
+//!
+//! A packet belongs to the flow of its canonical tuple; an ICMP error belongs to the flow that it
+//! quotes. The first sender of a flow is its initiator, who sits inside, or outside where a load
+//! balancer serves clients: the initiator's packets are then readdressed to the virtual endpoint.
+//! A packet that does not parse is a flow of its own and is sent alone. What no node could take
+//! (cut short by the capture, longer than a buffer) is refused here, with a counted reason.
+//! Never touches the outside, and sends nothing.
+
+use super::frames::Frames;
+use nearstate_nf_node::packet::parse;
+use nearstate_nf_node::packet::parsed::Parsed;
+use nearstate_nf_node::{DropReason, rewrite};
+use nearstate_placement::{FlowKey, FlowTuple, Side};
+use nearstate_store::{Endpoint, TenantId};
+use std::collections::BTreeMap;
+
+/// Bytes of the longest frame that a node takes.
+pub(crate) const FRAME_BYTES_MAX: usize = 2048;
+/// Whose packets the demo's are.
+pub(crate) const DEMO_TENANT: TenantId = TenantId(0);
+
+/// Which side begins flows, and what its packets are addressed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Scene {
+    /// Where the first sender of a flow sits.
+    pub(crate) initiator: Side,
+    /// Virtual endpoints by protocol; empty without a load balancer.
+    pub(crate) services: Vec<(u8, Endpoint)>,
+}
+
+impl Scene {
+    /// Inside hosts call the world.
+    pub(crate) const fn inside_calls() -> Self {
+        Self { initiator: Side::Inside, services: Vec::new() }
+    }
+
+    fn service_for(&self, tuple: &FlowTuple) -> Option<Endpoint> {
+        let is_v4 = tuple.source.ipv4().is_some();
+        self.services
+            .iter()
+            .find(|(protocol, service)| {
+                *protocol == tuple.protocol && service.ipv4().is_some() == is_v4
+            })
+            .map(|&(_, service)| service)
+    }
+}
+
+/// What is to be done with one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It goes in, in its turn.
+    Send {
+        /// Its flow, an index into [`Script::flows`].
+        flow: u32,
+        /// Whether the first sender of the flow sends it.
+        from_initiator: bool,
+        /// Where its headers are; `None` if it is malformed.
+        parsed: Option<Parsed>,
+    },
+    /// No node ever sees it.
+    Refuse(DropReason),
+}
+
+/// Packets, and the flows that they make.
+#[derive(Debug)]
+pub(crate) struct Script {
+    frames: Frames,
+    steps: Vec<Step>,
+    flows: Vec<Vec<u32>>,
+    initiator: Side,
+}
+
+impl Script {
+    /// Takes a capture apart.
+    pub(crate) fn new(mut frames: Frames, scene: &Scene) -> Self {
+        let mut sorter = Sorter::default();
+        let mut steps = Vec::with_capacity(frames.len());
+        let count = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        for number in 0..count {
+            steps.push(sorter.step(number, &mut frames, scene));
+        }
+        Self { frames, steps, flows: sorter.flows, initiator: scene.initiator }
+    }
+
+    /// How many packets there are.
+    pub(crate) fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Packet numbers by flow, in the order in which they are sent.
+    pub(crate) fn flows(&self) -> &[Vec<u32>] {
+        &self.flows
+    }
+
+    /// What is to be done with a packet.
+    pub(crate) fn step(&self, number: u32) -> Step {
+        self.steps[number as usize]
+    }
+
+    /// The bytes of a packet as its sender sends it.
+    pub(crate) fn frame(&self, number: u32) -> &[u8] {
+        self.frames.frame(number)
+    }
+
+    /// When a packet was captured, in microseconds.
+    pub(crate) fn at_us(&self, number: u32) -> u64 {
+        self.frames.at_us(number)
+    }
+
+    /// The side that a packet goes in on.
+    pub(crate) fn side(&self, number: u32) -> Side {
+        match self.step(number) {
+            Step::Send { from_initiator: false, .. } => self.initiator.opposite(),
+            Step::Send { .. } | Step::Refuse(_) => self.initiator,
+        }
+    }
+}
+
+/// Finds the flow of each packet.
+#[derive(Default)]
+struct Sorter {
+    flows: Vec<Vec<u32>>,
+    /// Flow and initiator of each canonical key.
+    by_key: BTreeMap<FlowKey, (u32, Endpoint)>,
+    /// Flows of clients of a service: whatever a client called, it now calls the service.
+    by_client: BTreeMap<(u8, Endpoint), u32>,
+}
+
+impl Sorter {
+    fn step(&mut self, number: u32, frames: &mut Frames, scene: &Scene) -> Step {
+        let length = frames.frame(number).len();
+        if length < frames.wire_length(number) {
+            return Step::Refuse(DropReason::CutShort);
+        }
+        if length > FRAME_BYTES_MAX {
+            return Step::Refuse(DropReason::FrameTooLong);
+        }
+        let Ok(parsed) = parse(frames.frame(number)) else {
+            let flow = self.begin(number);
+            return Step::Send { flow, from_initiator: true, parsed: None };
+        };
+        let (flow, initiator) = self.flow_of(&parsed.tuple, scene);
+        self.flows[flow as usize].push(number);
+        let from_initiator = parsed.tuple.source == initiator;
+        let parsed = if from_initiator {
+            readdress(frames.frame_mut(number), parsed, scene)
+        } else {
+            parsed
+        };
+        Step::Send { flow, from_initiator, parsed: Some(parsed) }
+    }
+
+    fn begin(&mut self, number: u32) -> u32 {
+        self.flows.push(vec![number]);
+        self.flows.len() as u32 - 1
+    }
+
+    fn flow_of(&mut self, tuple: &FlowTuple, scene: &Scene) -> (u32, Endpoint) {
+        let key = FlowKey::canonical(DEMO_TENANT, tuple);
+        if let Some(&known) = self.by_key.get(&key) {
+            return known;
+        }
+        let next = self.flows.len() as u32;
+        let flow = match scene.service_for(tuple) {
+            Some(_) => *self.by_client.entry((tuple.protocol, tuple.source)).or_insert(next),
+            None => next,
+        };
+        if flow == next {
+            self.flows.push(Vec::new());
+        }
+        self.by_key.insert(key, (flow, tuple.source));
+        (flow, tuple.source)
+    }
+}
+
+/// Addresses an initiator's packet to the service of its protocol, if there is one.
+fn readdress(frame: &mut [u8], parsed: Parsed, scene: &Scene) -> Parsed {
+    let Some(service) = scene.service_for(&parsed.tuple) else { return parsed };
+    let tuple = FlowTuple { destination: service, ..parsed.tuple };
+    rewrite::apply(frame, &parsed, &tuple);
+    Parsed { tuple, ..parsed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearstate_nf_node::packet::PacketBuilder;
+
+    const CLIENT: Endpoint = Endpoint::v4([10, 0, 0, 1], 4000);
+    const SERVER: Endpoint = Endpoint::v4([192, 0, 2, 1], 80);
+    const OTHER: Endpoint = Endpoint::v4([192, 0, 2, 2], 80);
+    const SERVICE: Endpoint = Endpoint::v4([203, 0, 113, 80], 80);
+
+    fn script(frames: &[Vec<u8>], scene: &Scene) -> Script {
+        let mut all = Frames::default();
+        for frame in frames {
+            all.push(frame, frame.len() as u32, 0);
+        }
+        Script::new(all, scene)
+    }
+
+    fn flow_and_direction(script: &Script, number: u32) -> (u32, bool) {
+        match script.step(number) {
+            Step::Send { flow, from_initiator, .. } => (flow, from_initiator),
+            Step::Refuse(reason) => panic!("packet {number} is refused: {reason}"),
+        }
+    }
+
+    #[test]
+    fn both_directions_and_errors_about_them_are_one_flow_begun_by_its_first_sender() {
+        let out = PacketBuilder::tcp(CLIENT, SERVER).build();
+        let back = PacketBuilder::tcp(SERVER, CLIENT).build();
+        let other = PacketBuilder::tcp(OTHER, CLIENT).build();
+        let error = PacketBuilder::icmp_error(OTHER, (3, 4), &out).build();
+        let script = script(&[back, out, error, other], &Scene::inside_calls());
+        assert_eq!(script.flows(), [vec![0, 1, 2], vec![3]]);
+        let directions: Vec<_> = (0..4).map(|n| flow_and_direction(&script, n)).collect();
+        assert_eq!(directions, [(0, true), (0, false), (0, true), (1, true)]);
+        assert_eq!(script.side(0), Side::Inside, "the server spoke first here");
+        assert_eq!(script.side(1), Side::Outside);
+    }
+
+    #[test]
+    fn what_does_not_parse_goes_alone_and_what_no_node_takes_is_refused() {
+        let whole = PacketBuilder::udp(CLIENT, SERVER).payload(&[0; 100]).build();
+        let mut frames = Frames::default();
+        frames.push(&whole, whole.len() as u32, 0);
+        frames.push(&whole[..40], whole.len() as u32, 1);
+        frames.push(&whole[..20], 20, 2);
+        frames.push(&whole[..20], 20, 3);
+        frames.push(&[0; FRAME_BYTES_MAX + 1], FRAME_BYTES_MAX as u32 + 1, 4);
+        let script = Script::new(frames, &Scene::inside_calls());
+        assert_eq!(script.flows(), [vec![0], vec![2], vec![3]]);
+        assert_eq!(script.step(1), Step::Refuse(DropReason::CutShort));
+        assert_eq!(script.step(4), Step::Refuse(DropReason::FrameTooLong));
+        let alone = Step::Send { flow: 2, from_initiator: true, parsed: None };
+        assert_eq!(script.step(3), alone);
+        assert_eq!((script.side(3), script.at_us(3)), (Side::Inside, 3));
+    }
+
+    #[test]
+    fn clients_of_a_balancer_call_the_service_from_outside() {
+        let scene = Scene { initiator: Side::Outside, services: vec![(6, SERVICE)] };
+        let frames = [
+            PacketBuilder::tcp(CLIENT, SERVER).build(),
+            PacketBuilder::tcp(CLIENT, OTHER).build(),
+            PacketBuilder::tcp(OTHER, CLIENT).build(),
+            PacketBuilder::udp(CLIENT, SERVER).build(),
+        ];
+        let script = script(&frames, &scene);
+        assert_eq!(script.flows(), [vec![0, 1, 2], vec![3]], "one client, one service");
+        for (number, to, side) in
+            [(0, SERVICE, Side::Outside), (1, SERVICE, Side::Outside), (2, CLIENT, Side::Inside)]
+        {
+            let parsed = parse(script.frame(number)).unwrap();
+            assert_eq!((parsed.tuple.destination, script.side(number)), (to, side));
+        }
+        assert_eq!(parse(script.frame(3)).unwrap().tuple.destination, SERVER, "no UDP service");
+    }
+}

@@ -1,0 +1,112 @@
+//! Whether a cluster is ready for traffic, and for a kill: every shard has its owner and its
+//! replicas.
+//!
+//! Pure: takes what the members say of themselves.
+
+use nearstate_placement::Map;
+use nearstate_placement::api::{ShardRole, StatusReport};
+
+/// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is
+/// owned by the node that the map wants to own it.
+pub(crate) fn lack(
+    map: &Map,
+    reports: &[StatusReport],
+    nodes: usize,
+    strictly: bool,
+) -> Option<String> {
+    if !map.is_formed() || map.shards.len() < 2 {
+        return Some("there is no map with shards yet".to_owned());
+    }
+    let replicas = usize::from(map.replicas_wanted).min(nodes);
+    map.shards.iter().find_map(|placement| {
+        let shard = placement.shard;
+        let owner = reports.iter().find_map(|report| {
+            let mut seen = report.shards.iter().filter(|seen| seen.role == ShardRole::Owner);
+            Some((report.node, seen.find(|seen| seen.shard == shard)?))
+        });
+        let Some((owner, seen)) = owner else {
+            return Some(format!("{shard} has no owner"));
+        };
+        if seen.voters.len() < replicas {
+            let voters = seen.voters.len();
+            return Some(format!("{shard} has {voters} of {replicas} replicas"));
+        }
+        let wanted = placement.preferred;
+        (strictly && owner != wanted)
+            .then(|| format!("{shard} is to move from {owner} to {wanted}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearstate_placement::ShardPlacement;
+    use nearstate_placement::api::ShardStatus;
+    use nearstate_store::{Epoch, LogIndex, NodeId, ShardId, Term};
+
+    fn map() -> Map {
+        let shard = |number| ShardPlacement {
+            shard: ShardId(number),
+            replicas: vec![NodeId(1), NodeId(2), NodeId(3)],
+            preferred: NodeId(u64::from(number) + 1),
+            owner: None,
+        };
+        Map {
+            epoch: Epoch(2),
+            slots: 2,
+            replicas_wanted: 3,
+            slot_to_shard: vec![1, 1],
+            shards: vec![shard(0), shard(1)],
+            members: Vec::new(),
+        }
+    }
+
+    fn report(node: u64, shards: &[(u16, ShardRole, usize)]) -> StatusReport {
+        let shard = |&(number, role, voters): &(u16, ShardRole, usize)| ShardStatus {
+            shard: ShardId(number),
+            role,
+            term: Term(1),
+            leader: None,
+            applied: LogIndex(0),
+            lease_left_ms: 0,
+            entries: 0,
+            capacity: 1,
+            voters: (1..=voters as u64).map(NodeId).collect(),
+            lag: Vec::new(),
+        };
+        StatusReport {
+            node: NodeId(node),
+            name: format!("n{node}"),
+            incarnation: 1,
+            uptime_ms: 0,
+            map_epoch: Epoch(2),
+            shards: shards.iter().map(shard).collect(),
+            counters: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_ready_when_every_shard_has_owner_and_replicas() {
+        use ShardRole::{Follower, Leader, Owner};
+        let system = (0, Owner, 3);
+        for (shards, nodes, strictly, lacks) in [
+            (vec![system, (1, Owner, 3)], 3, false, None),
+            (vec![system, (1, Leader, 3)], 3, false, Some("shard-1 has no owner")),
+            (vec![system, (1, Follower, 3)], 3, false, Some("shard-1 has no owner")),
+            (vec![system, (1, Owner, 2)], 3, false, Some("shard-1 has 2 of 3 replicas")),
+            (vec![system, (1, Owner, 2)], 2, false, None),
+            (
+                vec![system, (1, Owner, 3)],
+                3,
+                true,
+                Some("shard-1 is to move from node-1 to node-2"),
+            ),
+        ] {
+            let found = lack(&map(), &[report(1, &shards)], nodes, strictly);
+            assert_eq!(found.as_deref(), lacks);
+        }
+        let both = [report(1, &[system]), report(2, &[(1, Owner, 3)])];
+        assert_eq!(lack(&map(), &both, 3, true), None);
+        assert!(lack(&Map::unformed(), &[], 3, false).is_some());
+    }
+}
