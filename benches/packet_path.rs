@@ -340,7 +340,7 @@ impl Bench {
 
         let measured = measure(&mut pipe, &packets, function.side, count);
         self.note(format!("{name}_baseline"), &format!("{name} baseline"), &measured);
-        let lease = Arc::new(LeaseCell::new());
+        let lease = Arc::new(LeaseCell::none());
         lease.set(clock::boot_now().plus_ms(3_600_000));
         let reader = pipe.access_mut().machine().reader();
         let access = Leased { reader, lease: lease.clone() };

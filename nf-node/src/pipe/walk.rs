@@ -59,10 +59,11 @@ pub(super) fn walk<C: Stages>(
         };
         match function.process(now, &mut packet, entry.as_ref(), changes) {
             Verdict::Forward => {}
-            Verdict::Commit => {
-                debug_assert!(!changes.is_empty(), "a commit is of something");
-                break;
+            Verdict::Commit if changes.is_empty() => {
+                debug_assert!(false, "a commit is of something");
+                return Way::Decided { verdict: Err(DropReason::StoreRefused), valid_until };
             }
+            Verdict::Commit => break,
             Verdict::Drop(reason) => {
                 return Way::Decided { verdict: Err(reason), valid_until };
             }
