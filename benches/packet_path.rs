@@ -1,9 +1,10 @@
-//! What a packet costs: each function, over a plain table, over a leased table, and over a table that
-//! another process owns, for 1 K, 64 K and 1 M flows.
+//! What a packet costs: each function, over a plain table, over a leased table, and over a table
+//! that another process owns, for 1 K, 64 K and 1 M flows.
 //!
-//! 64-byte UDP packets of uniformly random flows go from memory through [`Pipe`], the loop that a node
-//! runs, and back to a frame pool: copy in, parse, steer, read, process, check the clock, rewrite. One
-//! core. Before that every flow is opened through the same pipe, which is measured too.
+//! 64-byte UDP packets of uniformly random flows go from memory through [`Pipe`], the loop that a
+//! node runs, and back to a frame pool: copy in, parse, steer, read, process, check the clock,
+//! rewrite. One core. Before that every flow is opened through the same pipe, which is measured
+//! too.
 //!
 //! `cargo bench --bench packet_path [-- --quick] [--only nat44_64k] [--json FILE]`
 

@@ -171,8 +171,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
     }
 
-    /// A lease ended while the burst was processed. Those before the first late packet go; it and all
-    /// behind it are processed again, one by one.
+    /// A lease ended while the burst was processed. Those before the first late packet go; it and
+    /// all behind it are processed again, one by one.
     fn finish_late(
         &mut self,
         after: Time,

@@ -23,8 +23,8 @@ use nearstate_store::{
 };
 
 impl<S: StateAccess, C: Stages> Pipe<S, C> {
-    /// Parks a packet that a burst could not decide. If it is known how far it came, with what first
-    /// key, it goes on from there.
+    /// Parks a packet that a burst could not decide. If it is known how far it came, with what
+    /// first key, it goes on from there.
     pub(super) fn admit(
         &mut self,
         now: Time,
@@ -306,8 +306,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         None
     }
 
-    /// A packet ends its stay. Those who waited behind it become ready, with the reads that were asked
-    /// for after they had come: nothing older may be shown to them.
+    /// A packet ends its stay. Those who waited behind it become ready, with the reads that were
+    /// asked for after they had come: nothing older may be shown to them.
     fn finish(&mut self, place: u32, end: End, out: &mut impl Output) {
         let Parked { mut frame, parsed, answers, .. } = self.parking.remove(place);
         let Self { claims, parking, ready, .. } = self;

@@ -10,8 +10,8 @@ use nearstate_store::{Entry, Key, Time};
 /// How far a packet came.
 #[derive(Debug)]
 pub(super) enum Way {
-    /// To its end, and nothing was asked for. It may leave, as the flow that it now shows, until a lease
-    /// ends.
+    /// To its end, and nothing was asked for. It may leave, as the flow that it now shows, until a
+    /// lease ends.
     Decided {
         /// Whether it is to leave.
         verdict: Result<(), DropReason>,
