@@ -101,8 +101,10 @@ impl FlowMachine {
     ) -> Result<(), Refusal> {
         let at = self.pool_place(take.pool)?;
         let now_ms = self.time_ms();
-        let seed =
-            mixed(transaction.id.client ^ mixed(transaction.id.serial.wrapping_add((number as u64) << 48)));
+        let seed = mixed(
+            transaction.id.client
+                ^ mixed(transaction.id.serial.wrapping_add((number as u64) << 48)),
+        );
         let (spec, pool) = self.slot_pool(at, transaction.slot);
         let endpoint = pool.take(spec, take, now_ms, seed)?;
         plan.taken.push((at, take.protocol, endpoint));
