@@ -3,6 +3,7 @@
 pub mod baseline;
 pub mod chain;
 pub mod chain_config;
+pub mod cluster_access;
 pub mod counters;
 pub mod frame;
 pub mod maglev;
@@ -13,12 +14,12 @@ pub mod pipe;
 pub mod pipe_driver;
 pub mod port;
 pub mod rewrite;
+pub mod service;
 pub mod siphash;
 pub mod state_access;
 pub mod trace;
 pub mod verdict;
 
-pub use baseline::Baseline;
 pub use chain::{Chain, Function};
 pub use chain_config::{ChainConfig, ChainConfigError};
 pub use counters::{CounterSnapshot, Counters, Event};

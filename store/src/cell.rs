@@ -11,16 +11,16 @@
 //! ```
 //!
 //! The one writer makes both sequences odd, stores the payload, then makes them even again, line 1
-//! first. A reader takes the sequence of line 0, the payload and the sequence of line 1, then looks at
-//! line 0 again: equal, even sequences mean a payload of one write. A one-sided read that promises no
-//! order between cache lines is covered too: each line has a sequence of its own that is odd before
-//! any word of that line changes, so both lines even and equal means both lines of one write.
-//! The checksum of each line (over payload and sequence) is the second defence for readers that
-//! share nothing with the writer but memory.
+//! first. A reader takes the sequence of line 0, the payload and the sequence of line 1, then looks
+//! at line 0 again: equal, even sequences mean a payload of one write. A one-sided read that
+//! promises no order between cache lines is covered too: each line has a sequence of its own that
+//! is odd before any word of that line changes, so both lines even and equal means both lines of
+//! one write. The checksum of each line (over payload and sequence) is the second defence for
+//! readers that share nothing with the writer but memory.
 //!
-//! The overflow bit belongs to the table, not to the entry: it says that some key whose home is this
-//! cell lies in the overflow area, so that one read of a neighbourhood tells absent from elsewhere.
-//! An empty cell has a key of kind 0.
+//! The overflow bit belongs to the table, not to the entry: it says that some key whose home is
+//! this cell lies in the overflow area, so that one read of a neighbourhood tells absent from
+//! elsewhere. An empty cell has a key of kind 0.
 
 use crate::Entry;
 use crate::key::{Key, Value};

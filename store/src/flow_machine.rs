@@ -1,9 +1,9 @@
 //! The machine of a flow shard: applies batches of transactions to a table and to pools.
 //!
-//! Each transaction is planned first, against the state and its own earlier writes; only a plan that
-//! is whole is carried out, so a transaction happens all or not at all. Nothing but the log decides:
-//! time is the batch's (and never falls), randomness comes from transaction ids, fullness is counted
-//! in entries and does not depend on where a replica's table put them.
+//! Each transaction is planned first, against the state and its own earlier writes; only a plan
+//! that is whole is carried out, so a transaction happens all or not at all. Nothing but the log
+//! decides: time is the batch's (and never falls), randomness comes from transaction ids, fullness
+//! is counted in entries and does not depend on where a replica's table put them.
 //!
 //! A mutation is one change of one entry; the entry's version is the shard's count of mutations.
 
@@ -127,7 +127,8 @@ impl FlowMachine {
         self.table.stats()
     }
 
-    /// How the ports of its slots are used, of those slots that have given out some. Scans the pools.
+    /// How the ports of its slots are used, of those slots that have given out some. Scans the
+    /// pools.
     #[must_use]
     pub fn pool_counts(&self) -> BTreeMap<(PoolId, SlotId), PoolCounts> {
         let id = |at: u8| self.specs[usize::from(at)].id();
@@ -226,8 +227,8 @@ impl FlowMachine {
             self.mutations += 1;
             assert!(self.mutations <= VERSION_MAX, "a shard lives for fewer mutations");
             // Room was counted. A table that cannot place an entry all the same (its overflow area
-            // has more than ten times the room that chance asks for) must stop its replica: going on
-            // without the entry would make it differ from the others.
+            // has more than ten times the room that chance asks for) must stop its replica: going
+            // on without the entry would make it differ from the others.
             self.table
                 .put(key, value, Version(self.mutations), slot)
                 .expect("a table has a place for every entry of its capacity");
@@ -385,8 +386,8 @@ impl Machine for FlowMachine {
         Ok(())
     }
 
-    /// By a scan: the sum of the entries' hashes, whatever their order, and the rest of the state in
-    /// its snapshot form.
+    /// By a scan: the sum of the entries' hashes, whatever their order, and the rest of the state
+    /// in its snapshot form.
     fn state_hash(&self) -> u64 {
         let hasher = Hasher::new(STATE_HASH_KEY);
         let mut sum = 0_u64;

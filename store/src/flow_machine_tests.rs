@@ -323,7 +323,7 @@ proptest! {
                 prop_assert_eq!(model.decide(index, transaction, outcome), outcome);
             }
             let found: BTreeMap<_, _> =
-                one.table.iter().map(|(key, entry)| (key, (entry.value, entry.version.0))).collect();
+                one.table.iter().map(|(k, entry)| (k, (entry.value, entry.version.0))).collect();
             prop_assert_eq!(&found, &model.entries);
             prop_assert_eq!(one.state_hash(), two.state_hash());
         }

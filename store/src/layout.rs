@@ -1,11 +1,11 @@
 //! Where things lie in a table's region, and where a key belongs: arithmetic only.
 //!
 //! ```text
-//! header    512 words: magic, layout version, cluster, shard, generation, capacity, hash key, counts
+//! header    512 words: magic, layout version, cluster, shard, generation, capacity, hash key, ...
 //! tags      a byte a cell, 0 = empty, else 1..=255 from the key's hash; 8 are read as one word
 //! overflow  a bit a home: some key of this home lies in the overflow area
 //! spilled   a bit a bucket of the overflow area: a key of this bucket lies in the next one
-//! cells     128 bytes each: homes, 7 spare ones (a neighbourhood never wraps), then the overflow area
+//! cells     128 bytes each: homes, 7 spare ones (a neighbourhood never wraps), overflow area
 //! ```
 //!
 //! All of it follows from one number, the capacity; a reader that believes nothing else in a header

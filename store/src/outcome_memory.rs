@@ -1,10 +1,10 @@
 //! What came of each client's last transactions, so that a retry takes effect once.
 //!
 //! Replicated and bounded: the last [`OUTCOMES_PER_CLIENT`] serials of at most
-//! [`OUTCOME_CLIENTS_MAX`] clients. A serial too old to be remembered is said to be forgotten: whether
-//! it took effect is then unknown, and it is refused. When there are too many clients the least
-//! recently active one is forgotten altogether; the bound is far above the pipes of a cluster, and a
-//! client that starts anew takes a new number.
+//! [`OUTCOME_CLIENTS_MAX`] clients. A serial too old to be remembered is said to be forgotten:
+//! whether it took effect is then unknown, and it is refused. When there are too many clients the
+//! least recently active one is forgotten altogether; the bound is far above the pipes of a
+//! cluster, and a client that starts anew takes a new number.
 
 use crate::limits::{OUTCOME_CLIENTS_MAX, OUTCOMES_PER_CLIENT};
 use crate::transaction::{Outcome, TransactionId};

@@ -1,11 +1,11 @@
 //! The ports that one slot gives out of one pool.
 //!
 //! Ports are given in blocks of 64 to a holder (a subscriber), so that logs and quotas count blocks
-//! and a holder's flows keep to one address (paired pooling, RFC 4787 REQ-2). TCP, UDP and ICMP have
-//! port spaces of their own inside a block. A port keeps the parity of the flow's own port while there
-//! is room (RFC 4787 REQ-4) and is otherwise picked at random (RFC 6056). A returned port rests for
-//! [`PORT_HOLD_DOWN_MS`] before it is given out again (RFC 6888 REQ-8). A block with no live and no
-//! resting port is free for everybody.
+//! and a holder's flows keep to one address (paired pooling, RFC 4787 REQ-2). TCP, UDP and ICMP
+//! have port spaces of their own inside a block. A port keeps the parity of the flow's own port
+//! while there is room (RFC 4787 REQ-4) and is otherwise picked at random (RFC 6056). A returned
+//! port rests for [`PORT_HOLD_DOWN_MS`] before it is given out again (RFC 6888 REQ-8). A block with
+//! no live and no resting port is free for everybody.
 //!
 //! Deterministic: time and seed come from the log.
 
@@ -163,7 +163,8 @@ impl SlotPool {
         (blocks, &self.resting)
     }
 
-    /// This fresh pool filled with what [`SlotPool::parts`] gave, or nothing if the parts do not fit together.
+    /// This fresh pool filled with what [`SlotPool::parts`] gave, or nothing if the parts do not
+    /// fit together.
     pub(crate) fn with_parts(
         mut self,
         blocks: Vec<(u32, Block)>,

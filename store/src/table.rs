@@ -1,10 +1,11 @@
-//! A shard's table, seen by its one writer: hopscotch hashing in a region that others read meanwhile.
+//! A shard's table, seen by its one writer: hopscotch hashing in a region that others read
+//! meanwhile.
 //!
-//! A key lies in one of the eight cells from its home on (its *neighbourhood*). When those are full,
-//! entries further on are displaced forward until one of the eight is free; when that cannot be done,
-//! the key goes to a small overflow area and its home is flagged. How a region is laid out stands in
-//! [`crate::layout`], how readers stay right in [`crate::table_reader`], how a cell is written in
-//! [`crate::cell`].
+//! A key lies in one of the eight cells from its home on (its *neighbourhood*). When those are
+//! full, entries further on are displaced forward until one of the eight is free; when that cannot
+//! be done, the key goes to a small overflow area and its home is flagged. How a region is laid out
+//! stands in [`crate::layout`], how readers stay right in [`crate::table_reader`], how a cell is
+//! written in [`crate::cell`].
 //!
 //! A table made for `capacity` entries takes just so many, whatever the hash key: fullness is the
 //! same on all replicas. Its cells are then filled to 80 %. Measured with 200,000 keys at

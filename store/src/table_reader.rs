@@ -2,24 +2,24 @@
 //! maps the region, read-only included. Never locks, never stores, never allocates.
 //!
 //! A lookup reads the eight tags of the key's neighbourhood (two adjacent words), then only cells
-//! whose tag fits: one cache miss for tags, one for the cell. Why a key that is there all the time is
-//! never missed, though the writer moves entries about:
+//! whose tag fits: one cache miss for tags, one for the cell. Why a key that is there all the time
+//! is never missed, though the writer moves entries about:
 //!
 //! - Entries move only forward, and a copy is published before the original goes. The lower word of
 //!   tags is read first, so one of the two words shows the tag: no tag means absent.
 //! - A tag that fits while the cell holds another key is a coincidence or a key that has just moved
-//!   on. Then the neighbourhood is read once more while no entry is being displaced (the writer counts
-//!   displacements, odd while one is under way).
+//!   on. Then the neighbourhood is read once more while no entry is being displaced (the writer
+//!   counts displacements, odd while one is under way).
 //! - In the overflow area nothing moves.
 //!
-//! The geometry comes from the capacity alone, checked against the region's size, so a hostile header
-//! or cell can give wrong answers but never an access outside.
+//! The geometry comes from the capacity alone, checked against the region's size, so a hostile
+//! header or cell can give wrong answers but never an access outside.
 
 use crate::Entry;
 use crate::cell::{self, CELL_WORDS, Cell, Content, Torn};
 use crate::key::Key;
 use crate::layout::{Hasher, LAYOUT_VERSION, Layout, MAGIC, bytes_equal, header, tag};
-use crate::limits::READ_ATTEMPTS;
+use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
 use crate::region::Region;
 use crate::types::ShardId;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -28,7 +28,8 @@ use thiserror::Error;
 
 /// Keys that [`TableReader::get_many`] looks up side by side.
 pub const READ_BURST: usize = 32;
-/// Fruitless attempts after which a reader lets other threads run: the writer may wait for this core.
+/// Fruitless attempts after which a reader lets other threads run: the writer may wait for this
+/// core.
 const SPINS_BEFORE_YIELD: u32 = 64;
 
 /// Whose table a region holds.
@@ -44,7 +45,7 @@ pub struct RegionIdentity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TableError {
     /// No such table can be made.
-    #[error("a table cannot have a capacity of {0}: choose 1 to {max}", max = crate::limits::CAPACITY_MAX)]
+    #[error("a table cannot have a capacity of {0}: choose 1 to {CAPACITY_MAX}")]
     Capacity(u32),
     /// The region is smaller than the table.
     #[error("a table of this capacity needs {needed} bytes, the region has {found}")]
@@ -64,9 +65,7 @@ pub enum TableError {
     #[error("the region holds no table (yet)")]
     NotATable,
     /// Made by another version of this program.
-    #[error(
-        "the region has table layout {found}, this program reads {LAYOUT_VERSION}: run the same version on both sides"
-    )]
+    #[error("the region has table layout {found}, this program {LAYOUT_VERSION}: run one version")]
     LayoutVersion {
         /// What the header says.
         found: u64,

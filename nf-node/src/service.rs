@@ -1,0 +1,393 @@
+//! The whole node: put together, run until told to stop, taken apart.
+//!
+//! The edge where all others meet; it decides nothing. The order matters. Everything that can be
+//! wrong with a configuration is found before the node has an id; the id is there before any replica
+//! votes; a port is open before the node says that it is ready.
+
+mod answers;
+mod control;
+mod formation;
+mod replicas;
+mod system_view;
+
+use crate::chain::Chain;
+use crate::chain_config::ChainConfigError;
+use crate::cluster_access::{ClusterAccess, SlotTable};
+use crate::node_config::{NodeConfig, PortConfig, Start};
+use crate::pipe::{Pipe, PipeSettings};
+use crate::pipe_driver::{self, PipeHandle};
+use crate::port::Port;
+use crate::port::pcap::PcapPort;
+use crate::port::shm::ShmPort;
+use answers::{Answers, Handler};
+use control::Control;
+use formation::Newcomer;
+use nearstate_placement::service::ServiceConfig;
+use nearstate_placement::system::{SystemCommand, SystemReply};
+use nearstate_placement::{Map, Member, MemberState, Steering};
+use nearstate_store::clock::boot_now;
+use nearstate_store::consensus::Timing;
+use nearstate_store::doorbell::Doorbell;
+use nearstate_store::driver::{StartError, Store, StoreConfig};
+use nearstate_store::region::RegionError;
+use nearstate_store::table::TableError;
+use nearstate_store::{NodeId, Reply, ShardId};
+use replicas::{Replicas, ReplicaView, Shape};
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
+use system_view::SystemView;
+use thiserror::Error;
+
+/// Why a node did not start, or ended.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The chain cannot be built.
+    #[error("the chain: {0}")]
+    Chain(#[from] ChainConfigError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose another port, or 0 for any free one")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file cannot be used.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// No randomness.
+    #[error("the system gives no random numbers: {0}")]
+    Random(std::io::Error),
+    /// It has formed the cluster in an earlier life.
+    #[error(
+        "{} says that this node has formed the cluster before and has lost its memory since; start it \
+         with `start = {{ join = ... }}`, or remove the file if the whole cluster is gone", .0.display()
+    )]
+    FormedBefore(PathBuf),
+    /// No member lets it in.
+    #[error("not let into the cluster: {0}")]
+    NotLetIn(String),
+    /// The system shard refused to be formed.
+    #[error("the cluster cannot be formed: {0}")]
+    NotFormed(String),
+    /// A table's region cannot be had.
+    #[error("no memory for a table: {0}")]
+    Region(#[from] RegionError),
+    /// A table cannot be made.
+    #[error("no table: {0}")]
+    Table(#[from] TableError),
+    /// The store does not start.
+    #[error("the store: {0}")]
+    Store(#[from] StartError),
+    /// The port cannot be opened.
+    #[error("the port: {0}")]
+    Port(String),
+    /// The thread of the pipe cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A node that takes packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Its id in this life.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where peers and clients connect.
+    pub listen: SocketAddr,
+    /// How packets reach it.
+    pub ports: Vec<String>,
+}
+
+impl std::fmt::Display for Ready {
+    /// The line that a launcher waits for.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node, name, listen, ports } = self;
+        write!(f, "ready node={} name={name} listen={listen} port={}", node.0, ports.join(","))
+    }
+}
+
+/// Runs a node until `stop` resolves, somebody asks it to end, or its port is exhausted.
+///
+/// # Errors
+/// If it cannot start. Everything that was begun is taken back.
+pub async fn run(
+    config: NodeConfig,
+    on_ready: impl FnOnce(&Ready),
+    stop: impl Future<Output = ()>,
+) -> Result<(), NodeError> {
+    let started = Node::start(&config).await?;
+    on_ready(&started.ready);
+    started.run(stop).await;
+    Ok(())
+}
+
+struct Node {
+    ready: Ready,
+    store: Arc<Store>,
+    view: SystemView,
+    pipe: PipeHandle,
+    slots: SlotTable,
+}
+
+/// The id and what came with it.
+struct Identity {
+    node: NodeId,
+    nonce: u64,
+    map: Map,
+    slots: u32,
+    shards: u16,
+}
+
+impl Node {
+    async fn start(config: &NodeConfig) -> Result<Self, NodeError> {
+        std::fs::create_dir_all(&config.directory)
+            .map_err(|source| NodeError::File { path: config.directory.clone(), source })?;
+        let (listener, listen) = listen(config.listen)?;
+        let early = early_slots(config);
+        // Built once before the node has an id, so that a wrong chain costs nobody an id.
+        drop(Chain::new(&config.chain, early)?);
+        let port = open_port(config)?;
+        let identity = identify(config, listen).await?;
+        let chain = Chain::new(&config.chain, identity.slots)?;
+        let steering = chain.steering(config.steer_seed);
+        let view = SystemView::new(identity.map.clone());
+        let shape =
+            Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
+        let replicas = Replicas::new(config, identity.node, &shape, &view)?;
+        let answers = Arc::new(Answers {
+            node: identity.node,
+            name: config.name.clone(),
+            started: boot_now(),
+            view: view.clone(),
+            store: OnceLock::new(),
+            counters: OnceLock::new(),
+            replicas: replicas.views.clone(),
+            chain: Chain::new(&config.chain, identity.slots)?,
+            steering: steering.clone(),
+        });
+        let store_config = StoreConfig {
+            cluster: config.cluster_id(),
+            node: identity.node,
+            timing: timing(config),
+            nonce: identity.nonce,
+        };
+        let handler = Arc::new(Handler(answers.clone()));
+        let store = Store::start(store_config, listener, replicas.setups, handler).await?;
+        answers.store.get_or_init(|| store.clone());
+        tell_peers(&store, &identity.map, identity.node);
+        if let Start::Form { slots, shards, replicas } = config.start {
+            let shape = SystemCommand::Form {
+                members: vec![member(config, listen)],
+                slots,
+                shards,
+                replicas,
+            };
+            form(&store, identity.node, shards, &shape).await?;
+        }
+        let slots: SlotTable = (0..identity.slots).map(|_| AtomicU16::new(0)).collect();
+        load_slots(&slots, &Map::first_slots(identity.slots, identity.shards));
+        let parts = PipeParts { chain, steering, port, slots: slots.clone() };
+        let pipe = start_pipe(config, &identity, &store, &replicas.views, parts)?;
+        answers.counters.get_or_init(|| pipe.counters());
+        let ready = Ready {
+            node: identity.node,
+            name: config.name.clone(),
+            listen,
+            ports: port_names(config),
+        };
+        Ok(Self { ready, store, view, pipe, slots })
+    }
+
+    async fn run(self, stop: impl Future<Output = ()>) {
+        let Self { ready, store, view, pipe, slots } = self;
+        let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
+        tokio::select! {
+            () = stop => {}
+            () = view.stopped() => {}
+            () = pipe.ended() => {}
+            () = follow_map(&view, &store, &slots, ready.node) => {}
+            () = nearstate_placement::service::run(&control, ServiceConfig::default()) => {}
+        }
+        view.stop();
+        pipe.stop();
+        store.shutdown().await;
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
+    #[expect(clippy::disallowed_methods, reason = "the edge")]
+    let listener =
+        TcpListener::bind(address).map_err(|source| NodeError::Listen { address, source })?;
+    let bound = listener.local_addr().map_err(|source| NodeError::Listen { address, source })?;
+    Ok((listener, bound))
+}
+
+/// Slots as far as they are known before the node has a map: enough to check the chain.
+fn early_slots(config: &NodeConfig) -> u32 {
+    match config.start {
+        Start::Form { slots, .. } => slots,
+        Start::Join { .. } => 2,
+    }
+}
+
+fn port_names(config: &NodeConfig) -> Vec<String> {
+    match &config.port {
+        PortConfig::Shm { path, .. } => vec![path.display().to_string()],
+        PortConfig::Pcap { .. } => Vec::new(),
+    }
+}
+
+fn open_port(config: &NodeConfig) -> Result<Box<dyn Port>, NodeError> {
+    match &config.port {
+        PortConfig::Shm { path, ring } => ShmPort::create(path, *ring)
+            .map(|port| Box::new(port) as Box<dyn Port>)
+            .map_err(|error| NodeError::Port(error.to_string())),
+        PortConfig::Pcap { input, inside_output, outside_output } => {
+            PcapPort::open(input, inside_output, outside_output)
+                .map(|port| Box::new(port) as Box<dyn Port>)
+                .map_err(|error| NodeError::Port(error.to_string()))
+        }
+    }
+}
+
+fn member(config: &NodeConfig, address: SocketAddr) -> Member {
+    Member {
+        id: NodeId(1),
+        name: config.name.clone(),
+        address,
+        ports: port_names(config),
+        state: MemberState::Alive,
+    }
+}
+
+fn timing(config: &NodeConfig) -> Timing {
+    let timing = config.timing;
+    Timing {
+        heartbeat_ms: timing.heartbeat_ms,
+        election_min_ms: timing.election_min_ms,
+        election_max_ms: timing.election_max_ms,
+        lease_margin_ms: timing.lease_margin_ms,
+    }
+}
+
+/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
+async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, NodeError> {
+    let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
+    match &config.start {
+        Start::Form { slots, shards, .. } => {
+            formation::mark_as_former(&config.directory, &config.cluster, &config.name, nonce)?;
+            let map = Map::unformed();
+            Ok(Identity { node: NodeId(1), nonce, map, slots: *slots, shards: *shards })
+        }
+        Start::Join { seeds } => {
+            let newcomer = Newcomer {
+                cluster: config.cluster_id(),
+                name: config.name.clone(),
+                address,
+                ports: port_names(config),
+                nonce,
+            };
+            let (node, map) = formation::join(&newcomer, seeds).await?;
+            let (slots, shards) = (map.slots, map.shards.len() as u16 - 1);
+            Ok(Identity { node, nonce, map, slots, shards })
+        }
+    }
+}
+
+/// Makes every group with this node as its only voter, then writes the first map.
+async fn form(
+    store: &Arc<Store>,
+    me: NodeId,
+    shards: u16,
+    shape: &SystemCommand,
+) -> Result<(), NodeError> {
+    for shard in 0..=shards {
+        store
+            .initialize(ShardId(shard), &[me])
+            .await
+            .map_err(|error| NodeError::NotFormed(error.to_string()))?;
+    }
+    let reply = store
+        .propose(ShardId::SYSTEM, shape.encode())
+        .await
+        .map_err(|error| NodeError::NotFormed(error.to_string()))?;
+    let Reply::System(bytes) = reply else {
+        return Err(NodeError::NotFormed("no answer of the system shard".to_owned()));
+    };
+    match SystemReply::decode(&bytes) {
+        Ok(SystemReply::Done(_)) => Ok(()),
+        Ok(SystemReply::Refused(refusal)) => Err(NodeError::NotFormed(refusal.to_string())),
+        Ok(SystemReply::Joined(..)) => Err(NodeError::NotFormed("a wrong answer".to_owned())),
+        Err(error) => Err(NodeError::NotFormed(error.to_string())),
+    }
+}
+
+struct PipeParts {
+    chain: Chain,
+    steering: Steering,
+    port: Box<dyn Port>,
+    slots: SlotTable,
+}
+
+fn start_pipe(
+    config: &NodeConfig,
+    identity: &Identity,
+    store: &Arc<Store>,
+    views: &[Option<ReplicaView>],
+    parts: PipeParts,
+) -> Result<PipeHandle, NodeError> {
+    let bell = parts.port.bell().unwrap_or_else(|| Arc::new(Doorbell::new()));
+    let client = identity.node.0 << 16;
+    let link = store.pipe_link(client, bell.clone());
+    let local = views.iter().map(|view| view.as_ref().map(ReplicaView::to_local)).collect();
+    let access = ClusterAccess::new(
+        config.cluster_id(),
+        parts.slots,
+        local,
+        link,
+        config.shared_memory_reads,
+    );
+    let stages = crate::pipe::ChainStages::new(parts.chain, parts.steering);
+    let pipe = Pipe::new(stages, access, PipeSettings::new(client));
+    pipe_driver::spawn("pipe-0", pipe, parts.port, bell).map_err(NodeError::Thread)
+}
+
+fn load_slots(table: &SlotTable, shards: &[u16]) {
+    for (place, shard) in table.iter().zip(shards) {
+        place.store(*shard, Ordering::Relaxed);
+    }
+}
+
+fn tell_peers(store: &Store, map: &Map, me: NodeId) {
+    let is_peer = |member: &&Member| {
+        member.id != me && !matches!(member.state, MemberState::Dead | MemberState::Retired)
+    };
+    let peers: Vec<_> = map.members.iter().filter(is_peer).map(|m| (m.id, m.address)).collect();
+    store.set_peers(&peers);
+}
+
+/// Keeps address book and slot table as the newest map says. Never ends.
+async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me: NodeId) {
+    let mut maps = view.follow();
+    loop {
+        let map = maps.borrow_and_update().clone();
+        if map.is_formed() {
+            tell_peers(store, &map, me);
+            load_slots(slots, &map.slot_to_shard);
+            view.nudge();
+        }
+        if maps.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The tables of a node: a region a shard, the machine that writes it, and what reads it.
+
+use super::NodeError;
+use crate::cluster_access::LocalShard;
+use crate::node_config::NodeConfig;
+use nearstate_placement::Map;
+use nearstate_placement::system::SystemMachine;
+use nearstate_store::driver::{LocalReads, RegionAddress, ShardSetup};
+use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
+use nearstate_store::lease::LeaseCell;
+use nearstate_store::region::Region;
+use nearstate_store::table::{RegionIdentity, Table, TableReader};
+use nearstate_store::{Entry, Key, Machine, NodeId, PoolSpec, ShardId, SlotId};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::system_view::SystemView;
+
+/// What a cluster's shape says of every replica.
+pub(super) struct Shape<'a> {
+    /// Slots of the cluster.
+    pub(super) slots: u32,
+    /// Flow shards of the cluster.
+    pub(super) shards: u16,
+    /// NAT pools of the chain.
+    pub(super) pools: &'a [PoolSpec],
+}
+
+/// All replicas of a node: setups for the store driver, and views for pipes, by shard number.
+pub(super) struct Replicas {
+    /// For the driver.
+    pub(super) setups: Vec<ShardSetup>,
+    /// For pipes; the system shard has none.
+    pub(super) views: Vec<Option<ReplicaView>>,
+}
+
+/// What reads a replica on its own node.
+#[derive(Clone)]
+pub(super) struct ReplicaView {
+    /// The table.
+    pub(super) reader: TableReader,
+    /// Until when this node owns the shard.
+    pub(super) lease: Arc<LeaseCell>,
+}
+
+impl ReplicaView {
+    /// The view as a pipe takes it.
+    pub(super) fn to_local(&self) -> LocalShard {
+        LocalShard { reader: self.reader.clone(), lease: self.lease.clone() }
+    }
+}
+
+struct TableReads(TableReader);
+
+impl LocalReads for TableReads {
+    fn get(&self, key: &Key) -> Option<Entry> {
+        self.0.get(key)
+    }
+}
+
+impl Replicas {
+    /// Makes regions and machines. The files go when the regions are dropped.
+    pub(super) fn new(
+        config: &NodeConfig,
+        node: NodeId,
+        shape: &Shape<'_>,
+        view: &SystemView,
+    ) -> Result<Self, NodeError> {
+        let mut replicas = Self { setups: vec![system_setup(view)], views: vec![None] };
+        let shard_of_slot = Map::first_slots(shape.slots, shape.shards);
+        for number in 1..=shape.shards {
+            let shard = ShardId(number);
+            let held = |slot: &u32| shard_of_slot[*slot as usize] == number;
+            let slots = (0..shape.slots).filter(held).map(|slot| SlotId(slot as u16)).collect();
+            let table = make_table(config, node, shard)?;
+            let reader = table.0.reader();
+            let lease = Arc::new(LeaseCell::new());
+            let generation = table.0.generation_cell();
+            let machine = FlowMachine::new(FlowMachineConfig {
+                table: table.0,
+                slot_count: shape.slots,
+                slots,
+                pools: shape.pools.to_vec(),
+            });
+            replicas.setups.push(ShardSetup {
+                id: shard,
+                machine: Box::new(machine),
+                check: FlowMachine::check,
+                reads: Some(Arc::new(TableReads(reader.clone()))),
+                region: config.shared_memory_reads.then_some(RegionAddress { path: table.1 }),
+                lease: lease.clone(),
+                generation: Some(Arc::new(move |term| generation.set(term))),
+            });
+            replicas.views.push(Some(ReplicaView { reader, lease }));
+        }
+        Ok(replicas)
+    }
+}
+
+fn system_setup(view: &SystemView) -> ShardSetup {
+    let publisher = view.clone();
+    ShardSetup {
+        id: ShardId::SYSTEM,
+        machine: Box::new(SystemMachine::new(Arc::new(move |map| publisher.publish(map)))),
+        check: SystemMachine::check,
+        reads: None,
+        region: None,
+        lease: Arc::new(LeaseCell::new()),
+        generation: None,
+    }
+}
+
+fn make_table(
+    config: &NodeConfig,
+    node: NodeId,
+    shard: ShardId,
+) -> Result<(Table, PathBuf), NodeError> {
+    let cluster = config.cluster_id();
+    let path = config
+        .directory
+        .join(format!("{}.{}.{}.{shard}.region", config.cluster, config.name, node.0));
+    let bytes = Table::bytes_for(config.table_capacity)?;
+    let region = if config.shared_memory_reads {
+        Region::create_shared(&path, bytes)?
+    } else {
+        Region::anonymous(bytes)?
+    };
+    tracing::info!(%shard, bytes, backing = ?region.backing(), "made a table");
+    // Each region hashes in its own way, so nobody can know which keys collide in it.
+    let hash_key = super::formation::draw_nonce().map_err(NodeError::Random)?;
+    let identity = RegionIdentity { cluster, shard };
+    let table = Table::format(Arc::new(region), identity, config.table_capacity, hash_key)?;
+    Ok((table, path))
+}

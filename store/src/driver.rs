@@ -1,0 +1,428 @@
+//! The store of one node: its shards, its connections, and how the rest of the program asks them.
+//!
+//! An edge: it reads the clock and starts tasks. It decides nothing about state; that is the
+//! machines' business. A node that is not yet in a shard's group starts that shard empty and
+//! waits until a leader adds it as a learner; its id is new in every life (promise P6).
+
+#![expect(clippy::disallowed_methods, reason = "starts the tasks of the store")]
+
+use crate::consensus::{
+    CallError, ChangeError, PAYLOAD_BYTES_MAX, ProposeError, SNAPSHOT_EVERY, ShardStatus, Timing,
+    TimingError,
+};
+use crate::doorbell::Doorbell;
+use crate::lease::LeaseCell;
+use crate::link::{LinkContext, PipeLink, run_link};
+use crate::machine::{Machine, PayloadError, Reply};
+use crate::raft::{Payload, Replica, ReplicaSetup, WriteError};
+use crate::serve::Server;
+use crate::shard::{Shard, ShardParts};
+use crate::transport::{Identity, RefusalCounts, Transport};
+use crate::types::{NodeId, ShardId, Time};
+use crate::wire::{APP_BYTES_MAX, NotServed, Request, Response};
+use crate::{Entry, Key};
+use core::net::SocketAddr;
+use core::time::Duration;
+use futures::future::BoxFuture;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::{fmt, io};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// Shards that one node may have.
+pub const SHARDS_MAX: usize = 64;
+/// How long a proposal may take unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries to find a shard's owner, if nothing is heard meanwhile.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// What a store needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreConfig {
+    /// Which cluster; others are not spoken to.
+    pub cluster: u64,
+    /// This life's id. Never used before.
+    pub node: NodeId,
+    /// How fast groups notice things.
+    pub timing: Timing,
+    /// Drawn at random by this process.
+    pub nonce: u64,
+}
+
+impl StoreConfig {
+    /// With the default timing.
+    #[must_use]
+    pub fn new(cluster: u64, node: NodeId, nonce: u64) -> Self {
+        Self { cluster, node, timing: Timing::default(), nonce }
+    }
+}
+
+/// Where other processes of this host find a shard's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionAddress {
+    /// The file to map.
+    pub path: PathBuf,
+}
+
+/// Reads of a shard's table in this node's memory. Whether they are current, the lease says.
+pub trait LocalReads: Send + Sync {
+    /// The entry of this key.
+    fn get(&self, key: &Key) -> Option<Entry>;
+}
+
+/// Serves the messages of the layers above.
+pub trait AppHandler: Send + Sync + 'static {
+    /// Answers a message from a node, or from a client (`None`). Called on a connection's task: it
+    /// must not block before it returns the future.
+    fn handle(&self, from: Option<NodeId>, request: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
+}
+
+/// A shard as it is handed to the store.
+pub struct ShardSetup {
+    /// Which.
+    pub id: ShardId,
+    /// What its log drives.
+    pub machine: Box<dyn Machine>,
+    /// [`Machine::check`] of that machine.
+    pub check: fn(&[u8]) -> Result<(), PayloadError>,
+    /// Reads of its table, if it has one.
+    pub reads: Option<Arc<dyn LocalReads>>,
+    /// Where its table can be mapped, if it can.
+    pub region: Option<RegionAddress>,
+    /// Where its lease is published.
+    pub lease: Arc<LeaseCell>,
+    /// Told the term when this node becomes owner, before the lease begins.
+    pub generation: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+}
+
+/// Why a store does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The timing does not work.
+    #[error(transparent)]
+    Timing(#[from] TimingError),
+    /// The id 0 belongs to clients.
+    #[error("a node's id must not be 0")]
+    NodeId,
+    /// No shard, too many, or one twice.
+    #[error("a store has 1 to {SHARDS_MAX} shards, each once; {0} were given")]
+    Shards(usize),
+    /// The listener cannot be used.
+    #[error("the listening socket cannot be used: {0}")]
+    Listener(#[from] io::Error),
+    /// A group's instance does not start.
+    #[error("{shard} does not start: {reason}")]
+    Group {
+        /// Which.
+        shard: ShardId,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// See the module's text.
+pub struct Store {
+    config: StoreConfig,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) shards: Arc<BTreeMap<ShardId, Arc<Shard>>>,
+    // Connections know it weakly, so that it ends with the store.
+    _server: Arc<Server>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Starts all shards and begins to accept connections.
+    ///
+    /// # Errors
+    /// If a setting does not work or a shard does not start.
+    pub async fn start(
+        config: StoreConfig,
+        listener: std::net::TcpListener,
+        shards: Vec<ShardSetup>,
+        app: Arc<dyn AppHandler>,
+    ) -> Result<Arc<Self>, StartError> {
+        Self::start_with_snapshots(config, SNAPSHOT_EVERY, listener, shards, app).await
+    }
+
+    /// The same, with a snapshot after so many log entries.
+    ///
+    /// # Errors
+    /// If a setting does not work or a shard does not start.
+    pub async fn start_with_snapshots(
+        config: StoreConfig,
+        snapshot_every: u64,
+        listener: std::net::TcpListener,
+        shards: Vec<ShardSetup>,
+        app: Arc<dyn AppHandler>,
+    ) -> Result<Arc<Self>, StartError> {
+        config.timing.validate()?;
+        if config.node.0 == 0 {
+            return Err(StartError::NodeId);
+        }
+        let given = shards.len();
+        let ids: std::collections::BTreeSet<ShardId> = shards.iter().map(|s| s.id).collect();
+        if given == 0 || given > SHARDS_MAX || ids.len() != given {
+            return Err(StartError::Shards(given));
+        }
+        let StoreConfig { cluster, node, nonce, .. } = config;
+        let transport = Transport::new(Identity { cluster, node, nonce });
+        let mut started = BTreeMap::new();
+        let mut tasks = Vec::new();
+        for setup in shards {
+            let shard =
+                start_shard((&config, snapshot_every), setup, &transport, &mut tasks).await?;
+            started.insert(shard.id, shard);
+        }
+        let shards = Arc::new(started);
+        let server = Arc::new(Server { shards: shards.clone(), app });
+        let serve: std::sync::Weak<Server> = Arc::downgrade(&server);
+        transport.run(listener, serve)?;
+        let context = LinkContext { node, shards: shards.clone(), transport: transport.clone() };
+        for shard in shards.values().filter(|shard| shard.maps_regions()) {
+            tasks.push(tokio::spawn(shard.clone().grant_loop(context.clone())));
+        }
+        let tasks = Mutex::new(tasks);
+        Ok(Arc::new(Self { config, transport, shards, _server: server, tasks }))
+    }
+
+    /// This life's id.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// Sets the address book. Nodes that stood in it and no longer do are forgotten, and their ids are
+    /// refused from now on.
+    pub fn set_peers(&self, book: &[(NodeId, SocketAddr)]) {
+        self.transport.set_peers(book);
+    }
+
+    /// Forms a shard's group, once; forming it again is no error. Every voter may be asked, with the
+    /// same list.
+    ///
+    /// # Errors
+    /// If this node is not among the voters.
+    pub async fn initialize(&self, shard: ShardId, voters: &[NodeId]) -> Result<(), ChangeError> {
+        self.shard_to_change(shard)?.replica.initialize(voters).await
+    }
+
+    /// Puts a payload into a shard's log, here or at the owner, and gives the machine's answer once
+    /// it is applied there.
+    ///
+    /// # Errors
+    /// After [`ProposeError::Unknown`] it may still take effect; after all others it does not.
+    pub async fn propose(&self, shard: ShardId, payload: Vec<u8>) -> Result<Reply, ProposeError> {
+        self.propose_within(shard, payload, PATIENCE).await
+    }
+
+    /// The same, with a deadline of the caller's.
+    ///
+    /// # Errors
+    /// After [`ProposeError::Unknown`] it may still take effect; after all others it does not.
+    pub async fn propose_within(
+        &self,
+        shard: ShardId,
+        payload: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Reply, ProposeError> {
+        let shard = self.shards.get(&shard).ok_or(ProposeError::NoSuchShard(shard))?;
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            return Err(ProposeError::TooLarge(payload.len()));
+        }
+        let aligned = Payload::copy_of(&payload);
+        shard.replica.check(&aligned)?;
+        let request = Request::Propose(shard.id, payload);
+        let deadline = Instant::now() + patience;
+        loop {
+            let moved = shard.moved.notified();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ProposeError::NoOwner);
+            }
+            let tried = match self.context().target(shard) {
+                Some(leader) if leader == self.config.node => {
+                    let write = shard.replica.write(aligned.clone());
+                    written(tokio::time::timeout(left, write).await.ok())
+                }
+                Some(leader) => {
+                    let answer = self.transport.call(leader, &request, left).await;
+                    if let Ok(Response::NotServed(NotServed::NotOwner(other))) = answer {
+                        shard.view.set_hint(other);
+                    }
+                    proposed(answer)
+                }
+                None => None,
+            };
+            if let Some(result) = tried {
+                return result;
+            }
+            tokio::select! {
+                () = moved => {}
+                () = tokio::time::sleep(RETRY.min(left)) => {}
+            }
+        }
+    }
+
+    fn context(&self) -> LinkContext {
+        let (shards, transport) = (self.shards.clone(), self.transport.clone());
+        LinkContext { node: self.config.node, shards, transport }
+    }
+
+    /// A link for one packet thread. `client` is the first half of the ids of its transactions. The
+    /// bell is rung when completions have come. Has to be called inside the runtime.
+    #[must_use]
+    pub fn pipe_link(&self, client: u64, bell: Arc<Doorbell>) -> PipeLink {
+        tracing::debug!(client, "a pipe's link");
+        let (link, queues) = PipeLink::new(&self.shards);
+        let task = tokio::spawn(run_link(self.context(), queues, bell));
+        crate::transport::lock(&self.tasks).push(task);
+        link
+    }
+
+    /// Asks another node's [`AppHandler`].
+    ///
+    /// # Errors
+    /// If no answer comes in time.
+    pub async fn call(
+        &self,
+        node: NodeId,
+        request: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        if request.len() > APP_BYTES_MAX {
+            return Err(CallError::TooLarge(request.len()));
+        }
+        match self.transport.call(node, &Request::App(request), patience).await? {
+            Response::App(bytes) => Ok(bytes),
+            Response::NotServed(reason) => Err(CallError::Refused(reason.to_string())),
+            _ => Err(CallError::Garbage("an answer to another question".into())),
+        }
+    }
+
+    /// When each peer was last heard; long ago if never.
+    #[must_use]
+    pub fn peer_contacts(&self) -> Vec<(NodeId, Time)> {
+        self.transport.contacts()
+    }
+
+    /// How often connections were refused, by this node or by others.
+    #[must_use]
+    pub fn refusals(&self) -> &RefusalCounts {
+        self.transport.refusals()
+    }
+
+    /// A shard's group as this node sees it now.
+    #[must_use]
+    pub fn status(&self, shard: ShardId) -> Option<ShardStatus> {
+        Some(self.shards.get(&shard)?.status())
+    }
+
+    /// The same, published whenever it changes; positions in the log with a little delay.
+    #[must_use]
+    pub fn watch(&self, shard: ShardId) -> Option<watch::Receiver<ShardStatus>> {
+        Some(self.shards.get(&shard)?.subscribe())
+    }
+
+    /// Adds a node to a shard's group that copies the log and has no vote. It is still catching up
+    /// when this returns: see [`ShardStatus::matched`]. Only the leader can.
+    ///
+    /// # Errors
+    /// If this node does not lead, or the group is being changed.
+    pub async fn add_learner(&self, shard: ShardId, node: NodeId) -> Result<(), ChangeError> {
+        self.shard_to_change(shard)?.replica.add_learner(node).await
+    }
+
+    /// Sets who votes in a shard's group. Who voted before and is not in the list leaves it. Only the
+    /// leader can, and it cannot leave.
+    ///
+    /// # Errors
+    /// If this node does not lead, a node is no learner or voter yet, or the group is being changed.
+    pub async fn change_voters(
+        &self,
+        shard: ShardId,
+        voters: Vec<NodeId>,
+    ) -> Result<(), ChangeError> {
+        self.shard_to_change(shard)?.replica.change_voters(&voters).await
+    }
+
+    /// Removes a node without a vote from a shard's group. Only the leader can.
+    ///
+    /// # Errors
+    /// If this node does not lead, the other has a vote, or the group is being changed.
+    pub async fn remove_learner(&self, shard: ShardId, node: NodeId) -> Result<(), ChangeError> {
+        self.shard_to_change(shard)?.replica.remove_learner(node).await
+    }
+
+    /// Hands a shard over to another voter. All leases run out first; commits go on until then.
+    ///
+    /// # Errors
+    /// If this node does not lead, or the other did not take over in time: then this one leads on.
+    pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), ChangeError> {
+        self.shard_to_change(shard)?.transfer(to).await
+    }
+
+    fn shard_to_change(&self, shard: ShardId) -> Result<&Arc<Shard>, ChangeError> {
+        self.shards.get(&shard).ok_or(ChangeError::NoSuchShard(shard))
+    }
+
+    /// Ends all groups, connections and tasks.
+    pub async fn shutdown(&self) {
+        self.transport.stop();
+        for shard in self.shards.values() {
+            shard.replica.stop().await;
+        }
+        for task in crate::transport::lock(&self.tasks).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// What came of proposing here (`None`: no answer in time); `None` if it certainly had no effect.
+fn written(answer: Option<Result<Reply, WriteError>>) -> Option<Result<Reply, ProposeError>> {
+    match answer {
+        Some(Ok(reply)) => Some(Ok(reply)),
+        Some(Err(WriteError::NotLeader(_))) => None,
+        _ => Some(Err(ProposeError::Unknown)),
+    }
+}
+
+/// What came of proposing at another node; `None` if it certainly had no effect.
+fn proposed(answer: Result<Response, CallError>) -> Option<Result<Reply, ProposeError>> {
+    match answer {
+        Ok(Response::Proposed(reply)) => Some(Ok(reply.into())),
+        Ok(Response::NotServed(
+            NotServed::NotOwner(_) | NotServed::Busy | NotServed::NoSuchShard,
+        ))
+        | Err(CallError::Unreachable(_) | CallError::Busy) => None,
+        _ => Some(Err(ProposeError::Unknown)),
+    }
+}
+
+async fn start_shard(
+    (config, snapshot_every): (&StoreConfig, u64),
+    setup: ShardSetup,
+    transport: &Arc<Transport>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> Result<Arc<Shard>, StartError> {
+    let ShardSetup { id, machine, check, reads, region, lease, generation } = setup;
+    let StoreConfig { node, timing, .. } = *config;
+    let setup = ReplicaSetup { shard: id, node, timing, snapshot_every, machine, check };
+    let replica = Replica::start(setup, transport.clone())
+        .await
+        .map_err(|reason| StartError::Group { shard: id, reason })?;
+    let parts = ShardParts { reads, region, lease, generation };
+    let (shard, asked) = Shard::new((id, node), replica, parts, timing);
+    tasks.push(tokio::spawn(shard.clone().watch_loop()));
+    tasks.push(tokio::spawn(shard.clone().commit_loop(asked)));
+    Ok(shard)
+}

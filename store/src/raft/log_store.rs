@@ -1,0 +1,180 @@
+//! The log in memory, with the vote beside it.
+//!
+//! Raft wants both to be on disk before they count, because a node that forgets its vote may vote
+//! twice in one term, and a node that forgets entries may break a quorum that was counted on. Here
+//! memory is enough because of promise P6: a process that lost its memory never speaks under its old
+//! [`NodeId`](crate::types::NodeId) again. It comes back with a new id, as a learner, so the old id's
+//! votes and acknowledgements are gone together with the voter; what is left is an ordinary loss of a
+//! minority. Peers refuse an id whose process nonce changed. A log on disk would take this file's
+//! place and nothing else's.
+//!
+//! Entries are purged once a snapshot holds them; a purge never leaves a gap.
+
+use super::Types;
+use crate::transport::lock;
+use crate::wire::APPEND_BYTES;
+use core::fmt::Debug;
+use core::ops::{Bound, RangeBounds};
+use openraft::alias::{EntryOf, LogIdOf, VoteOf};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+/// See the module's text. A clone is the same log.
+#[derive(Clone, Default)]
+pub(crate) struct LogStore(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    purged: Option<LogIdOf<Types>>,
+    /// Without gaps, from the one behind `purged`.
+    entries: VecDeque<EntryOf<Types>>,
+    vote: Option<VoteOf<Types>>,
+    committed: Option<LogIdOf<Types>>,
+}
+
+impl Inner {
+    fn first(&self) -> u64 {
+        self.purged.map_or(0, |purged| purged.index + 1)
+    }
+
+    fn end(&self) -> u64 {
+        self.first() + self.entries.len() as u64
+    }
+
+    fn last(&self) -> Option<LogIdOf<Types>> {
+        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+    }
+
+    /// The part of a range of indexes that is here, as a range of places.
+    fn places(&self, range: &impl RangeBounds<u64>) -> core::ops::Range<usize> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let (first, last) = (self.first(), self.end());
+        let start = start.clamp(first, last);
+        let end = end.clamp(start, last);
+        (start - first) as usize..(end - first) as usize
+    }
+}
+
+fn payload_bytes(entry: &EntryOf<Types>) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(payload) => payload.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<EntryOf<Types>>, io::Error> {
+        let inner = lock(&self.0);
+        Ok(inner.entries.range(inner.places(&range)).cloned().collect())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<VoteOf<Types>>, io::Error> {
+        Ok(lock(&self.0).vote)
+    }
+
+    /// As many as fit into one message, and at least one.
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<EntryOf<Types>>, io::Error> {
+        let inner = lock(&self.0);
+        let mut bytes = 0;
+        let fits = |entry: &&EntryOf<Types>| {
+            let before = bytes;
+            bytes += payload_bytes(entry);
+            before == 0 || bytes <= APPEND_BYTES
+        };
+        let places = inner.places(&(start..end));
+        Ok(inner.entries.range(places).take_while(fits).cloned().collect())
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let inner = lock(&self.0);
+        Ok(LogState { last_purged_log_id: inner.purged, last_log_id: inner.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &VoteOf<Types>) -> Result<(), io::Error> {
+        lock(&self.0).vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogIdOf<Types>>) -> Result<(), io::Error> {
+        lock(&self.0).committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogIdOf<Types>>, io::Error> {
+        Ok(lock(&self.0).committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = EntryOf<Types>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        {
+            let mut inner = lock(&self.0);
+            for entry in entries {
+                let at = entry.log_id.index;
+                if inner.entries.is_empty() && at != inner.first() {
+                    // After a snapshot that is ahead of the log: the log begins anew behind it.
+                    return Err(io::Error::other(format!("entry {at} would leave a gap")));
+                }
+                if at < inner.end() {
+                    // An entry that is there already is written over by an equal one.
+                    let place = inner.places(&(at..=at)).start;
+                    inner.entries.truncate(place);
+                }
+                if at != inner.end() {
+                    return Err(io::Error::other(format!("entry {at} would leave a gap")));
+                }
+                inner.entries.push_back(entry);
+            }
+        }
+        callback.io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogIdOf<Types>>) -> Result<(), io::Error> {
+        let mut inner = lock(&self.0);
+        let keep = last.map_or(0, |last| last.index + 1);
+        let place = inner.places(&(..keep)).end;
+        inner.entries.truncate(place);
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogIdOf<Types>) -> Result<(), io::Error> {
+        let mut inner = lock(&self.0);
+        if inner.purged.is_some_and(|purged| purged.index >= upto.index) {
+            return Ok(());
+        }
+        let place = inner.places(&(..=upto.index)).end;
+        inner.entries.drain(..place);
+        inner.purged = Some(upto);
+        Ok(())
+    }
+}
