@@ -1,8 +1,8 @@
 //! Frames and the pool that they come from.
 //!
-//! A node's frames are allocated once, at start; afterwards they only move: from the pool to a port,
-//! through a pipe, out of a port and back to the pool. An empty pool is an ordinary outcome: the port
-//! receives nothing until a frame comes back.
+//! A node's frames are allocated once, at start; afterwards they only move: from the pool to a
+//! port, through a pipe, out of a port and back to the pool. An empty pool is an ordinary outcome:
+//! the port receives nothing until a frame comes back.
 
 use arrayvec::ArrayVec;
 use core::fmt;

@@ -1,16 +1,16 @@
-//! Writes a translation into a frame: the difference between the tuple that was parsed and the tuple
-//! that the functions made of it.
+//! Writes a translation into a frame: the difference between the tuple that was parsed and the
+//! tuple that the functions made of it.
 //!
-//! All checksums are updated by difference (RFC 1624 equation 3), never computed anew: a packet that
-//! came in damaged behind what was verified goes out as damaged as it came. A UDP checksum of 0 means
-//! "none" and stays; one that comes out as 0 is sent as all ones (RFC 768).
+//! All checksums are updated by difference (RFC 1624 equation 3), never computed anew: a packet
+//! that came in damaged behind what was verified goes out as damaged as it came. A UDP checksum of
+//! 0 means "none" and stays; one that comes out as 0 is sent as all ones (RFC 768).
 //!
 //! **ICMP errors.** `tuple` speaks of an answer to the quoted packet, so it goes into the quote
 //! turned round: quoted source <- `tuple.destination`, quoted destination <- `tuple.source`
-//! (RFC 5508 REQ-4a, REQ-5a); type and code stay (4b, 5b). The quote's IP checksum and, as far as it
-//! is quoted, its transport checksum follow, and the error's own checksum follows all of them. The
-//! outer destination becomes `tuple.destination` (4c). The outer source may be a router on the way,
-//! not an end of the flow: when `tuple.source` was changed, the error leaves from behind the
+//! (RFC 5508 REQ-4a, REQ-5a); type and code stay (4b, 5b). The quote's IP checksum and, as far as
+//! it is quoted, its transport checksum follow, and the error's own checksum follows all of them.
+//! The outer destination becomes `tuple.destination` (4c). The outer source may be a router on the
+//! way, not an end of the flow: when `tuple.source` was changed, the error leaves from behind the
 //! translation, and its outer source becomes the translated address, whoever sent it (5c: "in all
 //! other cases the NAT's own public address"); otherwise it stays.
 //!
@@ -179,7 +179,8 @@ fn apply_to_error(frame: &mut [u8], parsed: &Parsed, quote: &Quote, tuple: &Flow
     update_at(frame, icmp_at + icmp::field::CHECKSUM, difference);
 }
 
-/// Bytes of a quoted transport header that a translation may change: up to the end of TCP's checksum.
+/// Bytes of a quoted transport header that a translation may change: up to the end of TCP's
+/// checksum.
 const QUOTE_CHANGED_BYTES: usize = tcp::field::CHECKSUM + 2;
 
 /// Writes the error's own addresses; the difference they make to its pseudo header.

@@ -114,8 +114,8 @@ impl PacketBuilder {
         Self::new(source, destination, Kind::Icmp { kind, code, rest })
     }
 
-    /// An ICMP error that `source` sends to whoever sent the packet in `frame`, quoting the whole of
-    /// it; [`PacketBuilder::quote_limit`] cuts the quote.
+    /// An ICMP error that `source` sends to whoever sent the packet in `frame`, quoting the whole
+    /// of it; [`PacketBuilder::quote_limit`] cuts the quote.
     ///
     /// # Panics
     /// If the frame holds no IP packet.

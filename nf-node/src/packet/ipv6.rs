@@ -50,8 +50,8 @@ pub struct UpperLayer {
 ///
 /// # Errors
 /// [`DropReason::BadExtensionHeader`] if one does not fit, there are more than
-/// [`EXTENSION_HEADERS_MAX`], hop-by-hop options are not the first, or a routing header is of type 0
-/// (RFC 5095) or has segments left: the packet's destination is not where it goes then.
+/// [`EXTENSION_HEADERS_MAX`], hop-by-hop options are not the first, or a routing header is of type
+/// 0 (RFC 5095) or has segments left: the packet's destination is not where it goes then.
 /// [`DropReason::Fragment`] for a later fragment.
 pub fn skip_extensions(packet: &[u8]) -> Result<UpperLayer, DropReason> {
     let mut next = *packet.get(field::NEXT_HEADER).ok_or(DropReason::BadIpHeader)?;
@@ -75,7 +75,8 @@ pub fn skip_extensions(packet: &[u8]) -> Result<UpperLayer, DropReason> {
                 if word & OFFSET_MASK != 0 {
                     return Err(DropReason::Fragment);
                 }
-                // RFC 6946: neither offset nor more fragments is an atomic fragment, a whole packet.
+                // RFC 6946: neither offset nor more fragments is an atomic fragment, a whole
+                // packet.
                 first_fragment |= word & FRAGMENT_MASK != 0;
             }
             _ => {}
@@ -260,8 +261,11 @@ mod tests {
         assert_eq!(Ipv6Packet::new_checked(&bytes).err(), Some(DropReason::BadIpVersion));
     }
 
-    /// A fixed header and extension headers of 8 bytes: (kind, bytes 1 to 3).
-    fn chain(headers: &[(u8, [u8; 3])], last: u8) -> Vec<u8> {
+    /// An extension header of 8 bytes: its kind, and its bytes 1 to 3.
+    type Header = (u8, [u8; 3]);
+
+    /// A fixed header and extension headers.
+    fn chain(headers: &[Header], last: u8) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_BYTES];
         let kinds = headers.iter().map(|header| header.0).chain([last]);
         let mut at = field::NEXT_HEADER;
@@ -278,7 +282,7 @@ mod tests {
         let options = (DESTINATION_OPTIONS, [0; 3]);
         let bad = Err(DropReason::BadExtensionHeader);
         let found = |at, first_fragment| Ok(UpperLayer { protocol: 6, at, first_fragment });
-        let cases: Vec<(&str, Vec<(u8, [u8; 3])>, Result<UpperLayer, DropReason>)> = vec![
+        let cases: Vec<(&str, Vec<Header>, Result<UpperLayer, DropReason>)> = vec![
             ("none", vec![], found(40, false)),
             ("hop-by-hop, options", vec![(HOP_BY_HOP, [0; 3]), options], found(56, false)),
             ("hop-by-hop second", vec![options, (HOP_BY_HOP, [0; 3])], bad),

@@ -1,8 +1,8 @@
 //! Parsing: all lengths, all checksums, and every reason not to look further, in one pass.
 //!
 //! What comes out of here can be trusted by everything behind: headers lie inside the frame, the
-//! tuple is one that may stand on a wire. The good case, an Ethernet frame with IPv4 without options
-//! and TCP or UDP in it, is kept short; the rest is out of line.
+//! tuple is one that may stand on a wire. The good case, an Ethernet frame with IPv4 without
+//! options and TCP or UDP in it, is kept short; the rest is out of line.
 //!
 //! Never looks at state, never changes a frame, never allocates.
 

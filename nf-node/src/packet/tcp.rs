@@ -209,7 +209,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> TcpSegment<T> {
     /// Sets the header's length in bytes, a multiple of 4.
     pub fn set_header_len(&mut self, bytes: usize) {
         debug_assert!(bytes.is_multiple_of(4) && (HEADER_BYTES..=60).contains(&bytes));
-        self.0.as_mut()[field::OFFSET] = (bytes / 4 << 4) as u8;
+        self.0.as_mut()[field::OFFSET] = ((bytes / 4) << 4) as u8;
     }
 
     /// Sets the flag byte.

@@ -1,8 +1,8 @@
 //! A port in memory: frames that were built before go in, as often as asked for.
 //!
-//! Receiving copies a frame into a buffer of the pool, as a card would write it there. What is sent is
-//! either kept, for tests to look at, or only counted and its buffer given back, for benchmarks: then
-//! nothing is copied and nothing allocated after the start.
+//! Receiving copies a frame into a buffer of the pool, as a card would write it there. What is sent
+//! is either kept, for tests to look at, or only counted and its buffer given back, for benchmarks:
+//! then nothing is copied and nothing allocated after the start.
 
 use crate::frame::{Burst, Frame, FramePool};
 use crate::port::Port;

@@ -1,8 +1,8 @@
 //! Where packets come from and go to: the trait that a pipe drives, and its bodies.
 //!
-//! A port has two sides, inside and outside; a frame says on which it came in, and is sent out of the
-//! side that it names then. Calls never block. A port that cannot take a frame gives it back: what
-//! becomes of it is the pipe's decision, and the drop is counted there.
+//! A port has two sides, inside and outside; a frame says on which it came in, and is sent out of
+//! the side that it names then. Calls never block. A port that cannot take a frame gives it back:
+//! what becomes of it is the pipe's decision, and the drop is counted there.
 
 pub mod capture;
 pub mod memory;

@@ -1,7 +1,7 @@
 //! A port over capture files: one file in, up to two files out.
 //!
-//! Frames come as fast as they are taken; their times are only copied to what leaves. What cannot be
-//! carried (cut short by the capture, or longer than a buffer) is counted as a drop here.
+//! Frames come as fast as they are taken; their times are only copied to what leaves. What cannot
+//! be carried (cut short by the capture, or longer than a buffer) is counted as a drop here.
 
 use crate::frame::{Burst, FRAME_BYTES, Frame, FramePool};
 use crate::packet::parse;
@@ -20,8 +20,10 @@ use std::sync::Arc;
 /// Flows whose first sender is remembered; the packets of later ones all count as from inside.
 pub const FLOWS_MAX: usize = 1 << 22;
 
+type Rule = Box<dyn FnMut(&[u8]) -> Side + Send>;
+
 /// Decides which side a frame comes from.
-pub struct SideRule(Box<dyn FnMut(&[u8]) -> Side + Send>);
+pub struct SideRule(Rule);
 
 impl SideRule {
     /// Any rule.

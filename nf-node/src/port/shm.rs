@@ -1,10 +1,10 @@
 //! A port in a shared file: how packets reach a node in another process without any privilege.
 //!
-//! The node makes the file ([`ShmPort`]), whoever drives it opens it ([`ShmPeer`]). Two rings, one a
-//! direction, each with one producer and one consumer; a slot is a descriptor of two words and a
+//! The node makes the file ([`ShmPort`]), whoever drives it opens it ([`ShmPeer`]). Two rings, one
+//! a direction, each with one producer and one consumer; a slot is a descriptor of two words and a
 //! frame. A producer writes slots and publishes them with one store of its cursor when it flushes;
-//! then it rings the other end's doorbell. A descriptor of length 0 from the node says that the frame
-//! with its tag was dropped, and why.
+//! then it rings the other end's doorbell. A descriptor of length 0 from the node says that the
+//! frame with its tag was dropped, and why.
 //!
 //! ```text
 //! byte 0      magic, slots        one writer, before the file is used
@@ -13,9 +13,10 @@
 //!      1024   slots to the node, then slots to the peer
 //! ```
 //!
-//! Cursors only rise; a slot is its cursor modulo the number of slots. What the other end wrote is not
-//! trusted: a cursor that cannot be counts as "nothing there" (or "full"), lengths are held against
-//! the slot, and indexes are masked, so the worst that the other end can do is to send wrong frames.
+//! Cursors only rise; a slot is its cursor modulo the number of slots. What the other end wrote is
+//! not trusted: a cursor that cannot be counts as "nothing there" (or "full"), lengths are held
+//! against the slot, and indexes are masked, so the worst that the other end can do is to send
+//! wrong frames.
 
 use crate::frame::{Burst, FRAME_BYTES, Frame, FramePool, FrameTooLong};
 use crate::port::Port;
