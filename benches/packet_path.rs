@@ -7,7 +7,6 @@
 //!
 //! `cargo bench --bench packet_path [-- --quick] [--json FILE]`
 
-#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 #![expect(unsafe_code, reason = "an allocator that counts can only be written so")]
 
 use nearstate_nf_node::baseline::{Baseline, BaselineConfig};

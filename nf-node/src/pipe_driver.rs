@@ -194,3 +194,146 @@ impl Output for Exit<'_> {
         self.pool.give(frame);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::baseline::{Baseline, BaselineConfig};
+    use crate::chain::Chain;
+    use crate::chain_config::ChainConfig;
+    use crate::counters::Event;
+    use crate::packet::PacketBuilder;
+    use crate::pipe::{PipeSettings, SteeredChain};
+    use nearstate_placement::Side;
+    use nearstate_store::Endpoint;
+    use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What came of a frame: whether it left, or why not.
+    type Ended = (u64, Result<Side, DropReason>);
+
+    /// A port whose other end is a pair of channels.
+    struct ChannelPort {
+        input: Receiver<(u64, Side, Vec<u8>)>,
+        output: Sender<Ended>,
+        room: usize,
+        exhausted: bool,
+    }
+
+    impl Port for ChannelPort {
+        fn receive(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+            while !burst.is_full() {
+                match self.input.try_recv() {
+                    Ok((tag, side, bytes)) => {
+                        let mut frame = pool.take().expect("a frame for each packet");
+                        frame.copy_from(&bytes).unwrap();
+                        (frame.tag, frame.side) = (tag, side);
+                        burst.push(frame);
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => {
+                        self.exhausted = true;
+                        break;
+                    }
+                }
+            }
+            burst.len()
+        }
+
+        fn send(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+            if self.room == 0 {
+                return Err(frame);
+            }
+            self.room -= 1;
+            self.output.send((frame.tag, Ok(frame.side))).unwrap();
+            pool.give(frame);
+            Ok(())
+        }
+
+        fn flush(&mut self) {}
+
+        fn report_drop(&mut self, tag: u64, reason: DropReason) {
+            self.output.send((tag, Err(reason))).unwrap();
+        }
+
+        fn bell(&self) -> Option<Arc<Doorbell>> {
+            None
+        }
+
+        fn exhausted(&self) -> bool {
+            self.exhausted
+        }
+    }
+
+    struct Running {
+        input: Sender<(u64, Side, Vec<u8>)>,
+        output: Receiver<Ended>,
+        bell: Arc<Doorbell>,
+        handle: PipeHandle,
+    }
+
+    fn start(room: usize) -> Running {
+        let chain = Chain::new(&ChainConfig::named(&["firewall"]).unwrap(), 64).unwrap();
+        let baseline = Baseline::new(BaselineConfig {
+            capacity: 1000,
+            slots: 64,
+            pools: vec![],
+            hash_key: 5,
+            pending_max: 16,
+        });
+        let settings = PipeSettings { client: 1, parked_max: 16, seed: 1 };
+        let chain = SteeredChain::new(Arc::new(chain), 9);
+        let pipe = Pipe::new(chain, baseline.unwrap(), settings);
+        let (input, frames) = channel();
+        let (ended, output) = channel();
+        let port = ChannelPort { input: frames, output: ended, room, exhausted: false };
+        let bell = Arc::new(Doorbell::new().unwrap());
+        let handle = spawn("test", pipe, Box::new(port), bell.clone(), Arc::default()).unwrap();
+        Running { input, output, bell, handle }
+    }
+
+    fn udp(port: u16) -> Vec<u8> {
+        let outside = Endpoint::v4([192, 0, 2, 1], 53);
+        PacketBuilder::udp(Endpoint::v4([10, 0, 0, 7], port), outside).build()
+    }
+
+    #[test]
+    fn packets_come_out_one_by_one_and_a_stop_ends_the_thread() {
+        let running = start(usize::MAX);
+        for tag in 0..200u16 {
+            running.input.send((tag.into(), Side::Inside, udp(4000 + tag % 7))).unwrap();
+            running.bell.ring();
+            let ended = running.output.recv_timeout(LONG).expect("it comes out");
+            assert_eq!(ended, (tag.into(), Ok(Side::Outside)));
+        }
+        running.input.send((900, Side::Inside, vec![1, 2, 3])).unwrap();
+        running.bell.ring();
+        let ended = running.output.recv_timeout(LONG).expect("it is reported");
+        assert_eq!(ended, (900, Err(DropReason::ShortEthernet)));
+        let counters = running.handle.counters().clone();
+        running.handle.stop();
+        running.handle.join().unwrap();
+        let counts = counters.snapshot();
+        assert_eq!(counts.event(Event::PacketsIn), 201);
+        assert_eq!(counts.event(Event::PacketsOut), 200);
+        assert_eq!(counts.event(Event::Commits), 7);
+        assert!(running.output.recv().is_err(), "the port is gone");
+    }
+
+    #[test]
+    fn an_exhausted_port_ends_the_thread_after_its_last_packet_and_full_is_a_drop() {
+        let running = start(2);
+        for tag in 0..5 {
+            running.input.send((tag, Side::Inside, udp(4000))).unwrap();
+        }
+        drop(running.input);
+        running.bell.ring();
+        running.handle.join().unwrap();
+        let ended: Vec<Ended> = running.output.iter().collect();
+        let expected: Vec<Ended> = (0..5)
+            .map(|tag| (tag, if tag < 2 { Ok(Side::Outside) } else { Err(DropReason::OutputFull) }))
+            .collect();
+        assert_eq!(ended, expected);
+    }
+}
