@@ -5,7 +5,7 @@ use crate::demo::steerer::Steer;
 use crate::demo::traffic::{FLOWS_MAX, PACKETS_MAX, TrafficSpec};
 use crate::demo::{self, DemoError, DemoPlan, JsonTo, Source};
 use clap::{Args, ValueHint};
-use nearstate_nf_node::chain_config::{ChainConfig, FunctionName};
+use nearstate_nf_node::chain_config::ChainConfig;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,13 +26,16 @@ pub(super) struct DemoArgs {
     #[arg(conflicts_with_all = ["flows", "packets"])]
     pcap: Option<PathBuf>,
     /// Flows to generate [default: 10000]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
     flows: Option<u32>,
     /// Packets to generate, about; at least one a flow [default: 200000]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=PACKETS_MAX as i64))]
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=PACKETS_MAX as i64))]
     packets: Option<u32>,
     /// Nodes to start
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
     /// Network functions that packets from inside pass, in order: firewall, nat, load-balancer
     #[arg(long, value_name = "LIST", default_value = "firewall,nat", value_delimiter = ',')]
@@ -41,7 +44,8 @@ pub(super) struct DemoArgs {
     #[arg(long, value_enum, default_value_t = Steer::Owner)]
     steer: Steer,
     /// Kill the busiest node when this share of the packets is through [default: 50]
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=99))]
+    #[arg(long, value_name = "PERCENT")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=99))]
     kill: Option<u8>,
     /// Kill no node
     #[arg(long, conflicts_with = "kill")]
@@ -84,7 +88,7 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
     Ok(DemoPlan {
         source,
         nodes: args.nodes,
-        chain: chain(&args.chain)?,
+        chain: ChainConfig::named(&args.chain)?,
         steer: args.steer,
         kill_percent,
         seed: args.seed,
@@ -95,31 +99,11 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
     })
 }
 
-/// The chain of these functions as the demo sets it up.
-pub(crate) fn chain(names: &[String]) -> Result<ChainConfig, DemoError> {
-    let mut config = ChainConfig::named(names)?;
-    let balanced = config.load_balancer.iter().flat_map(|balancer| &balancer.service);
-    let mut rules = Vec::new();
-    for service in balanced {
-        // Whether the firewall sees the service or its backends hangs on the order of the chain.
-        let backends = service.backends.iter().map(|backend| backend.endpoint);
-        for end in std::iter::once(service.address).chain(backends) {
-            let protocol = if service.protocol.number() == 6 { "tcp" } else { "udp" };
-            rules.push(format!("allow in {protocol} to {} port {}", end.ip(), end.port()));
-        }
-    }
-    if let Some(firewall) = &mut config.firewall
-        && config.functions.contains(&FunctionName::LoadBalancer)
-    {
-        firewall.rules = rules;
-    }
-    Ok(config)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::{Parser, error::ErrorKind};
+    use nearstate_nf_node::chain_config::FunctionName;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -155,10 +139,6 @@ mod tests {
         let spec = TrafficSpec { flows: 300_000, packets: 300_000, seed: 7 };
         let plan = planned("--flows 300000 --seed 7").unwrap();
         assert_eq!(plan.source, Source::Generated(spec));
-        let balanced = planned("--chain load-balancer,firewall").unwrap();
-        let rules = &balanced.chain.firewall.unwrap().rules;
-        assert_eq!(rules[0], "allow in tcp to 203.0.113.80 port 80");
-        assert_eq!(rules.len(), 5);
     }
 
     #[test]

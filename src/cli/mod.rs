@@ -42,9 +42,6 @@ enum Command {
     Trace(trace::TraceArgs),
 }
 
-#[cfg(test)]
-pub(crate) use demo::chain as demo_chain;
-
 /// What a command ends with.
 type Ended = Result<ExitCode, Box<dyn Error>>;
 

@@ -4,13 +4,13 @@
 //! chain is built here that knows of no flow: what the first packet of a flow would see.
 
 use super::Ended;
-use super::demo::chain;
 use crate::ask::{AskError, ClusterName, ask};
 use crate::demo::DemoError;
 use crate::demo::capture::load_one;
 use crate::demo::script::{DEMO_TENANT, FRAME_BYTES_MAX};
 use clap::{Args, ValueEnum, ValueHint};
 use nearstate_nf_node::chain::Chain;
+use nearstate_nf_node::chain_config::ChainConfig;
 use nearstate_nf_node::state_access::Access;
 use nearstate_nf_node::trace::{Found, trace_packet};
 use nearstate_placement::Side;
@@ -110,7 +110,7 @@ fn trace_at(
 }
 
 fn trace_here(names: &[String], side: Side, frame: &[u8]) -> Result<Vec<String>, DemoError> {
-    let chain = Chain::new(&chain(names)?, SLOTS)?;
+    let chain = Chain::new(&ChainConfig::named(names)?, SLOTS)?;
     let nothing = Found { entry: None, shard: ShardId(1), access: Access::Local };
     let records =
         trace_packet(&chain, &chain.steering(0), Time(0), (side, frame), &mut |_, _| Some(nothing));

@@ -130,14 +130,13 @@ mod tests {
     use super::super::traffic::{TrafficSpec, generate};
     use super::super::{SLOTS, scene};
     use super::*;
-    use crate::cli::demo_chain;
+    use nearstate_nf_node::chain_config::ChainConfig;
     use nearstate_placement::Side;
 
     const SPEC: TrafficSpec = TrafficSpec { flows: 400, packets: 8_000, seed: 5 };
 
     fn outcomes(names: &[&str], script: &Script, seed: u32) -> Outcomes {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let chain = Chain::new(&demo_chain(&names).unwrap(), SLOTS).unwrap();
+        let chain = Chain::new(&ChainConfig::named(names).unwrap(), SLOTS).unwrap();
         run(script, chain, seed, 1 << 17).unwrap()
     }
 
@@ -164,8 +163,7 @@ mod tests {
     #[test]
     fn clients_of_a_service_are_answered_by_it() {
         for names in [["load-balancer", "firewall"], ["firewall", "load-balancer"]] {
-            let words: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            let scene = scene(&demo_chain(&words).unwrap());
+            let scene = scene(&ChainConfig::named(&names).unwrap());
             let script = Script::new(generate(&SPEC), &scene);
             let outcomes = outcomes(&names, &script, 1);
             let (to_backends, to_clients) =
