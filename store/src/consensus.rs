@@ -143,6 +143,8 @@ pub struct ShardStatus {
     pub learners: Vec<NodeId>,
     /// On the leader: how far each replica's log agrees with its own.
     pub matched: Vec<(NodeId, Option<LogIndex>)>,
+    /// Whether a change of the group is under way.
+    pub changing: bool,
     /// Until when this node's lease lasts; long ago if it has none.
     pub lease_until: Time,
 }
@@ -171,7 +173,9 @@ pub enum ProposeError {
     #[error("no owner took the proposal before its deadline; it had no effect, try again")]
     NoOwner,
     /// It may or may not take effect.
-    #[error("whether the proposal takes effect is unknown; propose again only what may happen twice")]
+    #[error(
+        "whether the proposal takes effect is unknown; propose again only what may happen twice"
+    )]
     Unknown,
     /// Too much under way. It had no effect.
     #[error("too many proposals are under way; it had no effect, try again")]
@@ -255,14 +259,8 @@ mod tests {
                 Timing { election_min_ms: 300, ..good },
                 TimingError::ElectionRange { min: 300, max: 300 },
             ),
-            (
-                Timing { lease_margin_ms: 250, ..good },
-                TimingError::MarginTooLarge { margin: 250 },
-            ),
-            (
-                Timing { election_max_ms: 70_000, ..good },
-                TimingError::TooSlow { max: 70_000 },
-            ),
+            (Timing { lease_margin_ms: 250, ..good }, TimingError::MarginTooLarge { margin: 250 }),
+            (Timing { election_max_ms: 70_000, ..good }, TimingError::TooSlow { max: 70_000 }),
         ];
         for (timing, error) in cases {
             assert_eq!(timing.validate(), Err(error));

@@ -10,7 +10,9 @@ use crate::consensus::{
     CallError, ChangeError, PAYLOAD_BYTES_MAX, ProposeError, SNAPSHOT_EVERY, ShardStatus, Timing,
     TimingError,
 };
+use crate::doorbell::Doorbell;
 use crate::lease::LeaseCell;
+use crate::link::{LinkContext, PipeLink, run_link};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::raft::{Payload, Replica, ReplicaSetup, WriteError};
 use crate::serve::Server;
@@ -33,6 +35,8 @@ use tokio::time::Instant;
 
 /// Shards that one node may have.
 pub const SHARDS_MAX: usize = 64;
+/// How long a proposal may take unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two tries to find a shard's owner, if nothing is heard meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -47,15 +51,13 @@ pub struct StoreConfig {
     pub timing: Timing,
     /// Drawn at random by this process.
     pub nonce: u64,
-    /// Log entries between two snapshots.
-    pub snapshot_every: u64,
 }
 
 impl StoreConfig {
-    /// Default timing and snapshots.
+    /// With the default timing.
     #[must_use]
     pub fn new(cluster: u64, node: NodeId, nonce: u64) -> Self {
-        Self { cluster, node, timing: Timing::default(), nonce, snapshot_every: SNAPSHOT_EVERY }
+        Self { cluster, node, timing: Timing::default(), nonce }
     }
 }
 
@@ -149,6 +151,20 @@ impl Store {
         shards: Vec<ShardSetup>,
         app: Arc<dyn AppHandler>,
     ) -> Result<Arc<Self>, StartError> {
+        Self::start_with_snapshots(config, SNAPSHOT_EVERY, listener, shards, app).await
+    }
+
+    /// The same, with a snapshot after so many log entries.
+    ///
+    /// # Errors
+    /// If a setting does not work or a shard does not start.
+    pub async fn start_with_snapshots(
+        config: StoreConfig,
+        snapshot_every: u64,
+        listener: std::net::TcpListener,
+        shards: Vec<ShardSetup>,
+        app: Arc<dyn AppHandler>,
+    ) -> Result<Arc<Self>, StartError> {
         config.timing.validate()?;
         if config.node.0 == 0 {
             return Err(StartError::NodeId);
@@ -163,13 +179,18 @@ impl Store {
         let mut started = BTreeMap::new();
         let mut tasks = Vec::new();
         for setup in shards {
-            let shard = start_shard(&config, setup, &transport, &mut tasks).await?;
+            let shard =
+                start_shard((&config, snapshot_every), setup, &transport, &mut tasks).await?;
             started.insert(shard.id, shard);
         }
         let shards = Arc::new(started);
         let server = Arc::new(Server { shards: shards.clone(), app });
         let serve: std::sync::Weak<Server> = Arc::downgrade(&server);
         transport.run(listener, serve)?;
+        let context = LinkContext { node, shards: shards.clone(), transport: transport.clone() };
+        for shard in shards.values().filter(|shard| shard.maps_regions()) {
+            tasks.push(tokio::spawn(shard.clone().grant_loop(context.clone())));
+        }
         let tasks = Mutex::new(tasks);
         Ok(Arc::new(Self { config, transport, shards, _server: server, tasks }))
     }
@@ -200,7 +221,15 @@ impl Store {
     ///
     /// # Errors
     /// After [`ProposeError::Unknown`] it may still take effect; after all others it does not.
-    pub async fn propose(
+    pub async fn propose(&self, shard: ShardId, payload: Vec<u8>) -> Result<Reply, ProposeError> {
+        self.propose_within(shard, payload, PATIENCE).await
+    }
+
+    /// The same, with a deadline of the caller's.
+    ///
+    /// # Errors
+    /// After [`ProposeError::Unknown`] it may still take effect; after all others it does not.
+    pub async fn propose_within(
         &self,
         shard: ShardId,
         payload: Vec<u8>,
@@ -220,19 +249,18 @@ impl Store {
             if left.is_zero() {
                 return Err(ProposeError::NoOwner);
             }
-            let tried = match shard.view.leader() {
+            let tried = match self.context().target(shard) {
                 Some(leader) if leader == self.config.node => {
                     let write = shard.replica.write(aligned.clone());
-                    let written = tokio::time::timeout(left, write).await;
-                    written.map_or(Some(Err(ProposeError::Unknown)), |written| match written {
-                        Ok(reply) => Some(Ok(reply)),
-                        Err(WriteError::NotLeader(_)) => None,
-                        Err(WriteError::Unknown | WriteError::Stopped) => {
-                            Some(Err(ProposeError::Unknown))
-                        }
-                    })
+                    written(tokio::time::timeout(left, write).await.ok())
                 }
-                Some(leader) => proposed(self.transport.call(leader, &request, left).await),
+                Some(leader) => {
+                    let answer = self.transport.call(leader, &request, left).await;
+                    if let Ok(Response::NotServed(NotServed::NotOwner(other))) = answer {
+                        shard.view.set_hint(other);
+                    }
+                    proposed(answer)
+                }
                 None => None,
             };
             if let Some(result) = tried {
@@ -243,6 +271,22 @@ impl Store {
                 () = tokio::time::sleep(RETRY.min(left)) => {}
             }
         }
+    }
+
+    fn context(&self) -> LinkContext {
+        let (shards, transport) = (self.shards.clone(), self.transport.clone());
+        LinkContext { node: self.config.node, shards, transport }
+    }
+
+    /// A link for one packet thread. `client` is the first half of the ids of its transactions. The
+    /// bell is rung when completions have come. Has to be called inside the runtime.
+    #[must_use]
+    pub fn pipe_link(&self, client: u64, bell: Arc<Doorbell>) -> PipeLink {
+        tracing::debug!(client, "a pipe's link");
+        let (link, queues) = PipeLink::new(&self.shards);
+        let task = tokio::spawn(run_link(self.context(), queues, bell));
+        crate::transport::lock(&self.tasks).push(task);
+        link
     }
 
     /// Asks another node's [`AppHandler`].
@@ -311,6 +355,14 @@ impl Store {
         self.shard_to_change(shard)?.replica.change_voters(&voters).await
     }
 
+    /// Removes a node without a vote from a shard's group. Only the leader can.
+    ///
+    /// # Errors
+    /// If this node does not lead, the other has a vote, or the group is being changed.
+    pub async fn remove_learner(&self, shard: ShardId, node: NodeId) -> Result<(), ChangeError> {
+        self.shard_to_change(shard)?.replica.remove_learner(node).await
+    }
+
     /// Hands a shard over to another voter. All leases run out first; commits go on until then.
     ///
     /// # Errors
@@ -335,6 +387,15 @@ impl Store {
     }
 }
 
+/// What came of proposing here (`None`: no answer in time); `None` if it certainly had no effect.
+fn written(answer: Option<Result<Reply, WriteError>>) -> Option<Result<Reply, ProposeError>> {
+    match answer {
+        Some(Ok(reply)) => Some(Ok(reply)),
+        Some(Err(WriteError::NotLeader(_))) => None,
+        _ => Some(Err(ProposeError::Unknown)),
+    }
+}
+
 /// What came of proposing at another node; `None` if it certainly had no effect.
 fn proposed(answer: Result<Response, CallError>) -> Option<Result<Reply, ProposeError>> {
     match answer {
@@ -348,13 +409,13 @@ fn proposed(answer: Result<Response, CallError>) -> Option<Result<Reply, Propose
 }
 
 async fn start_shard(
-    config: &StoreConfig,
+    (config, snapshot_every): (&StoreConfig, u64),
     setup: ShardSetup,
     transport: &Arc<Transport>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Arc<Shard>, StartError> {
     let ShardSetup { id, machine, check, reads, region, lease, generation } = setup;
-    let StoreConfig { node, timing, snapshot_every, .. } = *config;
+    let StoreConfig { node, timing, .. } = *config;
     let setup = ReplicaSetup { shard: id, node, timing, snapshot_every, machine, check };
     let replica = Replica::start(setup, transport.clone())
         .await

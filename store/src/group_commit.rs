@@ -151,11 +151,9 @@ mod tests {
 
     #[test]
     fn a_second_batch_goes_when_full_by_count_by_bytes_or_by_age_and_never_a_third() {
-        for (weight, count, now) in [
-            (ONE, 4, Time(1)),
-            (Weight { units: 1, bytes: 50 }, 2, Time(1)),
-            (ONE, 1, Time(51)),
-        ] {
+        for (weight, count, now) in
+            [(ONE, 4, Time(1)), (Weight { units: 1, bytes: 50 }, 2, Time(1)), (ONE, 1, Time(51))]
+        {
             let mut group = GroupCommit::new(LIMITS);
             group.offer(Time(0), ONE, 0).unwrap();
             assert!(group.take(Time(0)).is_some());

@@ -1,5 +1,6 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
+pub mod client;
 pub mod clock;
 mod connection;
 pub mod consensus;
@@ -9,6 +10,7 @@ pub mod frame;
 pub mod group_commit;
 pub mod key;
 pub mod lease;
+pub mod link;
 pub mod machine;
 pub mod pool_spec;
 mod raft;

@@ -114,6 +114,7 @@ async fn propose(shard: Arc<Shard>, payload: Vec<u8>) -> Result<Response, NotSer
             Err(NotServed::NotOwner(leader.map_or(0, |leader| leader.0)))
         }
         Err(WriteError::Unknown) => Err(NotServed::Unknown),
+        Err(WriteError::Malformed) => Err(NotServed::Malformed),
         Err(WriteError::Stopped) => Err(NotServed::Stopped),
     }
 }

@@ -1,6 +1,6 @@
 //! One shard on this node: its group, its lease, its group commit.
 //!
-//! Two tasks. One turns what a quorum has acknowledged into the lease and tells the others who
+//! Two tasks, and a third for read leases. One turns what a quorum has acknowledged into the lease and tells the others who
 //! leads; the other collects proposals into entries.
 //!
 //! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as long
@@ -18,18 +18,20 @@ use crate::connection::Answer;
 use crate::consensus::{ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
 use crate::group_commit::{GroupCommit, GroupLimits, Weight};
-use crate::lease::LeaseCell;
+use crate::lease::{LeaseCell, LeaseTerms, owner_lease_end, read_lease_end, read_lease_grant_ns};
+use crate::link::{GrantBoard, LinkContext};
 use crate::machine::Reply;
 use crate::raft::{Leading, Payload, Replica, Watch, WriteError};
 use crate::transaction::{Batch, Outcome, Transaction};
 use crate::types::{NodeId, ShardId, Term, Time};
-use crate::wire::{Found, Grant, NotServed, Response};
+use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
 use crate::{Entry, Key};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rkyv::rancor;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -39,6 +41,9 @@ use tokio::time::sleep;
 const ASKS_MAX: usize = 4096;
 /// Longest read lease that is granted at a time.
 const GRANT_MAX_NS: u64 = 1_000_000_000;
+/// Until a read lease is asked for again: after a refusal, and if there is nobody to ask.
+const GRANT_RETRY: Duration = Duration::from_millis(10);
+const GRANT_IDLE: Duration = Duration::from_millis(500);
 /// How often a follower's status is published although its role does not change.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
 
@@ -46,6 +51,10 @@ const STATUS_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(crate) struct ShardView {
     leader: AtomicU64,
+    /// Who was named as owner by somebody else, for nodes without a part in the group.
+    hint: AtomicU64,
+    guess: AtomicU64,
+    pub(crate) grants: GrantBoard,
 }
 
 impl ShardView {
@@ -54,6 +63,21 @@ impl ShardView {
             0 => None,
             id => Some(NodeId(id)),
         }
+    }
+
+    pub(crate) fn hint(&self) -> Option<NodeId> {
+        match self.hint.load(Ordering::Relaxed) {
+            0 => None,
+            id => Some(NodeId(id)),
+        }
+    }
+
+    pub(crate) fn set_hint(&self, node: u64) {
+        self.hint.store(node, Ordering::Relaxed);
+    }
+
+    pub(crate) fn next_guess(&self) -> u64 {
+        self.guess.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -86,10 +110,7 @@ impl Ask {
     fn weight(&self) -> Weight {
         // Upper bounds of an archived transaction, condition and write.
         let bytes = |t: &Transaction| 64 + t.conditions.len() * 64 + t.writes.len() * 136;
-        Weight {
-            units: self.transactions.len(),
-            bytes: self.transactions.iter().map(bytes).sum(),
-        }
+        Weight { units: self.transactions.len(), bytes: self.transactions.iter().map(bytes).sum() }
     }
 }
 
@@ -177,7 +198,7 @@ impl Shard {
         let found: Vec<Option<Found>> =
             keys.iter().map(|key| reads.get(key).map(Found::from)).collect();
         match self.promise() {
-            Some(left_ns) => Response::Reads { found, left_ns },
+            Some(left_ns) => Response::Reads(Readings { found, left_ns }),
             None => self.not_owner(),
         }
     }
@@ -200,6 +221,12 @@ impl Shard {
         }
     }
 
+    fn terms(&self) -> LeaseTerms {
+        let ns = |ms: u64| ms * 1_000_000;
+        let Timing { election_max_ms, lease_margin_ms, .. } = self.timing;
+        LeaseTerms { length_ns: ns(election_max_ms), margin_ns: ns(lease_margin_ms) }
+    }
+
     fn not_owner(&self) -> Response {
         let leader = self.view.leader().filter(|leader| *leader != self.node);
         Response::NotServed(NotServed::NotOwner(leader.map_or(0, |leader| leader.0)))
@@ -208,7 +235,8 @@ impl Shard {
     /// Lets another node rely on this one's lease for what is returned, if there is one.
     fn promise(&self) -> Option<u64> {
         let now = boot_now();
-        let left = self.parts.lease.until().since_ns(now).min(GRANT_MAX_NS);
+        let until = self.parts.lease.until();
+        let left = read_lease_grant_ns(until, now, self.terms()).min(GRANT_MAX_NS);
         if left == 0 {
             return None;
         }
@@ -283,8 +311,7 @@ impl Shard {
             return false;
         }
         let spent = u64::try_from(acked.as_nanos()).unwrap_or(u64::MAX);
-        let lease = u64::try_from(self.timing.lease().as_nanos()).unwrap_or(0);
-        let until = now.plus_ns(lease.saturating_sub(spent));
+        let until = owner_lease_end(Time(now.0.saturating_sub(spent)), self.terms());
         if until <= now {
             return false;
         }
@@ -312,7 +339,7 @@ impl Shard {
             let settled = match &leading {
                 Some(leading) => self.renew(leading, &mut clocks, &mut announced),
                 None => {
-                    self.parts.lease.clear();
+                    self.parts.lease.set(Time(0));
                     true
                 }
             };
@@ -329,8 +356,52 @@ impl Shard {
                 break;
             }
         }
-        self.parts.lease.clear();
+        self.parts.lease.set(Time(0));
         self.publish();
+    }
+
+    /// The third task, on nodes that map other processes' tables: keeps a read lease from the owner.
+    pub(crate) async fn grant_loop(self: Arc<Self>, context: LinkContext) {
+        loop {
+            let moved = self.moved.notified();
+            let owner = context.target(&self).filter(|owner| *owner != self.node);
+            let wait = match owner {
+                Some(owner) => self.fetch_grant(&context, owner).await,
+                None => GRANT_IDLE,
+            };
+            tokio::select! {
+                () = moved => {}
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Asks for a read lease; gives when to ask again.
+    async fn fetch_grant(&self, context: &LinkContext, owner: NodeId) -> Duration {
+        let patience = Duration::from_millis(self.timing.election_min_ms);
+        // The reader counts from here: before the question is sent.
+        let asked = boot_now();
+        let request = Request::ReadLease(self.id);
+        let grant = match context.transport.call(owner, &request, patience).await {
+            Ok(Response::ReadLease(grant)) => grant,
+            Ok(Response::NotServed(NotServed::NotOwner(other))) => {
+                self.view.set_hint(other);
+                return GRANT_RETRY;
+            }
+            _ => return GRANT_RETRY,
+        };
+        let path = PathBuf::from(grant.path);
+        // A path that does not exist here is another host's.
+        if !self.view.grants.knows(&path) && !path.exists() {
+            return GRANT_IDLE;
+        }
+        let until = read_lease_end(asked, grant.left_ns);
+        self.view.grants.put(path, grant.generation, owner, until);
+        Duration::from_nanos(grant.left_ns / 3)
+    }
+
+    pub(crate) fn maps_regions(&self) -> bool {
+        self.parts.region.is_some()
     }
 
     /// The second task: group commit.
@@ -372,10 +443,20 @@ impl Shard {
         let count = transactions.len();
         let batch = Batch { wall_ms: wall_ms(), transactions };
         let result = match rkyv::to_bytes::<rancor::Error>(&batch) {
-            Ok(bytes) => self.replica.write(Payload(Arc::new(bytes))).await,
+            Ok(bytes) => {
+                let payload = Payload(Arc::new(bytes));
+                // Followers would refuse what the machine does not take, and wait for ever.
+                match self.replica.check(&payload) {
+                    Ok(()) => self.replica.write(payload).await,
+                    Err(error) => {
+                        tracing::error!(shard = %self.id, %error, "a batch is not acceptable");
+                        Err(WriteError::Malformed)
+                    }
+                }
+            }
             Err(error) => {
                 tracing::error!(%error, "a batch cannot be archived");
-                Err(WriteError::Unknown)
+                Err(WriteError::Malformed)
             }
         };
         let refusal = match result {
@@ -391,6 +472,7 @@ impl Shard {
                 NotServed::NotOwner(leader.map_or(0, |leader| leader.0))
             }
             Err(WriteError::Unknown) => NotServed::Unknown,
+            Err(WriteError::Malformed) => NotServed::Malformed,
             Err(WriteError::Stopped) => NotServed::Stopped,
         };
         for (_, route) in routes {

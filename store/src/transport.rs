@@ -500,7 +500,9 @@ pub(crate) async fn greet(
     let frame = read_frame(&mut stream, &mut decoder).await.map_err(GreetError::Frame)?;
     let welcome = Welcome::decode(&frame.body).map_err(io::Error::other)?;
     match welcome {
-        Welcome::Accepted(theirs) if frame.kind == FrameKind::Hello => Ok((stream, decoder, theirs)),
+        Welcome::Accepted(theirs) if frame.kind == FrameKind::Hello => {
+            Ok((stream, decoder, theirs))
+        }
         Welcome::Accepted(_) => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
         Welcome::Refused(reason) => Err(GreetError::Refused(reason)),
     }

@@ -5,13 +5,13 @@
 //! [`Response::check`] then bound what the numbers may say. Payloads stay opaque here: the shard's
 //! machine checks them. Nothing here opens a socket or names the consensus library.
 
+use crate::Entry;
 use crate::consensus::{GROUP_NODES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::frame::FRAME_BODY_MAX;
 use crate::key::{Key, Value};
 use crate::machine::Reply;
 use crate::transaction::{Outcome, Transaction};
 use crate::types::{ShardId, SlotId, Version};
-use crate::Entry;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -260,6 +260,15 @@ pub struct Found {
     pub slot: SlotId,
 }
 
+/// What was found, and how long it may be used.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Readings {
+    /// In the order of the keys.
+    pub found: Vec<Option<Found>>,
+    /// Nanoseconds, from the moment the question was sent.
+    pub left_ns: u64,
+}
+
 impl From<Entry> for Found {
     fn from(Entry { value, version, slot }: Entry) -> Self {
         Self { value, version, slot }
@@ -344,14 +353,8 @@ pub enum Response {
     Outcomes(Vec<Outcome>),
     /// To [`Request::ReadLease`].
     ReadLease(Grant),
-    /// To [`Request::Reads`]: what was found, in order, and how long it may be used, counted from the
-    /// moment the question was sent.
-    Reads {
-        /// In the order of the keys.
-        found: Vec<Option<Found>>,
-        /// Nanoseconds.
-        left_ns: u64,
-    },
+    /// To [`Request::Reads`].
+    Reads(Readings),
     /// To [`Request::App`].
     App(Vec<u8>),
     /// To anything.
@@ -488,8 +491,8 @@ impl Request {
     /// # Errors
     /// If it is no valid message.
     pub fn decode(bytes: &AlignedVec) -> Result<Self, WireError> {
-        let request =
-            rkyv::from_bytes::<Self, rancor::Error>(bytes).map_err(|error| archive_error(&error))?;
+        let request = rkyv::from_bytes::<Self, rancor::Error>(bytes)
+            .map_err(|error| archive_error(&error))?;
         request.check()?;
         Ok(request)
     }
@@ -518,7 +521,7 @@ impl Response {
                 bound(bytes.len() <= APP_BYTES_MAX, "message")
             }
             Self::ReadLease(grant) => bound(grant.path.len() <= PATH_BYTES_MAX, "path"),
-            Self::Reads { found, .. } => bound(found.len() <= KEYS_MAX, "number of entries"),
+            Self::Reads(readings) => bound(readings.found.len() <= KEYS_MAX, "number of entries"),
         }
     }
 
@@ -538,8 +541,8 @@ impl Response {
     /// # Errors
     /// If it is no valid message.
     pub fn decode(bytes: &AlignedVec) -> Result<Self, WireError> {
-        let response =
-            rkyv::from_bytes::<Self, rancor::Error>(bytes).map_err(|error| archive_error(&error))?;
+        let response = rkyv::from_bytes::<Self, rancor::Error>(bytes)
+            .map_err(|error| archive_error(&error))?;
         response.check()?;
         Ok(response)
     }

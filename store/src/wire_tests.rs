@@ -91,7 +91,7 @@ fn responses() -> Vec<Response> {
         Response::Proposed(WireReply::System(vec![1])),
         Response::Outcomes(outcomes),
         Response::ReadLease(Grant { path: "/dev/shm/x".into(), generation: 3, left_ns: 9 }),
-        Response::Reads { found: vec![None, Some(found)], left_ns: 5 },
+        Response::Reads(Readings { found: vec![None, Some(found)], left_ns: 5 }),
         Response::App(vec![]),
         Response::NotServed(NotServed::NotOwner(4)),
     ]
@@ -133,10 +133,7 @@ fn numbers_out_of_bounds_are_refused() {
         (append_with(|a| a.entries[2].at.term = 8), "entry term"),
         (append_with(|a| a.entries[0].at.term = 5), "entry term"),
         (append_with(|a| a.prev = Some(at(1, u64::MAX))), "log position"),
-        (
-            append_with(|a| a.entries[2].body = EntryBody::Members(Members::default())),
-            "group",
-        ),
+        (append_with(|a| a.entries[2].body = EntryBody::Members(Members::default())), "group"),
         (
             append_with(|a| a.entries[1].body = EntryBody::Payload(vec![0; PAYLOAD_BYTES_MAX + 1])),
             "payload",

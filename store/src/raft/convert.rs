@@ -95,9 +95,7 @@ pub(super) fn append_request(append: Append) -> Option<AppendEntriesRequest<Type
 pub(super) fn appended(response: &AppendEntriesResponse<Types>) -> Appended {
     match response {
         AppendEntriesResponse::Success => Appended::Success,
-        AppendEntriesResponse::PartialSuccess(at) => {
-            Appended::Partial(at.as_ref().map(position))
-        }
+        AppendEntriesResponse::PartialSuccess(at) => Appended::Partial(at.as_ref().map(position)),
         AppendEntriesResponse::Conflict => Appended::Conflict,
         AppendEntriesResponse::HigherVote(vote) => Appended::Newer(ballot(vote)),
     }

@@ -23,7 +23,10 @@ use openraft::errors::{
 };
 use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
 use openraft::raft::TransferLeaderRequest;
-use openraft::{Config, EmptyNode, EntryPayload, Instant, Raft, ServerState, SnapshotPolicy, StepDownPolicy};
+use openraft::{
+    ChangeMembers, Config, EmptyNode, EntryPayload, Instant, Raft, ServerState, SnapshotPolicy,
+    StepDownPolicy,
+};
 use rkyv::util::AlignedVec;
 use state_machine::StateMachine;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +102,8 @@ pub(crate) enum WriteError {
     NotLeader(Option<NodeId>),
     /// It may or may not take effect.
     Unknown,
+    /// The machine does not take it.
+    Malformed,
     /// The group has stopped on this node. Whether it takes effect is unknown.
     Stopped,
 }
@@ -225,11 +230,8 @@ impl Replica {
 
     pub(crate) async fn vote(&self, ask: AskVote) -> Result<Voted, NotServed> {
         let (request, pre) = (convert::vote_request(&ask), ask.pre);
-        let answer = if pre {
-            self.raft.pre_vote(request).await
-        } else {
-            self.raft.vote(request).await
-        };
+        let answer =
+            if pre { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
         answer.map(|answer| convert::voted(&answer)).map_err(|_| NotServed::Stopped)
     }
 
@@ -298,10 +300,6 @@ impl Replica {
         Some(Leading { term: Term(term), acked_ago, alone, caught_up })
     }
 
-    pub(crate) fn leader(&self) -> Option<NodeId> {
-        self.raft.server_metrics().borrow_watched().current_leader.map(NodeId)
-    }
-
     /// The group as this node sees it.
     pub(crate) fn status(&self, lease_until: Time) -> ShardStatus {
         let metrics = self.raft.metrics();
@@ -328,6 +326,9 @@ impl Replica {
             matched: matched
                 .map(|(node, at)| (NodeId(*node), at.map(|at| LogIndex(at.index))))
                 .collect(),
+            changing: group.get_joint_config().len() > 1
+                || metrics.membership_config.log_id()
+                    != metrics.committed_membership_config.log_id(),
             lease_until,
         }
     }
@@ -344,10 +345,24 @@ impl Replica {
         if voters.is_empty() || voters.len() > GROUP_NODES_MAX {
             return Err(ChangeError::Size(voters.len()));
         }
+        // Only members may become voters: what they miss would otherwise hold up every commit.
+        let status = self.status(Time(0));
+        let is_member =
+            |id: &u64| status.voters.iter().chain(&status.learners).any(|node| node.0 == *id);
+        if let Some(stranger) = voters.iter().find(|id| !is_member(id)) {
+            return Err(ChangeError::NotMember(NodeId(*stranger)));
+        }
         if self.leading().is_some() && !voters.contains(&self.node.0) {
             return Err(ChangeError::RemovesLeader);
         }
         let changed = self.raft.change_membership(voters, false).await;
+        changed.map(|_| ()).map_err(|error| self.change_error(error))
+    }
+
+    /// Removes a node that has no vote.
+    pub(crate) async fn remove_learner(&self, node: NodeId) -> Result<(), ChangeError> {
+        let removed = ChangeMembers::RemoveNodes(BTreeSet::from([node.0]));
+        let changed = self.raft.change_membership(removed, false).await;
         changed.map(|_| ()).map_err(|error| self.change_error(error))
     }
 

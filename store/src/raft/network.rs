@@ -7,9 +7,7 @@ use super::{SnapshotBytes, Types, convert, patience};
 use crate::consensus::{CallError, Timing};
 use crate::transport::Transport;
 use crate::types::{NodeId, ShardId};
-use crate::wire::{
-    CHUNK_BYTES, HandOver, NotServed, Request, Response, SnapshotChunk,
-};
+use crate::wire::{CHUNK_BYTES, HandOver, NotServed, Request, Response, SnapshotChunk};
 use core::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf, VoteOf};
@@ -327,4 +325,3 @@ impl Assembly {
         Ok(Some((meta, bytes)))
     }
 }
-

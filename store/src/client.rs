@@ -1,0 +1,111 @@
+//! A client's connection to a node: asks its [`crate::driver::AppHandler`], and nothing else.
+
+#![expect(clippy::disallowed_methods, reason = "starts the task of its connection")]
+
+use crate::connection::{Caller, Connection, Serve, run};
+use crate::consensus::CallError;
+use crate::serve::Server;
+use crate::transport::{GreetError, greet};
+use crate::types::NodeId;
+use crate::wire::{APP_BYTES_MAX, Hello, Refused, Request, Response};
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::io;
+use std::sync::{Arc, Weak};
+use thiserror::Error;
+
+/// Why a node cannot be asked.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// Nobody there, or it broke off.
+    #[error("cannot connect to {address}: {source}")]
+    Io {
+        /// Where.
+        address: SocketAddr,
+        /// What the system or the format of the stream says.
+        source: io::Error,
+    },
+    /// It does not want to talk to us.
+    #[error("{address} refuses this connection: {reason}")]
+    Refused {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        reason: Refused,
+    },
+    /// It takes too long.
+    #[error("{0} does not answer in time")]
+    Timeout(SocketAddr),
+}
+
+/// A connection that has been made. Dropping it ends it.
+#[derive(Debug)]
+pub struct Client {
+    connection: Arc<Connection>,
+    node: NodeId,
+}
+
+impl Client {
+    /// Connects to a node of the cluster.
+    ///
+    /// # Errors
+    /// If nobody of this cluster and of this program's version answers there.
+    pub async fn connect(
+        cluster: u64,
+        address: SocketAddr,
+        patience: Duration,
+    ) -> Result<Self, ConnectError> {
+        let hello = Hello { cluster, from: 0, to: 0, nonce: 0 };
+        let greeted = tokio::time::timeout(patience, greet(address, &hello))
+            .await
+            .map_err(|_| ConnectError::Timeout(address))?;
+        let (stream, decoder, theirs) = greeted.map_err(|error| match error {
+            GreetError::Refused(reason) => ConnectError::Refused { address, reason },
+            GreetError::Frame(source) | GreetError::Io(source) => {
+                ConnectError::Io { address, source }
+            }
+        })?;
+        if theirs.cluster != cluster {
+            let reason = Refused::Cluster(theirs.cluster);
+            return Err(ConnectError::Refused { address, reason });
+        }
+        let connection = Connection::new(Caller::Client, Arc::default());
+        let running = connection.clone();
+        tokio::spawn(async move {
+            // A client is asked nothing.
+            let nobody: Weak<dyn Serve> = Weak::<Server>::new();
+            if let Err(error) = run(&running, stream, decoder, &nobody).await {
+                tracing::warn!(%error, "a node sent nonsense");
+            }
+            running.close();
+        });
+        Ok(Self { connection, node: NodeId(theirs.from) })
+    }
+
+    /// Who answered.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Asks the node's handler.
+    ///
+    /// # Errors
+    /// If no answer comes in time.
+    pub async fn call(&self, request: Vec<u8>, patience: Duration) -> Result<Vec<u8>, CallError> {
+        if request.len() > APP_BYTES_MAX {
+            return Err(CallError::TooLarge(request.len()));
+        }
+        match self.connection.begin(&Request::App(request))?.within(patience).await? {
+            Response::App(bytes) => Ok(bytes),
+            Response::NotServed(reason) => Err(CallError::Refused(reason.to_string())),
+            _ => Err(CallError::Garbage("an answer to another question".into())),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.connection.close();
+    }
+}

@@ -1,0 +1,469 @@
+//! How a packet thread talks to the store: bounded queues both ways, and words it can look at.
+//!
+//! The thread's side ([`PipeLink`]) never waits, locks or allocates, except that it takes a lock and
+//! a new path when a shard's read lease comes from a new owner. The store's side ([`run_link`]) takes
+//! everything that is queued at once: transactions of a shard go into one message (or straight
+//! into the group commit if this node owns the shard), reads into another. What fails because an
+//! owner is unknown, changed or gone is tried again under the same id until its deadline; then its
+//! completion says that nothing is known. Exactly one completion follows what was taken, and its place
+//! in the queue is reserved when it is taken.
+
+#![expect(clippy::disallowed_methods, reason = "waits between two tries")]
+
+use crate::clock::boot_now;
+use crate::connection::Pending;
+use crate::consensus::CallError;
+use crate::doorbell::Doorbell;
+use crate::shard::{Ask, Route, Shard, ShardView};
+use crate::transaction::{Outcome, Transaction};
+use crate::transport::{Transport, lock};
+use crate::types::{NodeId, ShardId, Time};
+use crate::wire::{KEYS_MAX, NotServed, Request, Response, TRANSACTIONS_MAX};
+use crate::{Entry, Key};
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use crossbeam::queue::ArrayQueue;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use thiserror::Error;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+/// Requests of one link that may be under way.
+pub const LINK_CAPACITY: usize = 2048;
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(2);
+/// Patience with one try.
+const TRY_NS: u64 = 500_000_000;
+
+/// No room for another request now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("too many requests are under way")]
+pub struct LinkFull;
+
+/// Something that was asked for has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkCompletion {
+    /// A read. `None`: not answered before its deadline.
+    Read {
+        /// Who asked.
+        token: u64,
+        /// What was found, and until when it may be used.
+        answer: Option<(Option<Entry>, Time)>,
+    },
+    /// A transaction. `None`: no answer before its deadline, so whether it took effect is unknown.
+    Transaction {
+        /// Who asked.
+        token: u64,
+        /// What came of it.
+        outcome: Option<Outcome>,
+    },
+}
+
+/// An owner's permission to read its table one-sided. Renewals only move its end.
+#[derive(Debug)]
+pub struct ReadGrant {
+    /// The file to map.
+    pub path: PathBuf,
+    /// The owner's term. The region carries it as well: a reader compares the two.
+    pub generation: u64,
+    /// Who granted it.
+    pub owner: NodeId,
+    until: AtomicU64,
+}
+
+impl ReadGrant {
+    /// When the right to read ends: to be checked after the value is in hand.
+    #[must_use]
+    pub fn valid_until(&self) -> Time {
+        Time(self.until.load(Ordering::SeqCst))
+    }
+}
+
+/// Where the current grant of a shard hangs.
+#[derive(Debug, Default)]
+pub(crate) struct GrantBoard {
+    /// Rises with each new grant; a renewal leaves it.
+    version: AtomicU64,
+    current: Mutex<Option<Arc<ReadGrant>>>,
+}
+
+impl GrantBoard {
+    /// Hangs up a grant, or makes the current one last longer if it is the same.
+    pub(crate) fn put(&self, path: PathBuf, generation: u64, owner: NodeId, until: Time) {
+        let mut current = lock(&self.current);
+        if let Some(grant) = current.as_ref()
+            && grant.generation == generation
+            && grant.owner == owner
+            && grant.path == path
+        {
+            grant.until.fetch_max(until.0, Ordering::SeqCst);
+            return;
+        }
+        let until = AtomicU64::new(until.0);
+        *current = Some(Arc::new(ReadGrant { path, generation, owner, until }));
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn knows(&self, path: &std::path::Path) -> bool {
+        lock(&self.current).as_ref().is_some_and(|grant| grant.path == path)
+    }
+}
+
+struct Submit {
+    token: u64,
+    shard: ShardId,
+    deadline: Time,
+    transaction: Transaction,
+}
+
+struct Read {
+    token: u64,
+    shard: ShardId,
+    deadline: Time,
+    key: Key,
+}
+
+pub(crate) struct Queues {
+    submits: ArrayQueue<Submit>,
+    reads: ArrayQueue<Read>,
+    completions: ArrayQueue<LinkCompletion>,
+    wake: Notify,
+}
+
+/// The thread's side; see the module's text.
+pub struct PipeLink {
+    queues: Arc<Queues>,
+    views: Vec<(ShardId, Arc<ShardView>)>,
+    grants: Vec<(u64, Option<Arc<ReadGrant>>)>,
+    /// Taken and not yet polled.
+    under_way: usize,
+}
+
+impl core::fmt::Debug for PipeLink {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("PipeLink").field("under_way", &self.under_way).finish_non_exhaustive()
+    }
+}
+
+impl PipeLink {
+    pub(crate) fn new(shards: &BTreeMap<ShardId, Arc<Shard>>) -> (Self, Arc<Queues>) {
+        let queues = Arc::new(Queues {
+            submits: ArrayQueue::new(LINK_CAPACITY),
+            reads: ArrayQueue::new(LINK_CAPACITY),
+            completions: ArrayQueue::new(LINK_CAPACITY),
+            wake: Notify::new(),
+        });
+        let views: Vec<_> = shards.values().map(|shard| (shard.id, shard.view.clone())).collect();
+        let grants = views.iter().map(|_| (0, None)).collect();
+        (Self { queues: queues.clone(), views, grants, under_way: 0 }, queues)
+    }
+
+    /// Sends a transaction to the owner of its shard.
+    ///
+    /// # Errors
+    /// If too much is under way; then nothing follows.
+    pub fn submit(
+        &mut self,
+        token: u64,
+        shard: ShardId,
+        transaction: &Transaction,
+        deadline: Time,
+    ) -> Result<(), LinkFull> {
+        if self.under_way >= LINK_CAPACITY {
+            return Err(LinkFull);
+        }
+        let submit = Submit { token, shard, deadline, transaction: transaction.clone() };
+        self.queues.submits.push(submit).map_err(|_| LinkFull)?;
+        self.under_way += 1;
+        self.queues.wake.notify_one();
+        Ok(())
+    }
+
+    /// Asks the owner of a shard for an entry.
+    ///
+    /// # Errors
+    /// If too much is under way; then nothing follows.
+    pub fn post_read(
+        &mut self,
+        token: u64,
+        shard: ShardId,
+        key: &Key,
+        deadline: Time,
+    ) -> Result<(), LinkFull> {
+        if self.under_way >= LINK_CAPACITY {
+            return Err(LinkFull);
+        }
+        let read = Read { token, shard, deadline, key: *key };
+        self.queues.reads.push(read).map_err(|_| LinkFull)?;
+        self.under_way += 1;
+        self.queues.wake.notify_one();
+        Ok(())
+    }
+
+    /// The next completion, if one has come.
+    pub fn poll(&mut self) -> Option<LinkCompletion> {
+        let completion = self.queues.completions.pop()?;
+        self.under_way -= 1;
+        Some(completion)
+    }
+
+    /// The newest read lease of a shard that another node owns; it may be over.
+    pub fn grant(&mut self, shard: ShardId) -> Option<Arc<ReadGrant>> {
+        let place = self.views.binary_search_by_key(&shard, |(id, _)| *id).ok()?;
+        let board = &self.views[place].1.grants;
+        let (seen, grant) = &mut self.grants[place];
+        let version = board.version.load(Ordering::SeqCst);
+        if *seen != version {
+            grant.clone_from(&lock(&board.current));
+            *seen = version;
+        }
+        grant.clone()
+    }
+
+    /// Who leads a shard, as far as is known here.
+    #[must_use]
+    pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        let place = self.views.binary_search_by_key(&shard, |(id, _)| *id).ok()?;
+        self.views[place].1.leader()
+    }
+}
+
+impl Drop for PipeLink {
+    fn drop(&mut self) {
+        // The store's side sees that it is alone.
+        self.queues.wake.notify_one();
+    }
+}
+
+/// What came of one try of a group.
+enum Tried {
+    Transactions(Vec<Submit>, Option<Vec<Outcome>>),
+    Reads(Vec<Read>, Option<(Vec<Option<Entry>>, Time)>),
+}
+
+/// What the store's side of links needs.
+#[derive(Clone)]
+pub(crate) struct LinkContext {
+    pub(crate) node: NodeId,
+    pub(crate) shards: Arc<BTreeMap<ShardId, Arc<Shard>>>,
+    pub(crate) transport: Arc<Transport>,
+}
+
+/// Requests of one link, by kind.
+#[derive(Default)]
+struct Requests {
+    submits: Vec<Submit>,
+    reads: Vec<Read>,
+}
+
+impl Requests {
+    fn is_empty(&self) -> bool {
+        self.submits.is_empty() && self.reads.is_empty()
+    }
+
+    fn append(&mut self, other: &mut Self) {
+        self.submits.append(&mut other.submits);
+        self.reads.append(&mut other.reads);
+    }
+}
+
+/// The store's side, until the thread's side is gone and nothing is under way.
+pub(crate) async fn run_link(context: LinkContext, queues: Arc<Queues>, bell: Arc<Doorbell>) {
+    let mut flying: FuturesUnordered<BoxFuture<'static, Tried>> = FuturesUnordered::new();
+    let mut fresh = Requests::default();
+    let mut again = Requests::default();
+    let mut again_at = Instant::now();
+    loop {
+        let had_failures = !again.is_empty();
+        tokio::select! {
+            () = queues.wake.notified() => {}
+            Some(tried) = flying.next(), if !flying.is_empty() => {
+                finish(tried, &queues, &mut again);
+                while let Some(Some(tried)) = flying.next().now_or_never() {
+                    finish(tried, &queues, &mut again);
+                }
+                bell.ring();
+            }
+            () = sleep_until(again_at), if had_failures => fresh.append(&mut again),
+        }
+        if !had_failures {
+            again_at = Instant::now() + RETRY;
+        }
+        fresh.submits.extend(core::iter::from_fn(|| queues.submits.pop()));
+        fresh.reads.extend(core::iter::from_fn(|| queues.reads.pop()));
+        if expire(&mut fresh, &queues) {
+            bell.ring();
+        }
+        context.send(&mut fresh, &flying);
+        if Arc::strong_count(&queues) == 1 && flying.is_empty() && again.is_empty() {
+            return;
+        }
+    }
+}
+
+fn complete(queues: &Queues, completion: LinkCompletion) {
+    let pushed = queues.completions.push(completion);
+    assert!(pushed.is_ok(), "a completion's place is reserved when its request is taken");
+}
+
+/// Completes what was answered; the rest is to be tried again.
+fn finish(tried: Tried, queues: &Queues, again: &mut Requests) {
+    match tried {
+        Tried::Transactions(group, Some(outcomes)) if outcomes.len() == group.len() => {
+            for (Submit { token, .. }, outcome) in group.into_iter().zip(outcomes) {
+                let outcome = Some(outcome);
+                complete(queues, LinkCompletion::Transaction { token, outcome });
+            }
+        }
+        Tried::Transactions(group, _) => again.submits.extend(group),
+        Tried::Reads(group, Some((found, until))) if found.len() == group.len() => {
+            for (Read { token, .. }, entry) in group.into_iter().zip(found) {
+                let answer = Some((entry, until));
+                complete(queues, LinkCompletion::Read { token, answer });
+            }
+        }
+        Tried::Reads(group, _) => again.reads.extend(group),
+    }
+}
+
+/// Completes what is past its deadline.
+fn expire(requests: &mut Requests, queues: &Queues) -> bool {
+    if requests.is_empty() {
+        return false;
+    }
+    let now = boot_now();
+    let late_submits = requests.submits.extract_if(.., |submit| submit.deadline <= now);
+    let late_reads = requests.reads.extract_if(.., |read| read.deadline <= now);
+    let submits = late_submits
+        .map(|submit| LinkCompletion::Transaction { token: submit.token, outcome: None });
+    let reads = late_reads.map(|read| LinkCompletion::Read { token: read.token, answer: None });
+    let mut any = false;
+    for completion in submits.chain(reads) {
+        complete(queues, completion);
+        any = true;
+    }
+    any
+}
+
+/// Takes the requests of one shard out of a list, at most `limit` of them.
+fn take_group<T>(list: &mut Vec<T>, shard_of: impl Fn(&T) -> ShardId, limit: usize) -> Vec<T> {
+    let Some(shard) = list.first().map(&shard_of) else { return Vec::new() };
+    let mut left = limit;
+    list.extract_if(.., |item| {
+        let take = left > 0 && shard_of(item) == shard;
+        left -= usize::from(take);
+        take
+    })
+    .collect()
+}
+
+impl LinkContext {
+    fn send(&self, requests: &mut Requests, flying: &FuturesUnordered<BoxFuture<'static, Tried>>) {
+        let Requests { submits, reads } = requests;
+        while !submits.is_empty() {
+            let group = take_group(submits, |submit| submit.shard, TRANSACTIONS_MAX);
+            flying.push(self.send_transactions(group));
+        }
+        while !reads.is_empty() {
+            let group = take_group(reads, |read| read.shard, KEYS_MAX);
+            flying.push(self.send_reads(group));
+        }
+    }
+
+    fn send_transactions(&self, group: Vec<Submit>) -> BoxFuture<'static, Tried> {
+        let Some(shard) = group.first().and_then(|submit| self.shards.get(&submit.shard)) else {
+            return Box::pin(async { Tried::Transactions(group, None) });
+        };
+        let patience = patience(group.iter().map(|submit| submit.deadline));
+        let transactions = group.iter().map(|submit| submit.transaction.clone()).collect();
+        let target = self.target(shard);
+        if target == Some(self.node) {
+            let (sender, receiver) = oneshot::channel();
+            shard.ask(Ask { transactions, route: Route::Local(sender) });
+            return Box::pin(async move {
+                let answer = tokio::time::timeout(patience, receiver).await;
+                let outcomes = answer.ok().and_then(Result::ok).and_then(Result::ok);
+                Tried::Transactions(group, outcomes)
+            });
+        }
+        let begun = target.and_then(|target| {
+            let request = Request::Transactions(shard.id, transactions);
+            self.transport.begin(target, &request).ok()
+        });
+        let view = shard.view.clone();
+        Box::pin(async move {
+            let outcomes = match answer(begun, patience, &view).await {
+                Some(Response::Outcomes(outcomes)) => Some(outcomes),
+                _ => None,
+            };
+            Tried::Transactions(group, outcomes)
+        })
+    }
+
+    fn send_reads(&self, group: Vec<Read>) -> BoxFuture<'static, Tried> {
+        let Some(shard) = group.first().and_then(|read| self.shards.get(&read.shard)) else {
+            return Box::pin(async { Tried::Reads(group, None) });
+        };
+        let patience = patience(group.iter().map(|read| read.deadline));
+        let target = self.target(shard);
+        if target == Some(self.node) {
+            let keys = group.iter().map(|read| shard.read_here(&read.key));
+            let found = keys.collect::<Option<Vec<(Option<Entry>, Time)>>>();
+            let answer = found.map(|found| {
+                let until = found.iter().map(|(_, until)| *until).min().unwrap_or_default();
+                (found.into_iter().map(|(entry, _)| entry).collect(), until)
+            });
+            return Box::pin(async move { Tried::Reads(group, answer) });
+        }
+        // The reader counts from here: before the question is sent.
+        let asked = boot_now();
+        let begun = target.and_then(|target| {
+            let keys = group.iter().map(|read| read.key).collect();
+            self.transport.begin(target, &Request::Reads(shard.id, keys)).ok()
+        });
+        let view = shard.view.clone();
+        Box::pin(async move {
+            let found = match answer(begun, patience, &view).await {
+                Some(Response::Reads(readings)) => {
+                    let until = crate::lease::read_lease_end(asked, readings.left_ns);
+                    let found = readings.found.into_iter().map(|found| found.map(Entry::from));
+                    Some((found.collect(), until))
+                }
+                _ => None,
+            };
+            Tried::Reads(group, found)
+        })
+    }
+
+    /// Whom to ask. A node without a vote in the group may not know its leader: then who was named
+    /// last, or anybody, who will name another.
+    pub(crate) fn target(&self, shard: &Shard) -> Option<NodeId> {
+        shard.view.leader().or_else(|| shard.view.hint()).or_else(|| {
+            let peers = self.transport.contacts();
+            let turn = shard.view.next_guess() as usize;
+            (!peers.is_empty()).then(|| peers[turn % peers.len()].0)
+        })
+    }
+}
+
+fn patience(deadlines: impl Iterator<Item = Time>) -> Duration {
+    let first = deadlines.min().unwrap_or_default();
+    Duration::from_nanos(first.since_ns(boot_now()).min(TRY_NS))
+}
+
+async fn answer(begun: Option<Pending>, patience: Duration, view: &ShardView) -> Option<Response> {
+    let answer = begun?.within(patience).await;
+    match &answer {
+        Ok(Response::NotServed(NotServed::NotOwner(owner))) => view.set_hint(*owner),
+        Ok(Response::NotServed(_)) | Err(CallError::Timeout | CallError::Broken) => {
+            view.set_hint(0);
+        }
+        _ => {}
+    }
+    answer.ok()
+}
