@@ -8,8 +8,6 @@
 //! completion says that nothing is known. Exactly one completion follows what was taken, and its place
 //! in the queue is reserved when it is taken.
 
-#![expect(clippy::disallowed_methods, reason = "waits between two tries")]
-
 use crate::clock::boot_now;
 use crate::connection::Pending;
 use crate::consensus::CallError;
