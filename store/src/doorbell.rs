@@ -1,13 +1,14 @@
 //! A doorbell: wakes a thread, of this process or another, that waits for work in shared memory.
 //!
-//! Two 32-bit words: a count that each ring raises, and the number of waiters. Ringing costs a system
-//! call only while somebody waits; an awake consumer that polls its queue costs its producer one
-//! atomic increment.
+//! Two 32-bit words: a count that each ring raises, and the number of waiters. Ringing costs a
+//! system call only while somebody waits; an awake consumer that polls its queue costs its producer
+//! one atomic increment.
 //!
-//! No ring is lost: the waiter announces itself, then looks at the count; the ringer raises the count,
-//! then looks for waiters (both sequentially consistent), so one of the two sees the other, and the
-//! kernel compares the count once more before it puts the waiter to sleep. A waiter that was killed
-//! leaves its announcement behind; that costs ringers a system call each, and nothing else.
+//! No ring is lost: the waiter announces itself, then looks at the count; the ringer raises the
+//! count, then looks for waiters (both sequentially consistent), so one of the two sees the other,
+//! and the kernel compares the count once more before it puts the waiter to sleep. A waiter that
+//! was killed leaves its announcement behind; that costs ringers a system call each, and nothing
+//! else.
 //!
 //! A doorbell carries no data and orders none: queues publish their own words first.
 
@@ -62,8 +63,8 @@ impl Doorbell {
         self.region.half(self.at + 1)
     }
 
-    /// How often it has rung (wraps). Read it before looking for work, give it to [`Doorbell::wait`]
-    /// if there was none.
+    /// How often it has rung (wraps). Read it before looking for work, give it to
+    /// [`Doorbell::wait`] if there was none.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.rings().load(Ordering::SeqCst)

@@ -1,18 +1,18 @@
 //! Leases: the arithmetic of how long an owner may answer alone, and the atomic that says so.
 //!
-//! Promise P2: at no moment do two nodes answer reads of a slot as current. A voter that has answered
-//! a heartbeat grants no vote for one lease length after it *received* it. So an owner that knows that
-//! a quorum answered heartbeats it *sent* at `t` may count on nobody else being elected before
-//! `t + length`, by the voters' clocks. Clocks of hosts run at slightly different rates; the margin is
-//! taken off for that. Counting from the sending, not from the answer, errs on the safe side by the
-//! time that the messages took.
+//! Promise P2: at no moment do two nodes answer reads of a slot as current. A voter that has
+//! answered a heartbeat grants no vote for one lease length after it *received* it. So an owner
+//! that knows that a quorum answered heartbeats it *sent* at `t` may count on nobody else being
+//! elected before `t + length`, by the voters' clocks. Clocks of hosts run at slightly different
+//! rates; the margin is taken off for that. Counting from the sending, not from the answer, errs on
+//! the safe side by the time that the messages took.
 //!
-//! A reader of another node gets the *remaining* time, since clocks of different hosts show different
-//! times, and counts it from when it asked, which is before the owner computed it: its lease ends
-//! before the owner's does, whatever the network did in between.
+//! A reader of another node gets the *remaining* time, since clocks of different hosts show
+//! different times, and counts it from when it asked, which is before the owner computed it: its
+//! lease ends before the owner's does, whatever the network did in between.
 //!
-//! All functions are pure. The lease is checked after a value is in hand and before anything leaves:
-//! a process may be paused for any time between two instructions.
+//! All functions are pure. The lease is checked after a value is in hand and before anything
+//! leaves: a process may be paused for any time between two instructions.
 
 use crate::types::Time;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -114,9 +114,10 @@ mod tests {
             flights in [0_u64..400, 0..400, 0..400],
         ) {
             // A clock's reading at a true time, and the true time of a reading (rounded up).
-            let reading = |who: usize, t: u64| Time(u64::from(offsets[who]) + t * rates[who] / 1000);
+            let start = |who: usize| u64::from(offsets[who]);
+            let reading = |who: usize, t: u64| Time(start(who) + t * rates[who] / 1000);
             let truth = |who: usize, at: Time| {
-                ((at.0 - u64::from(offsets[who])) * 1000).div_ceil(rates[who])
+                ((at.0 - start(who)) * 1000).div_ceil(rates[who])
             };
             let owner_until = owner_lease_end(reading(0, sent), TERMS);
             let received = sent + flights[0];

@@ -32,7 +32,11 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 /// Requests of one link that may be under way.
-pub const LINK_CAPACITY: usize = 2048;
+pub const LINK_CAPACITY: usize = 1024;
+
+// A retry is recognised as long as the machine remembers its first try.
+const _: () = assert!(LINK_CAPACITY <= crate::limits::OUTCOMES_PER_CLIENT);
+
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(2);
 /// Patience with one try.

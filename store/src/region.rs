@@ -1,7 +1,7 @@
 //! A memory mapping seen as words: the one place of the crate that touches raw memory.
 //!
-//! A region is anonymous memory (huge pages if the system has some free, else transparent ones, else
-//! ordinary) or a named file that several processes map. All access goes through atomics, so a
+//! A region is anonymous memory (huge pages if the system has some free, else transparent ones,
+//! else ordinary) or a named file that several processes map. All access goes through atomics, so a
 //! process that writes at the same moment, even a hostile one, can make values wrong but not
 //! behaviour undefined; what values mean, and whether they may be believed, is the caller's matter.
 //!
@@ -223,8 +223,9 @@ impl Region {
     #[must_use]
     #[inline]
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is live as long as `self`, aligned to a page (checked in `new`), holds
-        // this many whole words, and is reached only through atomics, here and in other processes.
+        // SAFETY: the mapping is live as long as `self`, aligned to a page (checked in `new`),
+        // holds this many whole words, and is reached only through atomics, here and in other
+        // processes.
         unsafe { core::slice::from_raw_parts(self.map.as_ptr().cast(), self.map.len() / 8) }
     }
 

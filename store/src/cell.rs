@@ -1,0 +1,233 @@
+//! One entry's place in a table: two cache lines that carry their own versions.
+//!
+//! ```text
+//!         word 0          words 1..6            words 6, 7
+//! line 0  version         key, 40 bytes         value, bytes 0..16
+//!         word 8          words 9..15                            word 15
+//! line 1  version         value, bytes 16..64                    meta
+//!
+//! version  63..48 checksum | 47 overflow (line 0 only) | 46..0 sequence, odd while being written
+//! meta     63..16 entry version | 15..0 slot
+//! ```
+//!
+//! The one writer makes both sequences odd, stores the payload, then makes them even again, line 1
+//! first. A reader takes the sequence of line 0, the payload and the sequence of line 1, then looks
+//! at line 0 again: equal, even sequences mean a payload of one write. A one-sided read that
+//! promises no order between cache lines is covered too: each line has a sequence of its own that
+//! is odd before any word of that line changes, so both lines even and equal means both lines of
+//! one write. The checksum of each line (over payload and sequence) is the second defence for
+//! readers that share nothing with the writer but memory.
+//!
+//! The overflow bit belongs to the table, not to the entry: it says that some key whose home is
+//! this cell lies in the overflow area, so that one read of a neighbourhood tells absent from
+//! elsewhere. An empty cell has a key of kind 0.
+
+use crate::Entry;
+use crate::key::{Key, Value};
+use crate::types::{SlotId, Version};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// Words of a cell: two cache lines.
+pub const CELL_WORDS: usize = 16;
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
+/// Payload words of a cell: key 5, value 8, meta 1.
+const PAYLOAD_WORDS: usize = 14;
+const SEQUENCE: u64 = (1 << 47) - 1;
+const OVERFLOW: u64 = 1 << 47;
+/// The largest entry version that a cell can hold.
+pub const VERSION_MAX: u64 = (1 << 48) - 1;
+
+/// A cell in a region.
+pub(crate) type Cell = [AtomicU64; CELL_WORDS];
+
+/// Why a reader has no answer yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Torn {
+    /// A write is under way or came in between.
+    BeingWritten,
+    /// Stable, but a checksum does not fit.
+    Checksum,
+}
+
+/// A cell's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) key: Key,
+    pub(crate) entry: Entry,
+}
+
+impl Content {
+    /// What an empty cell holds.
+    pub(crate) const EMPTY: Self = Self {
+        key: Key([0; 5]),
+        entry: Entry { value: Value::ZERO, version: Version(0), slot: SlotId(0) },
+    };
+
+    fn to_words(self) -> [u64; PAYLOAD_WORDS] {
+        let mut words = [0; PAYLOAD_WORDS];
+        words[..5].copy_from_slice(&self.key.0);
+        words[5..13].copy_from_slice(&self.entry.value.0);
+        words[13] = self.entry.version.0 << 16 | u64::from(self.entry.slot.0);
+        words
+    }
+
+    #[inline]
+    fn from_words(words: &[u64; PAYLOAD_WORDS]) -> Self {
+        let mut key = [0; 5];
+        let mut value = [0; 8];
+        key.copy_from_slice(&words[..5]);
+        value.copy_from_slice(&words[5..13]);
+        let (version, slot) = (Version(words[13] >> 16), SlotId(words[13] as u16));
+        Self { key: Key(key), entry: Entry { value: Value(value), version, slot } }
+    }
+}
+
+/// Writes a cell. Only the table's one writer may call it.
+pub(crate) fn write(cell: &Cell, content: Content, overflow: bool) {
+    debug_assert!(content.entry.version.0 <= VERSION_MAX);
+    // A writer that died may have left it odd.
+    let old = cell[0].load(Ordering::Relaxed) & SEQUENCE;
+    let writing = (old | 1) & SEQUENCE;
+    let stable = (writing + 1) & SEQUENCE;
+    let flag = if overflow { OVERFLOW } else { 0 };
+    cell[0].store(writing | flag, Ordering::Relaxed);
+    cell[LINE_WORDS].store(writing, Ordering::Relaxed);
+    // Whoever sees a payload word of this write sees an odd sequence when it looks again.
+    fence(Ordering::Release);
+    let words = content.to_words();
+    for (to, word) in cell[1..LINE_WORDS].iter().chain(&cell[LINE_WORDS + 1..]).zip(words) {
+        to.store(word, Ordering::Relaxed);
+    }
+    let (first, second) = words.split_at(LINE_WORDS - 1);
+    cell[LINE_WORDS].store(stable | checksum(second, stable), Ordering::Release);
+    cell[0].store(stable | flag | checksum(first, stable), Ordering::Release);
+}
+
+/// Sets or clears the overflow bit of a cell and leaves its content. Only for the one writer.
+pub(crate) fn set_overflow(cell: &Cell, overflow: bool) {
+    let word = cell[0].load(Ordering::Relaxed) & !OVERFLOW;
+    cell[0].store(word | if overflow { OVERFLOW } else { 0 }, Ordering::Release);
+}
+
+/// Reads a cell that a writer may be changing at the moment.
+#[inline]
+pub(crate) fn read(cell: &Cell) -> Result<Content, Torn> {
+    read_words(cell).map(|(words, _)| Content::from_words(&words))
+}
+
+/// As [`read`], and verifies both checksums: for readers of other processes.
+pub(crate) fn read_verified(cell: &Cell) -> Result<Content, Torn> {
+    let (words, versions) = read_words(cell)?;
+    let (first, second) = words.split_at(LINE_WORDS - 1);
+    for (line, version) in [(first, versions.0), (second, versions.1)] {
+        let sequence = version & SEQUENCE;
+        // A cell that was never written is all zero.
+        let expected = if sequence == 0 && line.iter().all(|word| *word == 0) {
+            0
+        } else {
+            checksum(line, sequence)
+        };
+        if version & !(SEQUENCE | OVERFLOW) != expected {
+            return Err(Torn::Checksum);
+        }
+    }
+    Ok(Content::from_words(&words))
+}
+
+#[inline]
+fn read_words(cell: &Cell) -> Result<([u64; PAYLOAD_WORDS], (u64, u64)), Torn> {
+    let before = cell[0].load(Ordering::Acquire);
+    if before & 1 != 0 {
+        return Err(Torn::BeingWritten);
+    }
+    let mut words = [0; PAYLOAD_WORDS];
+    for (word, from) in
+        words.iter_mut().zip(cell[1..LINE_WORDS].iter().chain(&cell[LINE_WORDS + 1..]))
+    {
+        *word = from.load(Ordering::Relaxed);
+    }
+    let second = cell[LINE_WORDS].load(Ordering::Relaxed);
+    fence(Ordering::Acquire);
+    let after = cell[0].load(Ordering::Relaxed);
+    if after != before || (second ^ before) & SEQUENCE != 0 {
+        return Err(Torn::BeingWritten);
+    }
+    Ok((words, (before, second)))
+}
+
+/// 16 bits over a line's payload and sequence, in their place in the version word.
+fn checksum(line: &[u64], sequence: u64) -> u64 {
+    let mut sum = sequence ^ 0x9e37_79b9_7f4a_7c15;
+    for word in line {
+        sum = (sum ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        sum ^= sum >> 32;
+    }
+    sum << 48
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(seed: u64) -> Content {
+        Content {
+            key: Key([seed | 1; 5]),
+            entry: Entry {
+                value: Value([seed.wrapping_mul(3); 8]),
+                version: Version(seed & VERSION_MAX),
+                slot: SlotId(seed as u16),
+            },
+        }
+    }
+
+    fn cell() -> Cell {
+        core::array::from_fn(|_| AtomicU64::new(0))
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_both_readers() {
+        let cell = cell();
+        assert_eq!(read_verified(&cell), Ok(Content::EMPTY));
+        for seed in [1, 0x1234_5678_9abc_def0, u64::MAX] {
+            write(&cell, content(seed), seed == 1);
+            assert_eq!(read(&cell), Ok(content(seed)));
+            assert_eq!(read_verified(&cell), Ok(content(seed)));
+            set_overflow(&cell, true);
+            assert_eq!(cell[0].load(Ordering::Relaxed) & OVERFLOW, OVERFLOW);
+            assert_eq!(read_verified(&cell), Ok(content(seed)));
+        }
+        write(&cell, Content::EMPTY, false);
+        assert_eq!(read_verified(&cell), Ok(Content::EMPTY));
+    }
+
+    #[test]
+    fn a_change_of_any_word_is_seen() {
+        let cell = cell();
+        write(&cell, content(77), false);
+        for (at, word) in cell.iter().enumerate() {
+            for bit in 0..64 {
+                let good = word.load(Ordering::Relaxed);
+                word.store(good ^ 1 << bit, Ordering::Relaxed);
+                // The overflow bits say nothing about the content.
+                let harmless = bit == 47 && at % LINE_WORDS == 0;
+                assert_eq!(
+                    read_verified(&cell) == Ok(content(77)),
+                    harmless,
+                    "word {at} bit {bit}"
+                );
+                word.store(good, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_writer_that_died_in_the_middle_is_waited_for_and_written_over() {
+        let cell = cell();
+        write(&cell, content(5), false);
+        cell[0].fetch_or(1, Ordering::Relaxed);
+        assert_eq!(read(&cell), Err(Torn::BeingWritten));
+        write(&cell, content(6), false);
+        assert_eq!(read_verified(&cell), Ok(content(6)));
+    }
+}

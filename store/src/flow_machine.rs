@@ -1,0 +1,403 @@
+//! The machine of a flow shard: applies batches of transactions to a table and to pools.
+//!
+//! Each transaction is planned first, against the state and its own earlier writes; only a plan
+//! that is whole is carried out, so a transaction happens all or not at all. Nothing but the log
+//! decides: time is the batch's (and never falls), randomness comes from transaction ids, fullness
+//! is counted in entries and does not depend on where a replica's table put them.
+//!
+//! A mutation is one change of one entry; the entry's version is the shard's count of mutations.
+
+use crate::Entry;
+use crate::cell::VERSION_MAX;
+use crate::key::{Key, Value};
+use crate::layout::Hasher;
+use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX, POOLS_MAX};
+use crate::machine::{Machine, PayloadError, Reply, SnapshotError};
+use crate::outcome_memory::{OutcomeMemory, Recall};
+use crate::pool::{PoolCounts, SlotPool};
+use crate::pool_spec::PoolSpec;
+use crate::slot_set::SlotSet;
+use crate::snapshot::{self, Meta};
+use crate::table::{Table, TableStats};
+use crate::table_reader::TableReader;
+use crate::transaction::{
+    ArchivedBatch, Batch, CONDITIONS_MAX, Condition, Outcome, Refusal, Transaction, WRITES_MAX,
+};
+use crate::types::{LogIndex, PoolId, SlotId, Version};
+use rkyv::rancor;
+use rkyv::util::AlignedVec;
+use std::collections::BTreeMap;
+
+/// The hash key of [`Machine::state_hash`]: the same on all replicas.
+const STATE_HASH_KEY: u64 = 0x6e65_6172_7374_6174;
+
+/// Archives are read in place where they are aligned so.
+const ARCHIVE_ALIGN: usize = 16;
+
+/// What a flow machine is made of.
+#[derive(Debug)]
+pub struct FlowMachineConfig {
+    /// An empty table.
+    pub table: Table,
+    /// The slots that the shard holds, of all slots of the cluster.
+    pub slots: SlotSet,
+    /// The pools, each with an id of its own, made for the same number of slots.
+    pub pools: Vec<PoolSpec>,
+}
+
+/// What a machine has decided since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowMachineStats {
+    /// Transactions that took effect.
+    pub committed: u64,
+    /// Transactions of which a condition did not hold.
+    pub condition_failed: u64,
+    /// Transactions refused.
+    pub refused: u64,
+    /// Retries answered from memory.
+    pub repeated: u64,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct FlowMachine {
+    pub(crate) table: Table,
+    slots: SlotSet,
+    pub(crate) specs: Vec<PoolSpec>,
+    /// Pools of slots that have given out ports, by place in `specs` and slot.
+    pub(crate) pools: BTreeMap<(u8, SlotId), SlotPool>,
+    memory: OutcomeMemory,
+    mutations: u64,
+    time_ms: u64,
+    stats: FlowMachineStats,
+}
+
+/// A batch as it goes into a log entry. Its maker keeps to [`BATCH_TRANSACTIONS_MAX`] and
+/// [`BATCH_BYTES_MAX`]; [`Machine::check`] refuses more.
+#[must_use]
+pub fn encode_batch(batch: &Batch) -> Vec<u8> {
+    let bytes = rkyv::to_bytes::<rancor::Error>(batch);
+    bytes.expect("an archive in memory cannot fail").into_vec()
+}
+
+impl FlowMachine {
+    /// A machine with nothing in it.
+    ///
+    /// # Panics
+    /// If the configuration contradicts itself; configuration files are checked before.
+    #[must_use]
+    pub fn new(config: FlowMachineConfig) -> Self {
+        let FlowMachineConfig { table, slots, mut pools } = config;
+        assert!(table.is_empty(), "a machine starts with an empty table");
+        assert!(pools.len() <= POOLS_MAX, "at most {POOLS_MAX} pools");
+        pools.sort_by_key(PoolSpec::id);
+        assert!(pools.windows(2).all(|pair| pair[0].id() < pair[1].id()), "a pool id stands twice");
+        Self {
+            table,
+            slots,
+            specs: pools,
+            pools: BTreeMap::new(),
+            memory: OutcomeMemory::default(),
+            mutations: 0,
+            time_ms: 0,
+            stats: FlowMachineStats::default(),
+        }
+    }
+
+    /// A reader of the table, for pipes.
+    #[must_use]
+    pub fn reader(&self) -> TableReader {
+        self.table.reader()
+    }
+
+    /// Says whose the table's content is; see [`Table::set_generation`].
+    pub fn set_generation(&self, generation: u64) {
+        self.table.set_generation(generation);
+    }
+
+    /// What it has decided.
+    #[must_use]
+    pub const fn stats(&self) -> FlowMachineStats {
+        self.stats
+    }
+
+    /// How its table is filled. Scans the table.
+    #[must_use]
+    pub fn table_stats(&self) -> TableStats {
+        self.table.stats()
+    }
+
+    /// How the ports of its slots are used, of those slots that have given out some. Scans the
+    /// pools.
+    #[must_use]
+    pub fn pool_counts(&self) -> BTreeMap<(PoolId, SlotId), PoolCounts> {
+        let id = |at: u8| self.specs[usize::from(at)].id();
+        self.pools
+            .iter()
+            .map(|((at, slot), pool)| ((id(*at), *slot), pool.counts()))
+            .filter(|(_, counts)| counts.blocks_held > 0)
+            .collect()
+    }
+
+    fn transact(&mut self, index: LogIndex, transaction: &Transaction) -> Outcome {
+        if transaction.id.serial == 0 {
+            self.stats.refused += 1;
+            return Outcome::Refused(Refusal::Malformed);
+        }
+        match self.memory.recall(transaction.id) {
+            Recall::Known(outcome) => {
+                self.stats.repeated += 1;
+                return outcome;
+            }
+            Recall::Forgotten => {
+                self.stats.refused += 1;
+                return Outcome::Refused(Refusal::IdForgotten);
+            }
+            Recall::New => {}
+        }
+        let outcome = self.decide(index, transaction);
+        match outcome {
+            Outcome::Committed(_) => self.stats.committed += 1,
+            Outcome::ConditionFailed(_) => self.stats.condition_failed += 1,
+            Outcome::Refused(_) => self.stats.refused += 1,
+        }
+        // A slot may come to this shard later: that answer is not for ever.
+        if outcome != Outcome::Refused(Refusal::NotThisSlot) {
+            self.memory.remember(transaction.id, outcome);
+        }
+        outcome
+    }
+
+    fn decide(&mut self, index: LogIndex, transaction: &Transaction) -> Outcome {
+        if !self.slots.contains(transaction.slot) {
+            return Outcome::Refused(Refusal::NotThisSlot);
+        }
+        for (number, condition) in (0..).zip(&transaction.conditions) {
+            let holds = match condition {
+                Condition::Absent(key) => self.table.get(key).is_none(),
+                Condition::Present(key) => self.table.get(key).is_some(),
+                Condition::Version(key, version) => {
+                    self.table.get(key).is_some_and(|entry| entry.version == *version)
+                }
+            };
+            if !holds {
+                return Outcome::ConditionFailed(number);
+            }
+        }
+        match self.plan(transaction) {
+            Ok(plan) => {
+                self.carry_out(transaction.slot, &plan);
+                Outcome::Committed(index)
+            }
+            Err(refusal) => Outcome::Refused(refusal),
+        }
+    }
+
+    /// The time of the newest batch.
+    pub(crate) const fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// A slot's pool, by the pool's place in `specs`.
+    pub(crate) fn slot_pool(&mut self, at: u8, slot: SlotId) -> (&PoolSpec, &mut SlotPool) {
+        let spec = &self.specs[usize::from(at)];
+        let pool = self.pools.entry((at, slot)).or_insert_with(|| SlotPool::new(spec, slot));
+        (spec, pool)
+    }
+
+    /// Does what was planned; that cannot fail.
+    fn carry_out(&mut self, slot: SlotId, plan: &crate::plan::Plan) {
+        let removed = plan.entries.iter().filter(|(_, value)| value.is_none());
+        for (key, _) in removed {
+            self.mutations += u64::from(self.table.remove(key).is_some());
+        }
+        for (key, value) in &plan.entries {
+            let Some(value) = value else { continue };
+            self.mutations += 1;
+            assert!(self.mutations <= VERSION_MAX, "a shard lives for fewer mutations");
+            // Room was counted. A table that cannot place an entry all the same (its overflow area
+            // has more than ten times the room that chance asks for) must stop its replica: going
+            // on without the entry would make it differ from the others.
+            self.table
+                .put(key, value, Version(self.mutations), slot)
+                .expect("a table has a place for every entry of its capacity");
+        }
+        for (at, protocol, endpoint) in &plan.returned {
+            let now_ms = self.time_ms;
+            let (spec, pool) = self.slot_pool(*at, slot);
+            // Not in use: returned before. Nothing is lost by that.
+            let _ = pool.give_back(spec, *protocol, *endpoint, now_ms);
+        }
+    }
+
+    fn meta(&self) -> Meta {
+        Meta { mutations: self.mutations, time_ms: self.time_ms, slots: self.slots.clone() }
+    }
+
+    fn pools_section(&self) -> Vec<u8> {
+        let used = self.pools.iter().filter(|(_, pool)| pool.counts().blocks_held > 0);
+        let mut out = (used.clone().count() as u32).to_le_bytes().to_vec();
+        for ((at, slot), pool) in used {
+            let id = self.specs[usize::from(*at)].id();
+            snapshot::write_pool(&mut out, id.0, *slot, pool);
+        }
+        out
+    }
+
+    fn read_pools(
+        &self,
+        mut source: snapshot::Source<'_>,
+        slots: &SlotSet,
+    ) -> Result<BTreeMap<(u8, SlotId), SlotPool>, SnapshotError> {
+        let mut pools = BTreeMap::new();
+        for _ in 0..source.u32()? {
+            let (id, slot, blocks, resting) = snapshot::read_pool(&mut source)?;
+            let at = self.specs.iter().position(|spec| spec.id() == PoolId(id));
+            let at = at.ok_or(SnapshotError::Damaged("a pool that this node does not have"))?;
+            if !slots.contains(slot) {
+                return Err(SnapshotError::Damaged("a pool of a slot that is not held"));
+            }
+            let pool = SlotPool::new(&self.specs[at], slot).with_parts(blocks, resting);
+            let pool = pool.ok_or(SnapshotError::Damaged("a pool that contradicts itself"))?;
+            if pools.insert((at as u8, slot), pool).is_some() {
+                return Err(SnapshotError::Damaged("a pool stands in it twice"));
+            }
+        }
+        source.end()?;
+        Ok(pools)
+    }
+}
+
+/// Whether all entries could have been written by a machine with this meta.
+fn check_entries(
+    entries: impl Iterator<Item = (Key, Entry)>,
+    meta: &Meta,
+    capacity: u32,
+) -> Result<(), SnapshotError> {
+    let hasher = Hasher::new(STATE_HASH_KEY);
+    let mut hashes = Vec::new();
+    for (key, entry) in entries {
+        if key.kind() == 0 || entry.version.0 > meta.mutations || !meta.slots.contains(entry.slot) {
+            return Err(SnapshotError::Damaged("an entry that cannot be"));
+        }
+        hashes.push(hasher.hash(&key));
+    }
+    if hashes.len() as u64 > u64::from(capacity) {
+        let (entries, capacity) = (hashes.len() as u64, u64::from(capacity));
+        return Err(SnapshotError::TooLarge { entries, capacity });
+    }
+    hashes.sort_unstable();
+    if hashes.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(SnapshotError::Damaged("a key stands in it twice"));
+    }
+    Ok(())
+}
+
+/// Calls `then` with the validated archive of a payload, wherever the payload lies.
+fn with_archive<R>(
+    payload: &[u8],
+    then: impl FnOnce(&ArchivedBatch) -> R,
+) -> Result<R, rancor::Error> {
+    let mut copy = AlignedVec::<ARCHIVE_ALIGN>::new();
+    let mut bytes = payload;
+    if !payload.as_ptr().addr().is_multiple_of(ARCHIVE_ALIGN) {
+        copy.extend_from_slice(payload);
+        bytes = &copy;
+    }
+    rkyv::access::<ArchivedBatch, rancor::Error>(bytes).map(then)
+}
+
+fn check_counts(batch: &ArchivedBatch) -> Result<(), PayloadError> {
+    let too_many = |count: usize, limit: usize| {
+        if count > limit { Err(PayloadError::TooMany { count, limit }) } else { Ok(()) }
+    };
+    too_many(batch.transactions.len(), BATCH_TRANSACTIONS_MAX)?;
+    for transaction in batch.transactions.iter() {
+        too_many(transaction.conditions.len(), CONDITIONS_MAX)?;
+        too_many(transaction.writes.len(), WRITES_MAX)?;
+    }
+    Ok(())
+}
+
+impl Machine for FlowMachine {
+    fn check(payload: &[u8]) -> Result<(), PayloadError> {
+        if payload.len() > BATCH_BYTES_MAX {
+            let (count, limit) = (payload.len(), BATCH_BYTES_MAX);
+            return Err(PayloadError::TooMany { count, limit });
+        }
+        with_archive(payload, check_counts)
+            .map_err(|error| PayloadError::Archive(error.to_string()))?
+    }
+
+    fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
+        let outcomes = with_archive(payload, |batch| {
+            check_counts(batch).expect("the payload was checked");
+            self.time_ms = self.time_ms.max(batch.wall_ms.to_native());
+            let decide = |archived| {
+                let transaction = rkyv::deserialize::<Transaction, rancor::Error>(archived)
+                    .expect("a validated archive of bounded counts");
+                self.transact(index, &transaction)
+            };
+            batch.transactions.iter().map(decide).collect()
+        });
+        Reply::Outcomes(outcomes.expect("the payload was checked"))
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        snapshot::assemble([
+            snapshot::write_meta(&self.meta()),
+            snapshot::write_entries(self.table.len(), self.table.iter()),
+            self.pools_section(),
+            snapshot::write_memory(self.memory.iter()),
+        ])
+    }
+
+    fn install(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        let [meta, entries, pools, memory] = snapshot::take_apart(bytes)?;
+        let meta = snapshot::read_meta(meta)?;
+        if meta.slots.slot_count() != self.slots.slot_count() || meta.mutations > VERSION_MAX {
+            return Err(SnapshotError::Damaged("made for another number of slots"));
+        }
+        let entries = snapshot::read_entries(entries)?;
+        check_entries(entries.clone(), &meta, self.table.capacity())?;
+        let pools = self.read_pools(pools, &meta.slots)?;
+        let mut remembered = OutcomeMemory::default();
+        snapshot::read_memory(memory, |id, outcome| remembered.remember(id, outcome))?;
+        // All of it is good: from here on nothing fails.
+        self.table.clear();
+        for (key, entry) in entries {
+            self.table
+                .put(&key, &entry.value, entry.version, entry.slot)
+                .expect("a table has a place for every entry of its capacity");
+        }
+        (self.pools, self.memory, self.slots) = (pools, remembered, meta.slots);
+        (self.mutations, self.time_ms) = (meta.mutations, meta.time_ms);
+        Ok(())
+    }
+
+    /// By a scan: the sum of the entries' hashes, whatever their order, and the rest of the state
+    /// in its snapshot form.
+    fn state_hash(&self) -> u64 {
+        let hasher = Hasher::new(STATE_HASH_KEY);
+        let mut sum = 0_u64;
+        for (key, Entry { value: Value(v), version, slot }) in self.table.iter() {
+            let meta = version.0 << 16 | u64::from(slot.0);
+            let first = hasher.hash(&Key([v[0], v[1], v[2], v[3], meta]));
+            let second = hasher.hash(&Key([v[4], v[5], v[6], v[7], first]));
+            sum = sum.wrapping_add(hasher.hash(&key) ^ second.rotate_left(1));
+        }
+        let rest = [
+            snapshot::write_meta(&self.meta()),
+            self.pools_section(),
+            snapshot::write_memory(self.memory.iter()),
+        ];
+        for bytes in rest {
+            sum = hasher.hash(&Key([sum, u64::from(crc32fast::hash(&bytes)), 0, 0, 0]));
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_machine_tests.rs"]
+mod tests;

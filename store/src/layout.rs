@@ -1,0 +1,217 @@
+//! Where things lie in a table's region, and where a key belongs: arithmetic only.
+//!
+//! ```text
+//! header    512 words: magic, layout version, cluster, shard, generation, capacity, hash key, ...
+//! tags      a byte a cell, 0 = empty, else 1..=255 from the key's hash; 8 are read as one word
+//! overflow  a bit a home: some key of this home lies in the overflow area
+//! spilled   a bit a bucket of the overflow area: a key of this bucket lies in the next one
+//! cells     128 bytes each: homes, 7 spare ones (a neighbourhood never wraps), overflow area
+//! ```
+//!
+//! All of it follows from one number, the capacity; a reader that believes nothing else in a header
+//! than a capacity that fits the region's size cannot be led astray by the rest.
+
+use crate::key::Key;
+use crate::limits::CAPACITY_MAX;
+
+/// `NEARSTOR`, little-endian.
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"NEARSTOR");
+/// Rises with every change of the layout.
+pub const LAYOUT_VERSION: u64 = 1;
+/// Cells of a neighbourhood: eight of 128 bytes are one one-sided read of 1 KiB.
+pub const NEIGHBOURHOOD: u32 = 8;
+/// Cells of one bucket of the overflow area.
+const BUCKET: u32 = 8;
+/// Buckets of the overflow area in which a key may lie.
+pub(crate) const BUCKET_PROBES: u32 = 4;
+
+/// Places of the header's words.
+pub(crate) mod header {
+    pub(crate) const MAGIC: usize = 0;
+    pub(crate) const LAYOUT: usize = 1;
+    pub(crate) const CLUSTER: usize = 2;
+    pub(crate) const SHARD: usize = 3;
+    pub(crate) const GENERATION: usize = 4;
+    pub(crate) const CAPACITY: usize = 5;
+    pub(crate) const HASH_KEY: usize = 6;
+    // What the writer changes lies on other cache lines than what every reader reads.
+    pub(crate) const ENTRIES: usize = 16;
+    pub(crate) const OVERFLOW: usize = 17;
+    /// Odd while entries are being displaced; half of it is the count of displacements.
+    pub(crate) const MOVES: usize = 24;
+    pub(crate) const WORDS: usize = 512;
+}
+
+/// The places in a region of a table for `capacity` entries. Indexes count words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) capacity: u32,
+    /// Cells that can be a key's home: with `capacity` entries they are filled to 80 %.
+    pub(crate) homes: u32,
+    /// The first cell of the overflow area: a multiple of 8, so a bucket's tags are one word.
+    pub(crate) overflow_first: u32,
+    pub(crate) buckets: u32,
+    pub(crate) flags_at: usize,
+    pub(crate) spills_at: usize,
+    pub(crate) cells_at: usize,
+    pub(crate) words: usize,
+}
+
+impl Layout {
+    /// The layout for a capacity, if that is a possible one.
+    pub(crate) fn new(capacity: u32) -> Option<Self> {
+        if capacity == 0 || capacity > CAPACITY_MAX {
+            return None;
+        }
+        let homes = (capacity + capacity.div_ceil(4)).max(NEIGHBOURHOOD);
+        // One bucket's worth of tags beyond the last neighbourhood: windows read two words.
+        let overflow_first = (homes + NEIGHBOURHOOD - 1).next_multiple_of(8) + 8;
+        let buckets = (homes / 16).div_ceil(BUCKET).max(1);
+        let cells = overflow_first + buckets * BUCKET;
+        let flags_at = header::WORDS + (cells / 8) as usize;
+        let spills_at = flags_at + homes.div_ceil(64) as usize;
+        let cells_at =
+            (spills_at + buckets.div_ceil(64) as usize).next_multiple_of(crate::cell::CELL_WORDS);
+        let words = cells_at + cells as usize * crate::cell::CELL_WORDS;
+        Some(Self {
+            capacity,
+            homes,
+            overflow_first,
+            buckets,
+            flags_at,
+            spills_at,
+            cells_at,
+            words,
+        })
+    }
+
+    /// All cells, spare and overflow ones too.
+    pub(crate) const fn cells(&self) -> u32 {
+        self.overflow_first + self.buckets * BUCKET
+    }
+
+    /// The word of tags that a cell's tag lies in.
+    #[inline]
+    pub(crate) const fn tag_word(cell: u32) -> usize {
+        header::WORDS + (cell / 8) as usize
+    }
+
+    #[inline]
+    pub(crate) const fn home(&self, hash: u64) -> u32 {
+        ((hash as u128 * self.homes as u128) >> 64) as u32
+    }
+
+    /// The first cells of the buckets in which a key of this home may lie, in the order of trial.
+    pub(crate) fn buckets_of(&self, home: u32) -> impl Iterator<Item = u32> + use<> {
+        let mixed = u64::from(home).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let first = ((mixed * u64::from(self.buckets)) >> 32) as u32;
+        let (buckets, start) = (self.buckets, self.overflow_first);
+        (0..BUCKET_PROBES.min(buckets)).map(move |i| start + (first + i) % buckets * BUCKET)
+    }
+
+    /// The number of the bucket that begins at an overflow cell.
+    pub(crate) const fn bucket_number(&self, first_cell: u32) -> u32 {
+        (first_cell - self.overflow_first) / BUCKET
+    }
+}
+
+/// A table's keyed hash: wyhash's folded multiplication over the five words of a key. The key is
+/// random for each region, so nobody outside can make keys collide; it has nothing to do with the
+/// hash that steers packets, which everybody may know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hasher([u64; 5]);
+
+impl Hasher {
+    pub(crate) fn new(hash_key: u64) -> Self {
+        let mut state = hash_key;
+        Self(core::array::from_fn(|_| {
+            // splitmix64
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        }))
+    }
+
+    #[inline]
+    pub(crate) const fn hash(&self, key: &Key) -> u64 {
+        let ([a, b, c, d, e], secret) = (key.0, &self.0);
+        let first = fold(a ^ secret[0], b ^ secret[1]);
+        let second = fold(c ^ secret[2], d ^ secret[3]);
+        fold(first ^ e ^ secret[4], second ^ secret[0].rotate_left(32))
+    }
+}
+
+#[inline]
+const fn fold(a: u64, b: u64) -> u64 {
+    let wide = a as u128 * b as u128;
+    wide as u64 ^ (wide >> 64) as u64
+}
+
+/// The tag of a hash: never 0, from bits that the home hardly depends on.
+#[inline]
+pub(crate) const fn tag(hash: u64) -> u8 {
+    (1 + (hash as u32 & 0xffff) % 255) as u8
+}
+
+/// The high bit of each byte of `word` that equals `byte`; exact.
+#[inline]
+pub(crate) const fn bytes_equal(word: u64, byte: u8) -> u64 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let differ = word ^ (byte as u64 * 0x0101_0101_0101_0101);
+    !(((differ & LOW) + LOW) | differ | LOW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_layout_follow_each_other_without_overlap() {
+        for capacity in [1, 2, 7, 8, 9, 63, 64, 1000, 1 << 20, 10_000_000, CAPACITY_MAX] {
+            let layout = Layout::new(capacity).unwrap();
+            assert!(u64::from(layout.homes) * 4 >= u64::from(capacity) * 5);
+            assert!(layout.overflow_first.is_multiple_of(8));
+            assert!(
+                Layout::tag_word(layout.homes - 1) + 1 < Layout::tag_word(layout.overflow_first)
+            );
+            assert!(Layout::tag_word(layout.cells() - 1) < layout.flags_at);
+            assert!(layout.flags_at + (layout.homes as usize).div_ceil(64) <= layout.spills_at);
+            assert!(layout.spills_at + (layout.buckets as usize).div_ceil(64) <= layout.cells_at);
+            assert_eq!(layout.words, layout.cells_at + 16 * layout.cells() as usize);
+            assert_eq!(layout.home(0), 0);
+            assert_eq!(layout.home(u64::MAX), layout.homes - 1);
+            for home in [0, layout.homes / 2, layout.homes - 1] {
+                for bucket in layout.buckets_of(home) {
+                    assert!(bucket >= layout.overflow_first && bucket + 8 <= layout.cells());
+                    assert!(layout.bucket_number(bucket) < layout.buckets);
+                }
+            }
+        }
+        assert!(Layout::new(0).is_none() && Layout::new(CAPACITY_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn equal_bytes_are_found_and_no_others() {
+        assert_eq!(bytes_equal(0x0001_0100_ff80_0001, 1), 0x0080_8000_0000_0080);
+        assert_eq!(bytes_equal(0x0001_0100_ff80_0001, 0), 0x8000_0080_0000_8000);
+        assert_eq!(bytes_equal(0x0001_0100_ff80_0001, 0x80), 0x0000_0000_0080_0000);
+    }
+
+    #[test]
+    fn every_bit_of_a_key_changes_its_hash_and_the_hash_key_does_too() {
+        let hasher = Hasher::new(42);
+        let key = Key([1, 2, 3, 4, 5]);
+        for word in 0..5 {
+            for bit in 0..64 {
+                let mut other = key;
+                other.0[word] ^= 1 << bit;
+                let changed = (hasher.hash(&key) ^ hasher.hash(&other)).count_ones();
+                assert!((8..=56).contains(&changed), "word {word} bit {bit}: {changed}");
+            }
+        }
+        assert_ne!(hasher.hash(&key), Hasher::new(43).hash(&key));
+        assert!((0..100_000).all(|hash| tag(hash) != 0));
+    }
+}
