@@ -83,9 +83,7 @@ async fn transactions_and_reads_of_every_node_are_answered_once() {
         assert_eq!(outcomes.len(), 200);
         assert_eq!(found, BTreeMap::from([(1000, Some(42)), (1001, None)]));
     }
-    let held = owner.held.lock().unwrap();
-    assert_eq!(held.done.len(), 600);
-    drop(held);
+    assert_eq!(owner.held.lock().unwrap().done.len(), 600);
     cluster.stop().await;
 }
 
