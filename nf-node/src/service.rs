@@ -231,6 +231,7 @@ impl Node {
             () = view.stopped() => {}
             _ = &mut pipe => pipe_is_over = true,
             () = follow_map(&view, &store, &slots, ready.node) => {}
+            () = follow_groups(&view, &store) => {}
             () = nearstate_placement::service::run(&control, ServiceConfig::default()) => {}
         }
         view.stop();
@@ -423,4 +424,26 @@ async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me
             return;
         }
     }
+}
+
+/// Wakes the placement loops when a group has another leader, other members or another owner: a new
+/// owner is reported at once, and steerers follow it. Never ends.
+async fn follow_groups(view: &SystemView, store: &Store) {
+    let shards = (0..).map(ShardId).map_while(|shard| store.watch(shard));
+    let follow = shards.map(|mut statuses| async move {
+        let mut seen = None;
+        loop {
+            let status = statuses.borrow_and_update().clone();
+            let owns = status.owns(boot_now());
+            let now = Some((status.leader, status.term, owns, status.voters, status.learners));
+            if seen != now {
+                seen = now;
+                view.nudge();
+            }
+            if statuses.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    });
+    futures::future::join_all(follow).await;
 }

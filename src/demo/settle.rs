@@ -7,7 +7,8 @@ use nearstate_placement::Map;
 use nearstate_placement::api::{ShardRole, StatusReport};
 
 /// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is
-/// owned by the node that the map wants to own it.
+/// owned by the node that the map wants to own it, that steerers know it, and that the flow shards
+/// are spread evenly.
 pub(crate) fn lack(
     map: &Map,
     reports: &[StatusReport],
@@ -18,7 +19,7 @@ pub(crate) fn lack(
         return Some("there is no map with shards yet".to_owned());
     }
     let replicas = usize::from(map.replicas_wanted).min(nodes);
-    map.shards.iter().find_map(|placement| {
+    let lacking = map.shards.iter().find_map(|placement| {
         let shard = placement.shard;
         let owner = reports.iter().find_map(|report| {
             let mut seen = report.shards.iter().filter(|seen| seen.role == ShardRole::Owner);
@@ -32,9 +33,20 @@ pub(crate) fn lack(
             return Some(format!("{shard} has {voters} of {replicas} replicas"));
         }
         let wanted = placement.preferred;
-        (strictly && owner != wanted)
+        let is_known = placement.owner.is_some_and(|(known, _)| known == wanted);
+        (strictly && (owner != wanted || !is_known))
             .then(|| format!("{shard} is to move from {owner} to {wanted}"))
-    })
+    });
+    lacking.or_else(|| (strictly && !is_even(map)).then(|| "shards are not spread yet".to_owned()))
+}
+
+/// Whether no living node is to own two flow shards more than another.
+fn is_even(map: &Map) -> bool {
+    let flow_shards = &map.shards[1..];
+    let wanted =
+        map.alive().map(|node| flow_shards.iter().filter(|s| s.preferred == node.id).count());
+    let (least, most) = wanted.fold((usize::MAX, 0), |(l, m), n| (l.min(n), m.max(n)));
+    most <= least.saturating_add(1)
 }
 
 #[cfg(test)]
@@ -49,7 +61,7 @@ mod tests {
             shard: ShardId(number),
             replicas: vec![NodeId(1), NodeId(2), NodeId(3)],
             preferred: NodeId(u64::from(number) + 1),
-            owner: None,
+            owner: Some((NodeId(u64::from(number) + 1), Term(1))),
         };
         Map {
             epoch: Epoch(2),
