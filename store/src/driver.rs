@@ -381,8 +381,13 @@ impl Store {
         for shard in self.shards.values() {
             shard.replica.stop().await;
         }
-        for task in crate::transport::lock(&self.tasks).drain(..) {
+        let tasks = core::mem::take(&mut *crate::transport::lock(&self.tasks));
+        for task in &tasks {
             task.abort();
+        }
+        futures::future::join_all(tasks).await;
+        for shard in self.shards.values() {
+            shard.end_lease();
         }
     }
 }

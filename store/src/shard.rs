@@ -174,6 +174,11 @@ impl Shard {
         self.replica.status(self.parts.lease.until())
     }
 
+    /// For the end, when nothing makes it longer any more.
+    pub(crate) fn end_lease(&self) {
+        self.parts.lease.set(Time(0));
+    }
+
     pub(crate) fn subscribe(&self) -> watch::Receiver<ShardStatus> {
         self.status.subscribe()
     }
