@@ -1,11 +1,12 @@
-//! What a packet costs: each function, over a plain table, over a leased table, and over a table that
-//! another process owns, for 1 K, 64 K and 1 M flows.
+//! What a packet costs: each function, over a plain table, over a leased table, and over a table
+//! that another process owns, for 1 K, 64 K and 1 M flows.
 //!
-//! 64-byte UDP packets of uniformly random flows go from memory through [`Pipe`], the loop that a node
-//! runs, and back to a frame pool: copy in, parse, steer, read, process, check the clock, rewrite. One
-//! core. Before that every flow is opened through the same pipe, which is measured too.
+//! 64-byte UDP packets of uniformly random flows go from memory through [`Pipe`], the loop that a
+//! node runs, and back to a frame pool: copy in, parse, steer, read, process, check the clock,
+//! rewrite. One core. Before that every flow is opened through the same pipe, which is measured
+//! too.
 //!
-//! `cargo bench --bench packet_path [-- --quick] [--json FILE]`
+//! `cargo bench --bench packet_path [-- --quick] [--only nat44_64k] [--json FILE]`
 
 #![expect(unsafe_code, reason = "an allocator that counts can only be written so")]
 
@@ -340,7 +341,7 @@ impl Bench {
 
         let measured = measure(&mut pipe, &packets, function.side, count);
         self.note(format!("{name}_baseline"), &format!("{name} baseline"), &measured);
-        let lease = Arc::new(LeaseCell::new());
+        let lease = Arc::new(LeaseCell::none());
         lease.set(clock::boot_now().plus_ms(3_600_000));
         let reader = pipe.access_mut().machine().reader();
         let access = Leased { reader, lease: lease.clone() };
@@ -373,15 +374,18 @@ fn json(rows: &[Row]) -> serde_json::Value {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (mut quick, mut file) = (false, None);
+    let (mut quick, mut only, mut file) = (false, String::new(), None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
+            "--only" => only = arguments.next().ok_or("--only needs the begin of a name")?,
             "--json" => file = Some(PathBuf::from(arguments.next().ok_or("--json needs a FILE")?)),
             // Given by cargo.
             "--bench" => {}
             other => {
-                return Err(format!("unknown option {other}; there are --quick, --json").into());
+                return Err(
+                    format!("unknown option {other}; there are --quick, --only, --json").into()
+                );
             }
         }
     }
@@ -394,7 +398,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         if quick { ", quick" } else { "" }
     );
     for function in &FUNCTIONS {
-        for size in SIZES {
+        let is_wanted = |size: &str| format!("{}_{size}", function.name).starts_with(&only);
+        for size in SIZES.into_iter().filter(|(size, _)| is_wanted(size)) {
             bench.run(function, size)?;
         }
     }

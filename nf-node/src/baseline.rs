@@ -1,8 +1,8 @@
 //! The same functions without a store: state in a plain local table, as in a traditional appliance.
 //!
-//! The table, the pools and the rules for transactions are the store's own ([`FlowMachine`]), but no
-//! log, no lease and no other node stand between: a transaction is decided when it is submitted. What
-//! the store costs is the difference between a pipe over this and a pipe over the cluster.
+//! The table, the pools and the rules for transactions are the store's own ([`FlowMachine`]), but
+//! no log, no lease and no other node stand between: a transaction is decided when it is submitted.
+//! What the store costs is the difference between a pipe over this and a pipe over the cluster.
 //!
 //! Nothing here survives the process.
 

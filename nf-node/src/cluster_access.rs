@@ -11,8 +11,8 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::table::{RegionIdentity, TableReader};
 use nearstate_store::{Key, ShardId, SlotId, Time, Transaction};
+use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 

@@ -174,6 +174,19 @@ impl CounterSnapshot {
         ACCESSES.iter().map(|(access, name)| (*name, self.accesses(*access)))
     }
 
+    /// Every count by its stable name; of the reasons for drops those that occurred.
+    #[must_use]
+    pub fn named(&self) -> Vec<(String, u64)> {
+        self.parts().map(|(prefix, name, count)| (format!("{prefix}{name}"), count)).collect()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
+        let events = Event::ALL.iter().map(|event| ("", event.name(), self.event(*event)));
+        let accesses = self.access_counts().map(|(name, count)| ("access:", name, count));
+        let drops = self.drop_reasons().map(|(reason, count)| ("drop:", reason.name(), count));
+        events.chain(accesses).chain(drops)
+    }
+
     /// Adds another pipe's counts. The most parked of several pipes is the sum of theirs: an
     /// upper bound.
     pub fn merge(&mut self, other: &Self) {
@@ -188,11 +201,8 @@ impl CounterSnapshot {
 impl fmt::Display for CounterSnapshot {
     /// What is not zero, as `name=count`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let events = Event::ALL.iter().map(|event| ("", event.name(), self.event(*event)));
-        let accesses = self.access_counts().map(|(name, count)| ("access:", name, count));
-        let drops = self.drop_reasons().map(|(reason, count)| ("drop:", reason.name(), count));
         let mut space = "";
-        for (prefix, name, count) in events.chain(accesses).chain(drops).filter(|c| c.2 > 0) {
+        for (prefix, name, count) in self.parts().filter(|part| part.2 > 0) {
             write!(f, "{space}{prefix}{name}={count}")?;
             space = " ";
         }

@@ -20,6 +20,7 @@ pub mod state_access;
 pub mod trace;
 pub mod verdict;
 
+pub use baseline::Baseline;
 pub use chain::{Chain, Function};
 pub use chain_config::{ChainConfig, ChainConfigError};
 pub use counters::{CounterSnapshot, Counters, Event};

@@ -1,12 +1,13 @@
-//! The thread under a pipe: it receives, calls the pipe, sends, and sleeps when there is nothing to do.
+//! The thread under a pipe: it receives, calls the pipe, sends, and sleeps when there is nothing to
+//! do.
 //!
 //! Run to completion: one thread takes a packet from its port to its port. While there is work it
-//! never sleeps; after some rounds without any it waits on a doorbell, which the other end of the port
-//! rings, and the store when it has an answer, for no longer than until the pipe's next deadline. So
-//! idle nodes cost next to nothing, and several share a processor.
+//! never sleeps; after some rounds without any it waits on a doorbell, which the other end of the
+//! port rings, and the store when it has an answer, for no longer than until the pipe's next
+//! deadline. So idle nodes cost next to nothing, and several share a processor.
 //!
-//! This is an edge: it reads the clock and decides nothing about packets, except that one whose port
-//! stays full is given back to the pipe.
+//! This is an edge: it reads the clock and decides nothing about packets, except that one whose
+//! port stays full is given back to the pipe.
 
 use crate::counters::Counters;
 use crate::frame::{BURST_MAX, Burst, Frame, FramePool};

@@ -14,29 +14,28 @@ use crate::chain::Chain;
 use crate::chain_config::ChainConfigError;
 use crate::cluster_access::{ClusterAccess, SlotTable};
 use crate::node_config::{NodeConfig, PortConfig, Start};
-use crate::pipe::{Pipe, PipeSettings};
+use crate::pipe::{PARKED_MAX, Pipe, PipeSettings, SteeredChain};
 use crate::pipe_driver::{self, PipeHandle};
 use crate::port::Port;
-use crate::port::pcap::PcapPort;
+use crate::port::capture::{CaptureError, CaptureReader, CaptureWriter};
+use crate::port::pcap::{Outputs, PcapPort, SideRule};
 use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
 use formation::Newcomer;
 use nearstate_placement::service::ServiceConfig;
 use nearstate_placement::system::{SystemCommand, SystemReply};
-use nearstate_placement::{Map, Member, MemberState, Steering};
+use nearstate_placement::{Map, Member, MemberState};
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::Timing;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{StartError, Store, StoreConfig};
-use nearstate_store::region::RegionError;
-use nearstate_store::table::TableError;
-use nearstate_store::{NodeId, Reply, ShardId};
-use replicas::{Replicas, ReplicaView, Shape};
+use nearstate_store::{NodeId, RegionError, Reply, ShardId, TableError};
+use replicas::{ReplicaView, Replicas, Shape};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use system_view::SystemView;
 use thiserror::Error;
@@ -136,7 +135,21 @@ struct Node {
     store: Arc<Store>,
     view: SystemView,
     pipe: PipeHandle,
+    pipe_stop: PipeStop,
     slots: SlotTable,
+}
+
+/// Ends a pipe from outside.
+struct PipeStop {
+    flag: Arc<AtomicBool>,
+    bell: Arc<Doorbell>,
+}
+
+impl PipeStop {
+    fn stop(&self) {
+        self.flag.store(true, Ordering::Release);
+        self.bell.ring();
+    }
 }
 
 /// The id and what came with it.
@@ -158,11 +171,10 @@ impl Node {
         drop(Chain::new(&config.chain, early)?);
         let port = open_port(config)?;
         let identity = identify(config, listen).await?;
-        let chain = Chain::new(&config.chain, identity.slots)?;
+        let chain = Arc::new(Chain::new(&config.chain, identity.slots)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(identity.map.clone());
-        let shape =
-            Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
+        let shape = Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
         let replicas = Replicas::new(config, identity.node, &shape, &view)?;
         let answers = Arc::new(Answers {
             node: identity.node,
@@ -172,8 +184,8 @@ impl Node {
             store: OnceLock::new(),
             counters: OnceLock::new(),
             replicas: replicas.views.clone(),
-            chain: Chain::new(&config.chain, identity.slots)?,
-            steering: steering.clone(),
+            chain: chain.clone(),
+            steering,
         });
         let store_config = StoreConfig {
             cluster: config.cluster_id(),
@@ -196,30 +208,37 @@ impl Node {
         }
         let slots: SlotTable = (0..identity.slots).map(|_| AtomicU16::new(0)).collect();
         load_slots(&slots, &Map::first_slots(identity.slots, identity.shards));
-        let parts = PipeParts { chain, steering, port, slots: slots.clone() };
-        let pipe = start_pipe(config, &identity, &store, &replicas.views, parts)?;
-        answers.counters.get_or_init(|| pipe.counters());
+        let stages = SteeredChain::new(chain, config.steer_seed);
+        let parts = PipeParts { stages, port, slots: slots.clone() };
+        let (pipe, pipe_stop) = start_pipe(config, &identity, &store, &replicas.views, parts)?;
+        answers.counters.get_or_init(|| pipe.counters().clone());
         let ready = Ready {
             node: identity.node,
             name: config.name.clone(),
             listen,
             ports: port_names(config),
         };
-        Ok(Self { ready, store, view, pipe, slots })
+        Ok(Self { ready, store, view, pipe, pipe_stop, slots })
     }
 
     async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { ready, store, view, pipe, slots } = self;
+        let Self { ready, store, view, pipe, pipe_stop, slots } = self;
+        let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
+        let mut pipe_is_over = false;
         let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
         tokio::select! {
             () = stop => {}
             () = view.stopped() => {}
-            () = pipe.ended() => {}
+            _ = &mut pipe => pipe_is_over = true,
             () = follow_map(&view, &store, &slots, ready.node) => {}
             () = nearstate_placement::service::run(&control, ServiceConfig::default()) => {}
         }
         view.stop();
-        pipe.stop();
+        pipe_stop.stop();
+        if !pipe_is_over {
+            // A pipe that panicked has said so; the node ends in either case.
+            let _ = pipe.await;
+        }
         store.shutdown().await;
     }
 }
@@ -249,15 +268,24 @@ fn port_names(config: &NodeConfig) -> Vec<String> {
 
 fn open_port(config: &NodeConfig) -> Result<Box<dyn Port>, NodeError> {
     match &config.port {
-        PortConfig::Shm { path, ring } => ShmPort::create(path, *ring)
+        PortConfig::Shm { path, ring } => ShmPort::create(path, *ring as usize)
             .map(|port| Box::new(port) as Box<dyn Port>)
             .map_err(|error| NodeError::Port(error.to_string())),
         PortConfig::Pcap { input, inside_output, outside_output } => {
-            PcapPort::open(input, inside_output, outside_output)
+            open_capture(input, inside_output, outside_output)
                 .map(|port| Box::new(port) as Box<dyn Port>)
                 .map_err(|error| NodeError::Port(error.to_string()))
         }
     }
+}
+
+fn open_capture(input: &Path, inside: &Path, outside: &Path) -> Result<PcapPort, CaptureError> {
+    let reader = CaptureReader::open(input)?;
+    let outputs = Outputs {
+        inside: Some(CaptureWriter::create(inside)?),
+        outside: Some(CaptureWriter::create(outside)?),
+    };
+    Ok(PcapPort::new(reader, outputs, SideRule::first_sender()))
 }
 
 fn member(config: &NodeConfig, address: SocketAddr) -> Member {
@@ -333,8 +361,7 @@ async fn form(
 }
 
 struct PipeParts {
-    chain: Chain,
-    steering: Steering,
+    stages: SteeredChain,
     port: Box<dyn Port>,
     slots: SlotTable,
 }
@@ -345,8 +372,11 @@ fn start_pipe(
     store: &Arc<Store>,
     views: &[Option<ReplicaView>],
     parts: PipeParts,
-) -> Result<PipeHandle, NodeError> {
-    let bell = parts.port.bell().unwrap_or_else(|| Arc::new(Doorbell::new()));
+) -> Result<(PipeHandle, PipeStop), NodeError> {
+    let bell = match parts.port.bell() {
+        Some(bell) => bell,
+        None => Arc::new(Doorbell::new()?),
+    };
     let client = identity.node.0 << 16;
     let link = store.pipe_link(client, bell.clone());
     let local = views.iter().map(|view| view.as_ref().map(ReplicaView::to_local)).collect();
@@ -357,9 +387,12 @@ fn start_pipe(
         link,
         config.shared_memory_reads,
     );
-    let stages = crate::pipe::ChainStages::new(parts.chain, parts.steering);
-    let pipe = Pipe::new(stages, access, PipeSettings::new(client));
-    pipe_driver::spawn("pipe-0", pipe, parts.port, bell).map_err(NodeError::Thread)
+    let settings = PipeSettings { client, parked_max: PARKED_MAX, seed: identity.nonce };
+    let pipe = Pipe::new(parts.stages, access, settings);
+    let stop = PipeStop { flag: Arc::default(), bell: bell.clone() };
+    let handle = pipe_driver::spawn("pipe-0", pipe, parts.port, bell, stop.flag.clone())
+        .map_err(NodeError::Thread)?;
+    Ok((handle, stop))
 }
 
 fn load_slots(table: &SlotTable, shards: &[u16]) {

@@ -1,7 +1,7 @@
 //! One packet's way through a chain as typed records, and how they read in words.
 //!
-//! What `nearstate trace` prints. It runs the production parser, steering and functions on one frame
-//! with reads that its caller answers; it changes nothing, neither the frame nor any state.
+//! What `nearstate trace` prints. It runs the production parser, steering and functions on one
+//! frame with reads that its caller answers; it changes nothing, neither the frame nor any state.
 
 use crate::chain::Chain;
 use crate::nf::{Changes, NetworkFunction};
@@ -301,7 +301,8 @@ mod tests {
     #[test]
     fn a_new_flow_through_firewall_and_nat_asks_for_one_transaction() {
         let chain = chain(
-            "functions = [\"firewall\", \"nat\"]\n[firewall]\n[nat]\naddresses = [\"198.19.0.0/28\"]",
+            "functions = [\"firewall\", \"nat\"]\n[firewall]\n\
+             [nat]\naddresses = [\"198.19.0.0/28\"]",
         );
         let steering = chain.steering(7);
         let frame = udp(INSIDE, OUTSIDE);

@@ -8,8 +8,6 @@
 //! completion says that nothing is known. Exactly one completion follows what was taken, and its place
 //! in the queue is reserved when it is taken.
 
-#![expect(clippy::disallowed_methods, reason = "waits between two tries")]
-
 use crate::clock::boot_now;
 use crate::connection::Pending;
 use crate::consensus::CallError;
@@ -34,7 +32,11 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 /// Requests of one link that may be under way.
-pub const LINK_CAPACITY: usize = 2048;
+pub const LINK_CAPACITY: usize = 1024;
+
+// A retry is recognised as long as the machine remembers its first try.
+const _: () = assert!(LINK_CAPACITY <= crate::limits::OUTCOMES_PER_CLIENT);
+
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(2);
 /// Patience with one try.

@@ -13,6 +13,8 @@
 //! knows nothing of what was promised here. So the lease is frozen first: nothing is promised past
 //! its end, reads go on until then, and only then is the leadership given away.
 
+#![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
+
 use crate::clock::{boot_now, wall_ms};
 use crate::connection::Answer;
 use crate::consensus::{ChangeError, ShardStatus, Timing};
@@ -494,7 +496,6 @@ struct Clocks {
 const APART_NS: i128 = 1_000_000;
 
 impl Clocks {
-    #[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
     fn new() -> Self {
         let origin = Instant::now();
         let mut clocks = Self { origin, apart_ns: 0, since: origin };
@@ -520,7 +521,6 @@ impl Clocks {
     }
 
     /// How far back the monotonic clock can be trusted; `None` if the host slept just now.
-    #[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
     fn look(&mut self) -> Option<Duration> {
         let apart = self.apart();
         let jumped = (apart - self.apart_ns).abs() > APART_NS;

@@ -67,6 +67,17 @@ pub struct Table {
     moves: u64,
 }
 
+/// The place in a table's header that says whose the content is.
+#[derive(Clone, Debug)]
+pub struct GenerationCell(TableReader);
+
+impl GenerationCell {
+    /// Says whose the content is from now on; see [`TableReader::generation`].
+    pub fn set(&self, generation: u64) {
+        self.0.word(header::GENERATION).store(generation, Ordering::Release);
+    }
+}
+
 impl Table {
     /// Makes an empty table in a fresh region. `hash_key` is random, for each region anew.
     ///
@@ -140,7 +151,13 @@ impl Table {
 
     /// Says whose the content is from now on; see [`TableReader::generation`].
     pub fn set_generation(&self, generation: u64) {
-        self.reader.word(header::GENERATION).store(generation, Ordering::Release);
+        self.generation_cell().set(generation);
+    }
+
+    /// The same for whoever decides about ownership, while the machine has the table.
+    #[must_use]
+    pub fn generation_cell(&self) -> GenerationCell {
+        GenerationCell(self.reader.clone())
     }
 
     /// The entry of a key.

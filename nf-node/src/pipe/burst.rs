@@ -19,7 +19,7 @@ use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
-use nearstate_store::{Key, SlotId, Time};
+use nearstate_store::{Endpoint, Key, SlotId, Time};
 
 /// What is known of one packet of a burst.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,9 @@ pub(super) struct Lane {
     pub(super) slot: SlotId,
     /// The first key of its way.
     pub(super) key: Option<Key>,
-    verdict: Result<FlowTuple, DropReason>,
+    verdict: Result<(), DropReason>,
+    /// The flow as which it is to leave.
+    tuple: FlowTuple,
     valid_until: Time,
 }
 
@@ -43,6 +45,11 @@ impl Lanes {
             slot: SlotId(0),
             key: None,
             verdict: Err(DropReason::ShortEthernet),
+            tuple: FlowTuple {
+                protocol: 0,
+                source: Endpoint { address: [0; 16], port: 0 },
+                destination: Endpoint { address: [0; 16], port: 0 },
+            },
             valid_until: Time(0),
         };
         Self(Box::new([empty; BURST_MAX]))
@@ -104,7 +111,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let (tenant, token) = (chain.tenant(), parking.next_token());
         let mut decided = Decided { count: 0, valid_until: Time(u64::MAX), stopped: None };
         for (lane, frame) in lanes.0[done..].iter_mut().zip(frames) {
-            let Lane { parsed, slot, key: first, verdict, valid_until } = lane;
+            let Lane { parsed, slot, key: first, verdict, tuple, valid_until } = lane;
             let parsed = match parsed {
                 Ok(parsed) => &*parsed,
                 Err(reason) => {
@@ -114,12 +121,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 }
             };
             let (bytes, side) = (frame.as_slice(), frame.side);
-            let packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
-            let mut is_first = true;
-            let way = walk(chain, now, (packet, *first), changes, |key| {
+            let mut packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
+            let (mut is_first, mut found_first) = (true, None);
+            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key| {
                 if core::mem::take(&mut is_first) {
                     if first.is_none() {
-                        *first = Some(*key);
+                        found_first = Some(*key);
                     }
                     if claims.is_held(key) {
                         return Err(Stop::Behind(*key));
@@ -134,6 +141,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     ReadAnswer::Unavailable => Err(Stop::Unavailable),
                 }
             });
+            *tuple = packet.tuple;
+            if found_first.is_some() {
+                *first = found_first;
+            }
             let Way::Decided { verdict: decision, valid_until: until } = way else {
                 decided.stopped = Some(way);
                 break;
@@ -149,8 +160,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     fn let_go(&self, frames: &mut Burst, done: usize, count: usize, out: &mut impl Output) {
         for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
             let end = match (&lane.verdict, &lane.parsed) {
-                (Ok(tuple), Ok(parsed)) => {
-                    rewrite::apply(frame.as_mut_slice(), parsed, tuple);
+                (Ok(()), Ok(parsed)) => {
+                    rewrite::apply(frame.as_mut_slice(), parsed, &lane.tuple);
                     frame.side = frame.side.opposite();
                     Ok(())
                 }
@@ -160,8 +171,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
     }
 
-    /// A lease ended while the burst was processed. Those before the first late packet go; it and all
-    /// behind it are processed again, one by one.
+    /// A lease ended while the burst was processed. Those before the first late packet go; it and
+    /// all behind it are processed again, one by one.
     fn finish_late(
         &mut self,
         after: Time,

@@ -1,12 +1,12 @@
 //! Which flows have a packet parked, and who waits behind it.
 //!
-//! A parked packet *claims* keys: the first key of its way, and those that it writes. A later packet
-//! whose first key is claimed waits in that claim's queue; when the holder is done, the first of the
-//! queue holds the claim and is processed. So packets of one flow never overtake each other, and
-//! nothing that hangs on an undecided change is processed before it is decided.
+//! A parked packet *claims* keys: the first key of its way, and those that it writes. A later
+//! packet whose first key is claimed waits in that claim's queue; when the holder is done, the
+//! first of the queue holds the claim and is processed. So packets of one flow never overtake each
+//! other, and nothing that hangs on an undecided change is processed before it is decided.
 //!
-//! **Invariant.** Everybody waits for packets that were parked earlier, so no two wait for each other:
-//! only a packet that has just come in ever joins a queue.
+//! **Invariant.** Everybody waits for packets that were parked earlier, so no two wait for each
+//! other: only a packet that has just come in ever joins a queue.
 //!
 //! A hash table with chains in a fixed slab of claims; indexes into the parking place name packets.
 //! Never allocates after it was made, never looks at a packet.

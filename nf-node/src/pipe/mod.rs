@@ -7,11 +7,11 @@
 //! it up again ([`resume`]). Packets of one flow never overtake each other ([`claims`]).
 //!
 //! **Invariant.** Every packet that comes in leaves once or is dropped once, with a counted reason.
-//! **Invariant.** No packet leaves before every change that its way asked for is committed, nor after
-//! the right to use what was read for it has ended.
+//! **Invariant.** No packet leaves before every change that its way asked for is committed, nor
+//! after the right to use what was read for it has ended.
 //!
-//! After it was made it allocates nothing, takes no lock and makes no system call. It reads no clock:
-//! the driver ([`crate::pipe_driver`]) gives it the time.
+//! After it was made it allocates nothing, takes no lock and makes no system call. It reads no
+//! clock: the driver ([`crate::pipe_driver`]) gives it the time.
 
 mod burst;
 mod claims;
@@ -170,8 +170,8 @@ pub struct Pipe<S, C = SteeredChain> {
     claims: Claims,
     /// Parked packets that are to be processed now.
     ready: VecDeque<u32>,
-    /// Parked packets that are tried again: after a short wait, after a long one. In the order of their
-    /// time, as the wait is the same for all of a queue.
+    /// Parked packets that are tried again: after a short wait, after a long one. In the order of
+    /// their time, as the wait is the same for all of a queue.
     retries: [VecDeque<(Time, u32)>; 2],
     sweep_at: Option<Time>,
 }
@@ -219,7 +219,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         &mut self.access
     }
 
-    /// Takes the answers that have come, at most [`COMPLETIONS_AT_ONCE`]; gives how many there were.
+    /// Takes the answers that have come, at most [`COMPLETIONS_AT_ONCE`]; gives how many there
+    /// were.
     pub fn on_completions(&mut self, now: Time, out: &mut impl Output) -> usize {
         for taken in 0..COMPLETIONS_AT_ONCE {
             match self.access.poll(now) {

@@ -1,7 +1,8 @@
 //! The bounded parking place: packets that wait for the store.
 //!
-//! A slab of places. A packet keeps its place, and with it its [`Token`], until it leaves or is dropped;
-//! a token carries the place's generation, so an answer that comes after that finds nobody.
+//! A slab of places. A packet keeps its place, and with it its [`Token`], until it leaves or is
+//! dropped; a token carries the place's generation, so an answer that comes after that finds
+//! nobody.
 //!
 //! Never allocates after it was made, never decides what becomes of a packet.
 

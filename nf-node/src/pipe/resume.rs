@@ -17,13 +17,14 @@ use crate::rewrite;
 use crate::state_access::{Access, QueueFull, ReadAnswer, StateAccess, Token};
 use crate::verdict::DropReason;
 use arrayvec::ArrayVec;
+use nearstate_placement::FlowTuple;
 use nearstate_store::{
     Entry, Key, Outcome, Refusal, SlotId, Time, Transaction, TransactionId, Write,
 };
 
 impl<S: StateAccess, C: Stages> Pipe<S, C> {
-    /// Parks a packet that a burst could not decide. If it is known how far it came, with what first
-    /// key, it goes on from there.
+    /// Parks a packet that a burst could not decide. If it is known how far it came, with what
+    /// first key, it goes on from there.
     pub(super) fn admit(
         &mut self,
         now: Time,
@@ -161,14 +162,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     /// Sends a parked packet through the chain once more. `None`: it stays.
     fn process(&mut self, mut now: Time, place: u32, out: &mut impl Output) -> Option<End> {
         for _ in 0..LEASES_OVER_MAX {
-            let way = self.walk_parked(now, place);
+            let (way, tuple) = self.walk_parked(now, place);
             let Way::Decided { verdict, valid_until } = way else {
                 return self.settle(now, place, way);
             };
             let after = out.clock();
             if after <= valid_until {
                 return Some(match verdict {
-                    Ok(tuple) => End::Leave(tuple),
+                    Ok(()) => End::Leave(tuple),
                     Err(reason) => End::Drop(reason),
                 });
             }
@@ -179,13 +180,13 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         self.retry_later(now, place)
     }
 
-    fn walk_parked(&mut self, now: Time, place: u32) -> Way {
+    fn walk_parked(&mut self, now: Time, place: u32) -> (Way, FlowTuple) {
         let Self { access, chain, counters, changes, parking, claims, .. } = self;
         let (token, numbered) = (parking.token_of(place), parking.numbered());
         let parked = parking.get_mut(place);
         let Parked { frame, parsed, slot, first_key, answers, asked, .. } = parked;
         let (slot, side) = (*slot, frame.side);
-        let packet = Packet {
+        let mut packet = Packet {
             frame: frame.as_slice(),
             parsed,
             tenant: chain.tenant(),
@@ -193,7 +194,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             tuple: parsed.tuple,
         };
         let first = chain.function(side, 0).and_then(|function| function.key(&packet));
-        walk(chain, now, (packet, first), changes, |key| {
+        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key| {
             if first_key.is_none() {
                 *first_key = Some(*key);
                 if claims.is_held(key) {
@@ -215,7 +216,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 }
                 ReadAnswer::Unavailable => Err(Stop::Unavailable),
             }
-        })
+        });
+        (way, packet.tuple)
     }
 
     /// Does what a packet that cannot be decided wants. `None`: it stays.
@@ -304,8 +306,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         None
     }
 
-    /// A packet ends its stay. Those who waited behind it become ready, with the reads that were asked
-    /// for after they had come: nothing older may be shown to them.
+    /// A packet ends its stay. Those who waited behind it become ready, with the reads that were
+    /// asked for after they had come: nothing older may be shown to them.
     fn finish(&mut self, place: u32, end: End, out: &mut impl Output) {
         let Parked { mut frame, parsed, answers, .. } = self.parking.remove(place);
         let Self { claims, parking, ready, .. } = self;

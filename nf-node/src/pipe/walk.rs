@@ -5,16 +5,16 @@
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::pipe::{STAGES_MAX, Stages};
 use crate::verdict::{DropReason, Verdict};
-use nearstate_placement::FlowTuple;
 use nearstate_store::{Entry, Key, Time};
 
 /// How far a packet came.
 #[derive(Debug)]
 pub(super) enum Way {
-    /// To its end, and nothing was asked for. It may leave until a lease ends.
+    /// To its end, and nothing was asked for. It may leave, as the flow that it now shows, until a
+    /// lease ends.
     Decided {
-        /// How it is to leave.
-        verdict: Result<FlowTuple, DropReason>,
+        /// Whether it is to leave.
+        verdict: Result<(), DropReason>,
         /// When the first right to use one of its reads ends.
         valid_until: Time,
     },
@@ -40,7 +40,7 @@ pub(super) enum Stop {
 pub(super) fn walk<C: Stages>(
     chain: &C,
     now: Time,
-    (mut packet, first): (Packet<'_>, Option<Key>),
+    (packet, first): (&mut Packet<'_>, Option<&Key>),
     changes: &mut Changes,
     mut read: impl FnMut(&Key) -> Result<(Option<Entry>, Time), Stop>,
 ) -> Way {
@@ -48,8 +48,14 @@ pub(super) fn walk<C: Stages>(
     let mut valid_until = Time(u64::MAX);
     for stage in 0..STAGES_MAX {
         let Some(function) = chain.function(packet.side, stage) else { break };
-        let key = if stage == 0 { first } else { function.key(&packet) };
-        let entry = match key.as_ref().map(&mut read) {
+        let later;
+        let key = if stage == 0 {
+            first
+        } else {
+            later = function.key(packet);
+            later.as_ref()
+        };
+        let entry = match key.map(&mut read) {
             None => None,
             Some(Ok((entry, until))) => {
                 valid_until = valid_until.min(until);
@@ -57,20 +63,17 @@ pub(super) fn walk<C: Stages>(
             }
             Some(Err(stop)) => return Way::Stopped(stop),
         };
-        match function.process(now, &mut packet, entry.as_ref(), changes) {
+        match function.process(now, packet, entry.as_ref(), changes) {
             Verdict::Forward => {}
-            Verdict::Commit => {
-                debug_assert!(!changes.is_empty(), "a commit is of something");
-                break;
+            Verdict::Commit if changes.is_empty() => {
+                debug_assert!(false, "a commit is of something");
+                return Way::Decided { verdict: Err(DropReason::StoreRefused), valid_until };
             }
+            Verdict::Commit => break,
             Verdict::Drop(reason) => {
                 return Way::Decided { verdict: Err(reason), valid_until };
             }
         }
     }
-    if changes.is_empty() {
-        Way::Decided { verdict: Ok(packet.tuple), valid_until }
-    } else {
-        Way::Changes
-    }
+    if changes.is_empty() { Way::Decided { verdict: Ok(()), valid_until } } else { Way::Changes }
 }

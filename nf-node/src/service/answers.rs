@@ -5,13 +5,14 @@ use super::replicas::ReplicaView;
 use super::system_view::SystemView;
 use crate::chain::Chain;
 use crate::counters::Counters;
-use crate::trace::trace_packet;
+use crate::state_access::Access;
+use crate::trace::{Found, TraceRecord, trace_packet};
 use nearstate_placement::api::{Request, Response, ShardRole, ShardStatus, StatusReport};
 use nearstate_placement::system::{SystemCommand, SystemReply};
 use nearstate_placement::{Side, Steering};
 use nearstate_store::clock::boot_now;
 use nearstate_store::driver::{AppHandler, Store};
-use nearstate_store::{Epoch, LogIndex, NodeId, Reply, ShardId, Time};
+use nearstate_store::{Epoch, LogIndex, NodeId, Reply, ShardId, TableReader, Time};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -36,7 +37,7 @@ pub(super) struct Answers {
     /// Tables by shard number.
     pub(super) replicas: Vec<Option<ReplicaView>>,
     /// The functions.
-    pub(super) chain: Chain,
+    pub(super) chain: Arc<Chain>,
     /// What decides a packet's slot.
     pub(super) steering: Steering,
 }
@@ -158,7 +159,7 @@ impl Answers {
             leader: group.leader,
             applied,
             lease_left_ms,
-            entries: reader.map_or(0, nearstate_store::table::TableReader::entries),
+            entries: reader.map_or(0, TableReader::entries),
             capacity: reader.map_or(0, |reader| u64::from(reader.capacity())),
             voters: group.voters,
             lag,
@@ -169,13 +170,15 @@ impl Answers {
     fn trace(&self, side: Side, frame: &[u8]) -> Vec<String> {
         let map = self.view.map();
         let mut lines = Vec::new();
-        let records = trace_packet(&self.chain, &self.steering, side, frame, |slot, key| {
+        let mut read = |slot, key: &_| {
             let shard = map.shard_of(slot)?;
-            self.replicas.get(usize::from(shard.0))?.as_ref()?.reader.get(key)
-        });
-        for record in records {
+            let reader = &self.replicas.get(usize::from(shard.0))?.as_ref()?.reader;
+            Some(Found { entry: reader.get(key), shard, access: Access::Local })
+        };
+        let way = (side, frame);
+        for record in trace_packet(&self.chain, &self.steering, boot_now(), way, &mut read) {
             lines.push(record.to_string());
-            if let Some(slot) = record.slot() {
+            if let TraceRecord::Steered { slot } = record {
                 lines.push(place_in_words(&map, slot, self.node));
             }
         }

@@ -1,9 +1,9 @@
 //! What the placement service needs of a node, answered by the store driver.
 
 use super::system_view::SystemView;
+use nearstate_placement::Map;
 use nearstate_placement::reconcile::GroupStatus;
 use nearstate_placement::service::{BoxFuture, ClusterControl, ControlError, Wake};
-use nearstate_placement::Map;
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::ShardStatus;
 use nearstate_store::driver::Store;

@@ -9,8 +9,10 @@ use nearstate_store::driver::{LocalReads, RegionAddress, ShardSetup};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::region::Region;
-use nearstate_store::table::{RegionIdentity, Table, TableReader};
-use nearstate_store::{Entry, Key, Machine, NodeId, PoolSpec, ShardId, SlotId};
+use nearstate_store::{
+    Entry, Key, Machine, NodeId, PoolSpec, RegionIdentity, ShardId, SlotId, SlotSet, Table,
+    TableReader,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -70,15 +72,16 @@ impl Replicas {
         let shard_of_slot = Map::first_slots(shape.slots, shape.shards);
         for number in 1..=shape.shards {
             let shard = ShardId(number);
-            let held = |slot: &u32| shard_of_slot[*slot as usize] == number;
-            let slots = (0..shape.slots).filter(held).map(|slot| SlotId(slot as u16)).collect();
+            let mut slots = SlotSet::none(shape.slots);
+            for (slot, _) in shard_of_slot.iter().enumerate().filter(|(_, s)| **s == number) {
+                slots.insert(SlotId(slot as u16));
+            }
             let table = make_table(config, node, shard)?;
             let reader = table.0.reader();
-            let lease = Arc::new(LeaseCell::new());
+            let lease = Arc::new(LeaseCell::none());
             let generation = table.0.generation_cell();
             let machine = FlowMachine::new(FlowMachineConfig {
                 table: table.0,
-                slot_count: shape.slots,
                 slots,
                 pools: shape.pools.to_vec(),
             });
@@ -105,7 +108,7 @@ fn system_setup(view: &SystemView) -> ShardSetup {
         check: SystemMachine::check,
         reads: None,
         region: None,
-        lease: Arc::new(LeaseCell::new()),
+        lease: Arc::new(LeaseCell::none()),
         generation: None,
     }
 }

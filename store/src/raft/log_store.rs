@@ -29,19 +29,17 @@ pub(crate) struct LogStore(Arc<Mutex<Inner>>);
 #[derive(Default)]
 struct Inner {
     purged: Option<LogIdOf<Types>>,
-    /// Without gaps, from the one behind `purged`.
+    /// Without gaps.
     entries: VecDeque<EntryOf<Types>>,
+    /// The index of the first of them, or of the one that comes first.
+    first: u64,
     vote: Option<VoteOf<Types>>,
     committed: Option<LogIdOf<Types>>,
 }
 
 impl Inner {
-    fn first(&self) -> u64 {
-        self.purged.map_or(0, |purged| purged.index + 1)
-    }
-
     fn end(&self) -> u64 {
-        self.first() + self.entries.len() as u64
+        self.first + self.entries.len() as u64
     }
 
     fn last(&self) -> Option<LogIdOf<Types>> {
@@ -60,7 +58,7 @@ impl Inner {
             Bound::Excluded(end) => *end,
             Bound::Unbounded => u64::MAX,
         };
-        let (first, last) = (self.first(), self.end());
+        let (first, last) = (self.first, self.end());
         let start = start.clamp(first, last);
         let end = end.clamp(start, last);
         (start - first) as usize..(end - first) as usize
@@ -140,9 +138,9 @@ impl RaftLogStorage<Types> for LogStore {
             let mut inner = lock(&self.0);
             for entry in entries {
                 let at = entry.log_id.index;
-                if inner.entries.is_empty() && at != inner.first() {
-                    // After a snapshot that is ahead of the log: the log begins anew behind it.
-                    return Err(io::Error::other(format!("entry {at} would leave a gap")));
+                if inner.entries.is_empty() && at > inner.first {
+                    // An empty log may begin behind a snapshot.
+                    inner.first = at;
                 }
                 if at < inner.end() {
                     // An entry that is there already is written over by an equal one.
@@ -174,6 +172,7 @@ impl RaftLogStorage<Types> for LogStore {
         }
         let place = inner.places(&(..=upto.index)).end;
         inner.entries.drain(..place);
+        inner.first = upto.index + 1;
         inner.purged = Some(upto);
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! A [`Replica`] is one shard's group on this node. Messages come and go as [`crate::wire`] has
 //! them; what the library's types look like is nobody else's business.
 
+#[cfg(test)]
+mod conformance;
 mod convert;
 mod log_store;
 mod network;

@@ -4,10 +4,10 @@
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use nearstate_store::consensus::{ShardStatus, Timing};
 use nearstate_store::driver::{
     AppHandler, LocalReads, RegionAddress, ShardSetup, Store, StoreConfig,
 };
-use nearstate_store::consensus::{ShardStatus, Timing};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::machine::{Machine, PayloadError, Reply, SnapshotError};
 use nearstate_store::transaction::Batch;
@@ -15,7 +15,6 @@ use nearstate_store::{
     Entry, Key, LogIndex, NodeId, Outcome, ShardId, SlotId, TransactionId, Value, Version,
 };
 use rkyv::rancor;
-use rkyv::util::AlignedVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,8 +97,7 @@ impl Machine for SumMachine {
         let (sums, done) = words.split_at(*count as usize);
         let mut held = self.0.lock().unwrap();
         held.sums = sums.to_vec();
-        held.done =
-            done.as_chunks::<3>().0.iter().map(|[c, s, n]| ((*c, *s), *n as u32)).collect();
+        held.done = done.as_chunks::<3>().0.iter().map(|[c, s, n]| ((*c, *s), *n as u32)).collect();
         held.installed += 1;
         Ok(())
     }
@@ -147,11 +145,19 @@ pub(crate) fn config(node: u64) -> StoreConfig {
 }
 
 impl Node {
-    pub(crate) async fn start(config: StoreConfig, region: Option<RegionAddress>) -> Self {
+    pub(crate) async fn start(config: StoreConfig) -> Self {
+        Self::start_with(config, 10_000, None).await
+    }
+
+    pub(crate) async fn start_with(
+        config: StoreConfig,
+        snapshot_every: u64,
+        region: Option<RegionAddress>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let held = Arc::new(Mutex::new(Held::default()));
-        let lease = Arc::new(LeaseCell::new());
+        let lease = Arc::new(LeaseCell::none());
         let generation = Arc::new(AtomicU64::new(0));
         let told = generation.clone();
         let setup = ShardSetup {
@@ -163,7 +169,15 @@ impl Node {
             lease: lease.clone(),
             generation: Some(Arc::new(move |term| told.store(term, Ordering::SeqCst))),
         };
-        let store = Store::start(config, listener, vec![setup], Arc::new(Echo)).await.unwrap();
+        let store = Store::start_with_snapshots(
+            config,
+            snapshot_every,
+            listener,
+            vec![setup],
+            Arc::new(Echo),
+        )
+        .await
+        .unwrap();
         Self { store, held, lease, generation, address }
     }
 
@@ -200,20 +214,17 @@ pub(crate) struct Cluster(pub(crate) BTreeMap<NodeId, Node>);
 impl Cluster {
     /// Nodes with these ids, all voters.
     pub(crate) async fn form(ids: &[u64]) -> Self {
-        Self::form_with(ids, |config| config).await
+        let mut nodes = Vec::new();
+        for id in ids {
+            nodes.push(Node::start(config(*id)).await);
+        }
+        Self::form_of(nodes).await
     }
 
-    pub(crate) async fn form_with(
-        ids: &[u64],
-        change: impl Fn(StoreConfig) -> StoreConfig,
-    ) -> Self {
-        let mut nodes = BTreeMap::new();
-        for id in ids {
-            nodes.insert(NodeId(*id), Node::start(change(config(*id)), None).await);
-        }
-        let cluster = Self(nodes);
+    pub(crate) async fn form_of(nodes: Vec<Node>) -> Self {
+        let voters: Vec<NodeId> = nodes.iter().map(Node::id).collect();
+        let cluster = Self(nodes.into_iter().map(|node| (node.id(), node)).collect());
         cluster.share_addresses();
-        let voters: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
         cluster.0[&voters[0]].store.initialize(SHARD, &voters).await.unwrap();
         cluster
     }
@@ -262,14 +273,8 @@ impl Cluster {
 
 pub(crate) async fn log(node: &Node, number: u64) -> u64 {
     let payload = number.to_le_bytes().to_vec();
-    match node.store.propose(SHARD, payload, PATIENCE).await {
+    match node.store.propose_within(SHARD, payload, PATIENCE).await {
         Ok(Reply::System(sum)) => u64::from_le_bytes(sum[..].try_into().unwrap()),
         other => panic!("{other:?}"),
     }
-}
-
-pub(crate) fn aligned(bytes: &[u8]) -> AlignedVec {
-    let mut aligned = AlignedVec::new();
-    aligned.extend_from_slice(bytes);
-    aligned
 }
