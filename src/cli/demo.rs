@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Flows, if nothing is said.
-const FLOWS: u32 = 10_000;
+const FLOWS: u32 = 30_000;
 /// Packets, if nothing is said.
-const PACKETS: u32 = 200_000;
+const PACKETS: u32 = 600_000;
 /// When a node is killed, if nothing is said.
 const KILL_PERCENT: u8 = 50;
 /// Nodes that the others can lose one of and still agree.
@@ -25,11 +25,11 @@ pub(super) struct DemoArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(conflicts_with_all = ["flows", "packets"])]
     pcap: Option<PathBuf>,
-    /// Flows to generate [default: 10000]
+    /// Flows to generate [default: 30000]
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
     flows: Option<u32>,
-    /// Packets to generate, about; at least one a flow [default: 200000]
+    /// Packets to generate, about; at least one a flow [default: 600000]
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=PACKETS_MAX as i64))]
     packets: Option<u32>,
@@ -136,8 +136,8 @@ mod tests {
         assert_eq!((plan.kill_percent, plan.json), (Some(30), Some(JsonTo::Stdout)));
         assert_eq!(planned("--no-kill").unwrap().kill_percent, None);
         assert_eq!(planned("--nodes 1").unwrap().kill_percent, None);
-        let spec = TrafficSpec { flows: 300_000, packets: 300_000, seed: 7 };
-        let plan = planned("--flows 300000 --seed 7").unwrap();
+        let spec = TrafficSpec { flows: 900_000, packets: 900_000, seed: 7 };
+        let plan = planned("--flows 900000 --seed 7").unwrap();
         assert_eq!(plan.source, Source::Generated(spec));
     }
 

@@ -55,10 +55,16 @@ pub(crate) fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
     };
     ended.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        let mut told = error.to_string();
+        eprintln!("error: {told}");
         let mut source = error.source();
         while let Some(cause) = source {
-            eprintln!("  because: {cause}");
+            let words = cause.to_string();
+            // Many messages say their cause themselves.
+            if !told.contains(&words) {
+                eprintln!("  because: {words}");
+            }
+            told = words;
             source = cause.source();
         }
         ExitCode::FAILURE

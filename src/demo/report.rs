@@ -249,8 +249,8 @@ pub(crate) mod tests {
         let json = serde_json::to_value(empty()).unwrap();
         let mut keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         keys.sort_unstable();
-        let promised = "accesses commits drops flows kills latency_us locality mismatches mpps nodes \
-                        outage_ms packets_in packets_out retransmitted state_lost";
+        let promised = "accesses commits drops flows kills latency_us locality mismatches mpps \
+                        nodes outage_ms packets_in packets_out retransmitted state_lost";
         assert_eq!(keys.join(" "), promised);
         for (key, members) in
             [("accesses", "local remote_rdma remote_shm remote_tcp"), ("latency_us", "max p50 p99")]
