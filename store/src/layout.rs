@@ -66,7 +66,8 @@ impl Layout {
         let homes = (capacity + capacity.div_ceil(4)).max(NEIGHBOURHOOD);
         // One bucket's worth of tags beyond the last neighbourhood: windows read two words.
         let overflow_first = (homes + NEIGHBOURHOOD - 1).next_multiple_of(8) + 8;
-        let buckets = (homes / 16).div_ceil(BUCKET).max(1);
+        // Small tables have no law of large numbers to rely on.
+        let buckets = (homes / 16).div_ceil(BUCKET).max(BUCKET_PROBES);
         let cells = overflow_first + buckets * BUCKET;
         let flags_at = header::WORDS + (cells / 8) as usize;
         let spills_at = flags_at + homes.div_ceil(64) as usize;
@@ -139,7 +140,10 @@ impl Hasher {
         let ([a, b, c, d, e], secret) = (key.0, &self.0);
         let first = fold(a ^ secret[0], b ^ secret[1]);
         let second = fold(c ^ secret[2], d ^ secret[3]);
-        fold(first ^ e ^ secret[4], second ^ secret[0].rotate_left(32))
+        // Both factors depend on all words. With a constant factor, keys that differ in one byte (the
+        // ports of a host) would lie on a line, and for some secrets in a few heaps.
+        let mixed = first ^ e;
+        fold(mixed ^ secret[4], mixed.rotate_left(29) ^ second ^ secret[0].rotate_left(32))
     }
 }
 

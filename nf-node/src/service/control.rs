@@ -34,7 +34,7 @@ pub(super) fn group_status(me: NodeId, now: Time, status: ShardStatus) -> GroupS
         learners: status.learners,
         matched,
         last: status.last_log.unwrap_or(LogIndex(0)),
-        is_changing: false,
+        is_changing: status.changing,
     }
 }
 
