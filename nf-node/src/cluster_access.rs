@@ -4,8 +4,8 @@
 //! A read is answered locally only under the owner's lease, and one-sided only under a read lease;
 //! both ends go with the answer as `valid_until`, and the pipe lets nothing leave later than that.
 //! An owner that gives up its lease on purpose waits until the ends it has shown are over, so a
-//! `valid_until` once seen stays true. Nothing here blocks; memory is mapped and allocated only when
-//! an owner has changed.
+//! `valid_until` once seen stays true. Nothing here blocks; memory is mapped and allocated only
+//! when an owner has changed.
 
 use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess, Token};
 use nearstate_store::lease::LeaseCell;
@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// How long a read or a transaction is tried before the packet is given up.
 pub const STORE_PATIENCE_MS: u64 = 2_000;
 
-/// Which shard holds each slot, as the newest map says. Shared with the thread that follows the map.
+/// Which shard holds each slot, as the newest map says. Shared with the thread that follows the
+/// map.
 pub type SlotTable = Arc<[AtomicU16]>;
 
 /// This node's replica of a shard.

@@ -5,6 +5,7 @@
 
 use crate::chain_config::ChainConfig;
 use nearstate_placement::steer::SLOTS_MAX;
+use nearstate_store::consensus::{Timing, TimingError};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,6 +34,9 @@ pub enum NodeConfigError {
         /// What it may say.
         expected: String,
     },
+    /// Elections and leases that would not work together.
+    #[error("`timing`: {0}")]
+    Timing(#[from] TimingError),
     /// Settings that do not go together.
     #[error("{0}")]
     Conflict(&'static str),
@@ -184,6 +188,14 @@ impl NodeConfig {
         cluster_id(&self.cluster)
     }
 
+    /// The timing in the store's words.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        let TimingConfig { heartbeat_ms, election_min_ms, election_max_ms, lease_margin_ms } =
+            self.timing;
+        Timing { heartbeat_ms, election_min_ms, election_max_ms, lease_margin_ms }
+    }
+
     fn check(&self) -> Result<(), NodeConfigError> {
         check_name("cluster", &self.cluster)?;
         check_name("name", &self.name)?;
@@ -199,7 +211,8 @@ impl NodeConfig {
             return Err(range("port.ring", ring, "a power of two from 2 to 65536"));
         }
         self.check_start()?;
-        self.check_timing()
+        self.timing().validate()?;
+        Ok(())
     }
 
     fn check_start(&self) -> Result<(), NodeConfigError> {
@@ -216,27 +229,6 @@ impl NodeConfig {
             )),
             Start::Join { .. } => Ok(()),
         }
-    }
-
-    fn check_timing(&self) -> Result<(), NodeConfigError> {
-        let timing = &self.timing;
-        if timing.heartbeat_ms == 0 || timing.heartbeat_ms * 3 > timing.election_min_ms {
-            return Err(NodeConfigError::Conflict(
-                "`timing.heartbeat-ms` must be at least 1 and at most a third of `election-min-ms`",
-            ));
-        }
-        if timing.election_min_ms >= timing.election_max_ms {
-            return Err(NodeConfigError::Conflict(
-                "`timing.election-min-ms` must be smaller than `election-max-ms`",
-            ));
-        }
-        if timing.lease_margin_ms == 0 || timing.lease_margin_ms * 2 > timing.election_max_ms {
-            return Err(NodeConfigError::Conflict(
-                "`timing.lease-margin-ms` must be at least 1 and at most half of `election-max-ms`: \
-                 a lease is `election-max-ms` less the margin, and never longer than that",
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -302,8 +294,8 @@ mod tests {
             ("shards = 3", "shards = 3, slots = 1000", "a power of two"),
             ("127.0.0.1:0", "192.0.2.1:0", "loopback"),
             ("[chain]", "table-capacity = 0\n[chain]", "`table-capacity` is 0"),
-            ("[chain]", "timing = { lease-margin-ms = 300 }\n[chain]", "lease-margin-ms"),
-            ("[chain]", "timing = { heartbeat-ms = 200 }\n[chain]", "heartbeat-ms"),
+            ("[chain]", "timing = { lease-margin-ms = 390 }\n[chain]", "the margin of 390 ms"),
+            ("[chain]", "timing = { heartbeat-ms = 200 }\n[chain]", "three heartbeats of 200 ms"),
             ("{ form = { shards = 3 } }", "{ join = { seeds = [] } }", "seeds"),
         ] {
             let message = refusal(from, to);

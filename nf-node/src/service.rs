@@ -1,8 +1,8 @@
 //! The whole node: put together, run until told to stop, taken apart.
 //!
 //! The edge where all others meet; it decides nothing. The order matters. Everything that can be
-//! wrong with a configuration is found before the node has an id; the id is there before any replica
-//! votes; a port is open before the node says that it is ready.
+//! wrong with a configuration is found before the node has an id; the id is there before any
+//! replica votes; a port is open before the node says that it is ready.
 
 mod answers;
 mod control;
@@ -27,7 +27,6 @@ use nearstate_placement::service::ServiceConfig;
 use nearstate_placement::system::{SystemCommand, SystemReply};
 use nearstate_placement::{Map, Member, MemberState};
 use nearstate_store::clock::boot_now;
-use nearstate_store::consensus::Timing;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{StartError, Store, StoreConfig};
 use nearstate_store::{NodeId, RegionError, Reply, ShardId, TableError};
@@ -67,8 +66,9 @@ pub enum NodeError {
     Random(std::io::Error),
     /// It has formed the cluster in an earlier life.
     #[error(
-        "{} says that this node has formed the cluster before and has lost its memory since; start it \
-         with `start = {{ join = ... }}`, or remove the file if the whole cluster is gone", .0.display()
+        "{} says that this node has formed the cluster before and has lost its memory since; start \
+         it with `start = {{ join = ... }}`, or remove the file if the whole cluster is gone",
+        .0.display()
     )]
     FormedBefore(PathBuf),
     /// No member lets it in.
@@ -190,7 +190,7 @@ impl Node {
         let store_config = StoreConfig {
             cluster: config.cluster_id(),
             node: identity.node,
-            timing: timing(config),
+            timing: config.timing(),
             nonce: identity.nonce,
         };
         let handler = Arc::new(Handler(answers.clone()));
@@ -296,16 +296,6 @@ fn member(config: &NodeConfig, address: SocketAddr) -> Member {
         address,
         ports: port_names(config),
         state: MemberState::Alive,
-    }
-}
-
-fn timing(config: &NodeConfig) -> Timing {
-    let timing = config.timing;
-    Timing {
-        heartbeat_ms: timing.heartbeat_ms,
-        election_min_ms: timing.election_min_ms,
-        election_max_ms: timing.election_max_ms,
-        lease_margin_ms: timing.lease_margin_ms,
     }
 }
 

@@ -1,8 +1,8 @@
 //! How a pipe reaches state, wherever it lies: the seam between packets and the store.
 //!
 //! Three bodies: the cluster's ([`crate::cluster_access`]), a plain local table
-//! ([`crate::baseline`]), and the simulator's. A pipe is generic over it, so the packet path pays no
-//! indirect call.
+//! ([`crate::baseline`]), and the simulator's. A pipe is generic over it, so the packet path pays
+//! no indirect call.
 
 use nearstate_store::{Entry, Key, Outcome, SlotId, Time, Transaction};
 
@@ -26,8 +26,8 @@ pub enum Access {
 /// The answer to a read.
 #[derive(Clone, Copy, Debug)]
 pub enum ReadAnswer {
-    /// Read in hand. `valid_until` is the end of the lease that it was read under, margin taken off:
-    /// nothing that depends on the read may leave later.
+    /// Read in hand. `valid_until` is the end of the lease that it was read under, margin taken
+    /// off: nothing that depends on the read may leave later.
     Here {
         /// What was found, `None` if the key is absent.
         entry: Option<Entry>,
@@ -52,8 +52,8 @@ pub enum Completion {
         /// The entry (or its absence), how it was read, and until when it may be used.
         answer: Option<(Option<Entry>, Access, Time)>,
     },
-    /// A transaction. `None`: no answer before the deadline, so whether it took effect is unknown; the
-    /// packet is dropped.
+    /// A transaction. `None`: no answer before the deadline, so whether it took effect is unknown;
+    /// the packet is dropped.
     Transaction {
         /// Who asked.
         token: Token,

@@ -4,8 +4,8 @@ use core::fmt;
 
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// Why a packet did not leave. Each has a counter; the names are stable, they are the keys of
-        /// the JSON report.
+        /// Why a packet did not leave. Each has a counter; the names are stable, they are the keys
+        /// of the JSON report.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         pub enum DropReason { $($(#[$doc])* $name,)* }

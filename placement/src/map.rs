@@ -111,8 +111,8 @@ impl Map {
         }
     }
 
-    /// The shard of each slot in a new cluster of `shards` flow shards: slots in turn. Every replica's
-    /// table begins with this, so it never changes.
+    /// The shard of each slot in a new cluster of `shards` flow shards: slots in turn. Every
+    /// replica's table begins with this, so it never changes.
     #[must_use]
     pub fn first_slots(slots: u32, shards: u16) -> Vec<u16> {
         (0..slots).map(|slot| 1 + (slot % u32::from(shards)) as u16).collect()

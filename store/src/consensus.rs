@@ -25,8 +25,8 @@ pub struct Timing {
     pub election_min_ms: u64,
     /// And at most so long. Also the length of the leader's lease.
     pub election_max_ms: u64,
-    /// Taken off the lease, for clocks that run at different rates and for the way from the check to
-    /// the wire.
+    /// Taken off the lease, for clocks that run at different rates and for the way from the check
+    /// to the wire.
     pub lease_margin_ms: u64,
 }
 
@@ -60,7 +60,8 @@ pub enum TimingError {
     },
     /// The lease would end before the next heartbeat can renew it.
     #[error(
-        "what is left of election_max after the margin of {margin} ms must be more than two heartbeats"
+        "what is left of election_max after the margin of {margin} ms must be more than two \
+         heartbeats"
     )]
     MarginTooLarge {
         /// The margin.

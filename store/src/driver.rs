@@ -201,14 +201,14 @@ impl Store {
         self.config.node
     }
 
-    /// Sets the address book. Nodes that stood in it and no longer do are forgotten, and their ids are
-    /// refused from now on.
+    /// Sets the address book. Nodes that stood in it and no longer do are forgotten, and their ids
+    /// are refused from now on.
     pub fn set_peers(&self, book: &[(NodeId, SocketAddr)]) {
         self.transport.set_peers(book);
     }
 
-    /// Forms a shard's group, once; forming it again is no error. Every voter may be asked, with the
-    /// same list.
+    /// Forms a shard's group, once; forming it again is no error. Every voter may be asked, with
+    /// the same list.
     ///
     /// # Errors
     /// If this node is not among the voters.
@@ -342,11 +342,12 @@ impl Store {
         self.shard_to_change(shard)?.replica.add_learner(node).await
     }
 
-    /// Sets who votes in a shard's group. Who voted before and is not in the list leaves it. Only the
-    /// leader can, and it cannot leave.
+    /// Sets who votes in a shard's group. Who voted before and is not in the list leaves it. Only
+    /// the leader can, and it cannot leave.
     ///
     /// # Errors
-    /// If this node does not lead, a node is no learner or voter yet, or the group is being changed.
+    /// If this node does not lead, a node is no learner or voter yet, or the group is being
+    /// changed.
     pub async fn change_voters(
         &self,
         shard: ShardId,

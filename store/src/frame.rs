@@ -5,9 +5,9 @@
 //!       length   crc32    version   kind   zero    request id   body (length bytes)
 //! ```
 //!
-//! Numbers are little-endian. The checksum covers everything behind it. The length is bounded before
-//! anything is allocated for it; a stream that broke the format once is never read again, because
-//! where the next frame would begin is unknown. No sockets here.
+//! Numbers are little-endian. The checksum covers everything behind it. The length is bounded
+//! before anything is allocated for it; a stream that broke the format once is never read again,
+//! because where the next frame would begin is unknown. No sockets here.
 
 use rkyv::util::AlignedVec;
 use thiserror::Error;
@@ -51,7 +51,8 @@ impl FrameKind {
     }
 }
 
-/// One message as it lay in the stream; the body is aligned so that an archive can be read in place.
+/// One message as it lay in the stream; the body is aligned so that an archive can be read in
+/// place.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// What it is for.

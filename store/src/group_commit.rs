@@ -1,10 +1,10 @@
 //! Group commit: many proposals share one log entry.
 //!
 //! When nothing is in flight, what has come goes out at once: a lone proposal never waits. While
-//! an entry is in flight, proposals collect; they go out when it is done, or, as the second entry in
-//! flight, when the open batch is full or its oldest proposal has waited long enough. Two entries in
-//! flight at most: on a local network deeper pipelining costs more than it brings. Time is looked at
-//! only when something happens, so no timer stands on the path of a commit.
+//! an entry is in flight, proposals collect; they go out when it is done, or, as the second entry
+//! in flight, when the open batch is full or its oldest proposal has waited long enough. Two
+//! entries in flight at most: on a local network deeper pipelining costs more than it brings. Time
+//! is looked at only when something happens, so no timer stands on the path of a commit.
 //!
 //! Pure: it takes the time, and gives batches back; who sends them is not known here.
 

@@ -25,8 +25,8 @@ pub const KEY_ENDPOINT_B: usize = 22;
 /// Where, in the 18 bytes of an endpoint, the IPv4 address and port (6 bytes) begin.
 pub const ENDPOINT_V4: usize = 12;
 
-/// An address and a port (or ICMP identifier). IPv4 addresses are kept IPv4-mapped (`::ffff:a.b.c.d`),
-/// so both families have one form.
+/// An address and a port (or ICMP identifier). IPv4 addresses are kept IPv4-mapped
+/// (`::ffff:a.b.c.d`), so both families have one form.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Endpoint {
     /// The address in network order, IPv4 as IPv4-mapped.

@@ -140,8 +140,8 @@ impl Hasher {
         let ([a, b, c, d, e], secret) = (key.0, &self.0);
         let first = fold(a ^ secret[0], b ^ secret[1]);
         let second = fold(c ^ secret[2], d ^ secret[3]);
-        // Both factors depend on all words. With a constant factor, keys that differ in one byte (the
-        // ports of a host) would lie on a line, and for some secrets in a few heaps.
+        // Both factors depend on all words. With a constant factor, keys that differ in one byte
+        // (the ports of a host) would lie on a line, and for some secrets in a few heaps.
         let mixed = first ^ e;
         fold(mixed ^ secret[4], mixed.rotate_left(29) ^ second ^ secret[0].rotate_left(32))
     }

@@ -1,12 +1,12 @@
 //! How a packet thread talks to the store: bounded queues both ways, and words it can look at.
 //!
-//! The thread's side ([`PipeLink`]) never waits, locks or allocates, except that it takes a lock and
-//! a new path when a shard's read lease comes from a new owner. The store's side ([`run_link`]) takes
-//! everything that is queued at once: transactions of a shard go into one message (or straight
-//! into the group commit if this node owns the shard), reads into another. What fails because an
-//! owner is unknown, changed or gone is tried again under the same id until its deadline; then its
-//! completion says that nothing is known. Exactly one completion follows what was taken, and its place
-//! in the queue is reserved when it is taken.
+//! The thread's side ([`PipeLink`]) never waits, locks or allocates, except that it takes a lock
+//! and a new path when a shard's read lease comes from a new owner. The store's side ([`run_link`])
+//! takes everything that is queued at once: transactions of a shard go into one message (or
+//! straight into the group commit if this node owns the shard), reads into another. What fails
+//! because an owner is unknown, changed or gone is tried again under the same id until its
+//! deadline; then its completion says that nothing is known. Exactly one completion follows what
+//! was taken, and its place in the queue is reserved when it is taken.
 
 use crate::clock::boot_now;
 use crate::connection::Pending;

@@ -1,10 +1,10 @@
 //! Which ports belong to which slot: arithmetic that nodes, steerers and machines share.
 //!
 //! A pool is a list of IPv4 addresses. Each address has the same port blocks of [`BLOCK_PORTS`]
-//! ports. All blocks of the pool stand in one row, and the slots divide that row into equal runs, so
-//! a slot's ports lie on few addresses (paired pooling, RFC 4787 REQ-2) and the slot of a port is one
-//! division away. A slot only gives out ports of its own run: a packet that comes back to such a
-//! port is steered to the slot that has its state.
+//! ports. All blocks of the pool stand in one row, and the slots divide that row into equal runs,
+//! so a slot's ports lie on few addresses (paired pooling, RFC 4787 REQ-2) and the slot of a port
+//! is one division away. A slot only gives out ports of its own run: a packet that comes back to
+//! such a port is steered to the slot that has its state.
 
 use crate::types::{PoolId, SlotId};
 use core::net::Ipv4Addr;

@@ -1,8 +1,8 @@
 //! Answers what other nodes and clients ask.
 //!
 //! Runs on the connections' tasks, in the order of arrival, and never waits there: what has to
-//! wait goes on in a task of its own. An append is handed to its group before the next request of the
-//! connection is looked at, so that appends keep their order.
+//! wait goes on in a task of its own. An append is handed to its group before the next request of
+//! the connection is looked at, so that appends keep their order.
 
 #![expect(clippy::disallowed_methods, reason = "starts the tasks that answer")]
 

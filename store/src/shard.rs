@@ -1,13 +1,13 @@
 //! One shard on this node: its group, its lease, its group commit.
 //!
-//! Two tasks, and a third for read leases. One turns what a quorum has acknowledged into the lease and tells the others who
-//! leads; the other collects proposals into entries.
+//! Two tasks, and a third for read leases. One turns what a quorum has acknowledged into the lease
+//! and tells the others who leads; the other collects proposals into entries.
 //!
-//! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as long
-//! as voters refuse other candidates (`election_max`), less a margin. It is kept in a clock that goes
-//! on while the host sleeps; the consensus library's clock does not, so a jump between the two
-//! voids what was acknowledged before it. A new leader has none until an entry of its own term is
-//! applied: then its table holds everything that was ever acknowledged.
+//! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as
+//! long as voters refuse other candidates (`election_max`), less a margin. It is kept in a clock
+//! that goes on while the host sleeps; the consensus library's clock does not, so a jump between
+//! the two voids what was acknowledged before it. A new leader has none until an entry of its own
+//! term is applied: then its table holds everything that was ever acknowledged.
 //!
 //! **Handing over.** The library ends the voters' refusal when asked to transfer leadership, and
 //! knows nothing of what was promised here. So the lease is frozen first: nothing is promised past
@@ -367,7 +367,8 @@ impl Shard {
         self.publish();
     }
 
-    /// The third task, on nodes that map other processes' tables: keeps a read lease from the owner.
+    /// The third task, on nodes that map other processes' tables: keeps a read lease from the
+    /// owner.
     pub(crate) async fn grant_loop(self: Arc<Self>, context: LinkContext) {
         loop {
             let moved = self.moved.notified();

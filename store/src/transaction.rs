@@ -58,7 +58,8 @@ pub struct Take {
     pub protocol: u8,
     /// Who it is for (a subscriber's address, IPv4-mapped); quotas and blocks are per holder.
     pub holder: [u8; 16],
-    /// The port that the flow uses inside: its parity is kept (RFC 4787 REQ-4), and it seeds the choice.
+    /// The port that the flow uses inside: its parity is kept (RFC 4787 REQ-4), and it seeds the
+    /// choice.
     pub like_port: u16,
 }
 

@@ -2,11 +2,11 @@
 //!
 //! The node with the larger id dials, again and again with a bounded backoff; new nodes have larger
 //! ids, so a newcomer needs no introduction. Clients dial too and have no id. Both ends say hello
-//! first: another cluster, another wire version, the wrong node, a removed id, or an id that was seen
-//! in another life (promise P6) is refused, counted and logged.
+//! first: another cluster, another wire version, the wrong node, a removed id, or an id that was
+//! seen in another life (promise P6) is refused, counted and logged.
 //!
-//! A connection is one task that reads and writes. Whatever is queued when it gets to write goes out
-//! in one system call. When it breaks, everything that waits for an answer on it fails at once.
+//! A connection is one task that reads and writes. Whatever is queued when it gets to write goes
+//! out in one system call. When it breaks, everything that waits for an answer on it fails at once.
 //! This file decides nothing about shards; it knows requests only by the messages of
 //! [`crate::wire`].
 

@@ -1,5 +1,5 @@
-//! Every message between nodes, and between nodes and clients, as archives that are validated before
-//! they are believed.
+//! Every message between nodes, and between nodes and clients, as archives that are validated
+//! before they are believed.
 //!
 //! The archive's own validation bounds every length by the frame it came in; [`Request::check`] and
 //! [`Response::check`] then bound what the numbers may say. Payloads stay opaque here: the shard's
@@ -342,8 +342,8 @@ pub enum Response {
     Vote(Voted),
     /// To [`Request::Append`].
     Append(Appended),
-    /// To [`Request::Snapshot`]: the piece is there (`None`), or the whole was taken or refused, and
-    /// this is the receiver's ballot.
+    /// To [`Request::Snapshot`]: the piece is there (`None`), or the whole was taken or refused,
+    /// and this is the receiver's ballot.
     Snapshot(Option<Ballot>),
     /// To [`Request::HandOver`]: whether it will stand for election.
     HandOver(bool),

@@ -1,3 +1,5 @@
+//! Chains: order, affinity, configuration errors, and real frames there and back.
+
 use super::*;
 use crate::nf::test_store::{
     ACK, FIN, RST, SYN, SYN_ACK, TestStore, echo, end, error, tcp, tuple, udp,

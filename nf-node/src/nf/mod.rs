@@ -1,15 +1,15 @@
 //! The shape of a network function: one pure call a packet.
 //!
 //! A function never touches the frame. It reads the packet's *current* tuple, may change that tuple
-//! (a translation), and may ask for changes of state. When the whole chain has forwarded a packet and
-//! nothing was asked for, the difference between the parsed and the current tuple is written into the
-//! frame in one go ([`crate::rewrite`]). When something was asked for, all of it becomes one
-//! transaction, the packet is parked as it came in, and once the transaction is committed the packet
-//! is processed again from the start.
+//! (a translation), and may ask for changes of state. When the whole chain has forwarded a packet
+//! and nothing was asked for, the difference between the parsed and the current tuple is written
+//! into the frame in one go ([`crate::rewrite`]). When something was asked for, all of it becomes
+//! one transaction, the packet is parked as it came in, and once the transaction is committed the
+//! packet is processed again from the start.
 //!
-//! **Invariant.** Processing is a fixed point: after the changes of a packet are committed, the same
-//! packet asks for no more changes. A retransmission, and a packet that is sent again because a node
-//! died, are then harmless.
+//! **Invariant.** Processing is a fixed point: after the changes of a packet are committed, the
+//! same packet asks for no more changes. A retransmission, and a packet that is sent again because
+//! a node died, are then harmless.
 
 pub mod firewall;
 pub mod load_balancer;
@@ -75,9 +75,9 @@ pub trait NetworkFunction {
 
     /// Decides on a packet. `state` is the entry of [`NetworkFunction::key`], if there is one.
     ///
-    /// Pure: reads no clock, draws no random number, sends nothing. A function that asks for a change
-    /// returns [`Verdict::Commit`] when the packet cannot be finished without its outcome (the port
-    /// is not known yet), and [`Verdict::Forward`] when the rest of the chain can go on.
+    /// Pure: reads no clock, draws no random number, sends nothing. A function that asks for a
+    /// change returns [`Verdict::Commit`] when the packet cannot be finished without its outcome
+    /// (the port is not known yet), and [`Verdict::Forward`] when the rest of the chain can go on.
     fn process(
         &self,
         now: Time,

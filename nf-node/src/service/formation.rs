@@ -1,9 +1,9 @@
 //! How a node gets its id: it forms a cluster once, or it joins one.
 //!
 //! An id is one life of one process (promise P6). A node that forms leaves a mark in its directory
-//! before it votes for the first time, and refuses to form again: its memory is gone, so it must come
-//! back as somebody else. A node that joins gets an id that the system shard never gives twice. The
-//! edge: reads and writes the mark, and connects to the seeds.
+//! before it votes for the first time, and refuses to form again: its memory is gone, so it must
+//! come back as somebody else. A node that joins gets an id that the system shard never gives
+//! twice. The edge: reads and writes the mark, and connects to the seeds.
 #![expect(clippy::disallowed_methods, reason = "the edge: waits between two tries to join")]
 
 use super::NodeError;

@@ -2,11 +2,11 @@
 //!
 //! Raft wants both to be on disk before they count, because a node that forgets its vote may vote
 //! twice in one term, and a node that forgets entries may break a quorum that was counted on. Here
-//! memory is enough because of promise P6: a process that lost its memory never speaks under its old
-//! [`NodeId`](crate::types::NodeId) again. It comes back with a new id, as a learner, so the old id's
-//! votes and acknowledgements are gone together with the voter; what is left is an ordinary loss of a
-//! minority. Peers refuse an id whose process nonce changed. A log on disk would take this file's
-//! place and nothing else's.
+//! memory is enough because of promise P6: a process that lost its memory never speaks under its
+//! old [`NodeId`](crate::types::NodeId) again. It comes back with a new id, as a learner, so the
+//! old id's votes and acknowledgements are gone together with the voter; what is left is an
+//! ordinary loss of a minority. Peers refuse an id whose process nonce changed. A log on disk would
+//! take this file's place and nothing else's.
 //!
 //! Entries are purged once a snapshot holds them; a purge never leaves a gap.
 

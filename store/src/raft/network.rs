@@ -1,7 +1,7 @@
 //! How a group's messages reach its members: over the one connection to each node.
 //!
-//! Appends are pipelined: a connection keeps their order, so a few may be under way, and the news that
-//! an entry is committed does not hold up the next entry. Snapshots go in checksummed pieces.
+//! Appends are pipelined: a connection keeps their order, so a few may be under way, and the news
+//! that an entry is committed does not hold up the next entry. Snapshots go in checksummed pieces.
 
 use super::{SnapshotBytes, Types, convert, patience};
 use crate::consensus::{CallError, Timing};

@@ -35,8 +35,8 @@ pub(crate) struct Held {
     pub(crate) installed: u32,
 }
 
-/// Takes two kinds of payload: 8 bytes are a number to log; a longer one is a batch of transactions,
-/// each of which is noted once.
+/// Takes two kinds of payload: 8 bytes are a number to log; a longer one is a batch of
+/// transactions, each of which is noted once.
 pub(crate) struct SumMachine(pub(crate) Arc<Mutex<Held>>);
 
 impl SumMachine {

@@ -175,35 +175,3 @@ async fn read_leases_come_renew_and_follow_the_owner() {
     assert!(grant.valid_until() <= boot_now());
     cluster.stop().await;
 }
-
-/// Prints how long a commit takes from submit to completion, one at a time. Measured, not judged.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn latency_of_one_commit_at_a_time() {
-    let cluster = Cluster::form(&[1, 2, 3]).await;
-    let owner = cluster.owner().await;
-    for node in [owner, cluster.others(owner)[0]] {
-        let bell = Arc::new(Doorbell::new().unwrap());
-        let mut link = node.store.pipe_link(9, bell.clone());
-        let thread = tokio::task::spawn_blocking(move || {
-            let mut all = Vec::new();
-            for serial in 1..=2000 {
-                let start = boot_now();
-                link.submit(serial, SHARD, &transaction(9, serial), soon()).unwrap();
-                loop {
-                    let seen = bell.count();
-                    if link.poll().is_some() {
-                        break;
-                    }
-                    bell.wait(seen, PATIENCE);
-                }
-                all.push(boot_now().since_ns(start) / 1000);
-            }
-            all.sort_unstable();
-            (all[all.len() / 2], all[all.len() * 99 / 100])
-        });
-        let (p50, p99) = thread.await.unwrap();
-        println!("{} of {}: p50 {p50} us, p99 {p99} us", node.id(), owner.id());
-    }
-    cluster.stop().await;
-}

@@ -1,3 +1,5 @@
+//! The firewall: tables of packets, and a model beside it on random ones.
+
 use super::*;
 use crate::chain::Chain;
 use crate::chain_config::{ChainConfig, FirewallConfig};

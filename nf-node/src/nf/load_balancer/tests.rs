@@ -1,3 +1,5 @@
+//! The balancer: tables of packets, changes of backends, and a model on random packets.
+
 use super::*;
 use crate::chain::Chain;
 use crate::chain_config::{

@@ -1,3 +1,5 @@
+//! Rules: what is parsed, what is refused and why, and what matches.
+
 use super::*;
 use proptest::prelude::*;
 
