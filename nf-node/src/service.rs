@@ -127,6 +127,7 @@ pub async fn run(
     let started = Node::start(&config).await?;
     on_ready(&started.ready);
     started.run(stop).await;
+    replicas::remove_region_files(&config);
     Ok(())
 }
 

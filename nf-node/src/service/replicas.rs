@@ -100,6 +100,27 @@ impl Replicas {
     }
 }
 
+/// How the names of this node's region files begin, over all its lives.
+fn prefix(config: &NodeConfig) -> String {
+    format!("{}.{}.", config.cluster, config.name)
+}
+
+/// Removes the region files of this node's name. Before a life begins: what a killed one left behind
+/// holds memory. After it has ended: readers that have a file mapped keep it, and nobody is to map it
+/// again.
+pub(super) fn remove_region_files(config: &NodeConfig) {
+    let Ok(files) = std::fs::read_dir(&config.directory) else { return };
+    let prefix = prefix(config);
+    for file in files.flatten() {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&prefix) && name.ends_with(".region") {
+            // Somebody else may have been faster; what stays is found the next time.
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
+}
+
 fn system_setup(view: &SystemView) -> ShardSetup {
     let publisher = view.clone();
     ShardSetup {
@@ -119,9 +140,7 @@ fn make_table(
     shard: ShardId,
 ) -> Result<(Table, PathBuf), NodeError> {
     let cluster = config.cluster_id();
-    let path = config
-        .directory
-        .join(format!("{}.{}.{}.{shard}.region", config.cluster, config.name, node.0));
+    let path = config.directory.join(format!("{}{}.{shard}.region", prefix(config), node.0));
     let bytes = Table::bytes_for(config.table_capacity)?;
     let region = if config.shared_memory_reads {
         Region::create_shared(&path, bytes)?
