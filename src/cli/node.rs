@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads of the control side: packets have threads of their own.
 const WORKERS: usize = 2;
@@ -56,13 +56,17 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let end_with_stdin = config.end_with_stdin;
-    let stop = async move {
-        tokio::select! {
-            () = told_to_end(end_with_stdin) => {}
-            () = stdin_closed(), if end_with_stdin => {}
-        }
-    };
-    runtime.block_on(service::run(config, tell_ready, stop))?;
+    runtime.block_on(async {
+        // Before the node is ready: from then on a signal is to end it in good order.
+        let signals = Signals::install()?;
+        let stop = async move {
+            tokio::select! {
+                () = signals.told_to_end(end_with_stdin) => {}
+                () = stdin_closed(), if end_with_stdin => {}
+            }
+        };
+        service::run(config, tell_ready, stop).await.map_err(Box::<dyn std::error::Error>::from)
+    })?;
     // A read of standard input that is under way cannot be called back.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
@@ -75,20 +79,28 @@ fn tell_ready(ready: &service::Ready) {
     let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
 }
 
-/// A launched node leaves Ctrl-C, which reaches all processes of a terminal, to its launcher.
-async fn told_to_end(is_launched: bool) {
-    let signals = signal(SignalKind::interrupt()).and_then(|interrupt| {
-        signal(SignalKind::terminate()).map(|terminate| (interrupt, terminate))
-    });
-    match signals {
-        Ok((mut interrupt, mut terminate)) => loop {
+/// The signals that end a node.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// A launched node leaves Ctrl-C, which reaches all processes of a terminal, to its launcher.
+    async fn told_to_end(mut self, is_launched: bool) {
+        loop {
             tokio::select! {
-                _ = interrupt.recv() => if !is_launched { return },
-                _ = terminate.recv() => return,
+                _ = self.interrupt.recv() => if !is_launched { return },
+                _ = self.terminate.recv() => return,
             }
-        },
-        // Without handlers the signals end the process by themselves.
-        Err(_) => std::future::pending().await,
+        }
     }
 }
 

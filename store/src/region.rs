@@ -13,7 +13,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, FlockOperation};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -80,7 +80,7 @@ pub enum RegionError {
         wanted: u64,
     },
     /// The file exists already.
-    #[error("{0} exists already: another node uses it, or one died; remove it if none is running")]
+    #[error("{0} exists and a running process uses it: name another file, or stop that process")]
     Exists(PathBuf),
     /// The file is not there (yet).
     #[error("{0} does not exist: its owner has not started or has ended")]
@@ -104,8 +104,8 @@ pub struct Region {
     backing: Backing,
     writable: bool,
     path: Option<PathBuf>,
-    /// Whether this end made the file and removes it when dropped.
-    creator: bool,
+    /// The locked file, at the end that made it and removes it when dropped.
+    lock: Option<File>,
 }
 
 impl Region {
@@ -136,24 +136,19 @@ impl Region {
         Ok(Self::new(MmapRaw::from(map), backing, true))
     }
 
-    /// A new file of zeroes, mode 0600, that other processes of this user can map. It is removed
-    /// when the region is dropped.
+    /// A new file of zeroes, mode 0600, that other processes of this user can map. It is locked as
+    /// long as the region lives, and removed when the region is dropped; a file whose maker was
+    /// killed is no longer locked, and replaced.
     ///
     /// # Errors
-    /// If the size is impossible, the file exists, or its space cannot be had.
+    /// If the size is impossible, the file is somebody's, or its space cannot be had.
     pub fn create_shared(path: &Path, bytes: usize) -> Result<Self, RegionError> {
         check_size(bytes as u64)?;
         check_memory(bytes)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AlreadyExists => RegionError::Exists(path.to_owned()),
-                _ => io_error("create", path, source),
-            })?;
+        let file = match create_locked(path) {
+            Err(RegionError::Exists(_)) if remove_orphan(path) => create_locked(path),
+            other => other,
+        }?;
         let reserved = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
             .map_err(|errno| match errno {
                 rustix::io::Errno::NOSPC | rustix::io::Errno::FBIG => {
@@ -166,7 +161,7 @@ impl Region {
             Ok(map) => {
                 let mut region = Self::new(map, Backing::SharedFile, true);
                 region.path = Some(path.to_owned());
-                region.creator = true;
+                region.lock = Some(file);
                 Ok(region)
             }
             Err(error) => {
@@ -215,7 +210,7 @@ impl Region {
 
     fn new(map: MmapRaw, backing: Backing, writable: bool) -> Self {
         assert!(map.len() >= 8 && map.as_ptr().cast::<u64>().is_aligned());
-        Self { map, backing, writable, path: None, creator: false }
+        Self { map, backing, writable, path: None, lock: None }
     }
 
     /// The whole region as words. On a read-only region only `load` with relaxed or acquire
@@ -347,13 +342,34 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.creator
+        if self.lock.is_some()
             && let Some(path) = &self.path
         {
             // Somebody else may have removed it; there is nothing left to do either way.
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn create_locked(path: &Path) -> Result<File, RegionError> {
+    let file =
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(
+            |source| match source.kind() {
+                io::ErrorKind::AlreadyExists => RegionError::Exists(path.to_owned()),
+                _ => io_error("create", path, source),
+            },
+        )?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|errno| io_error("lock", path, errno.into()))?;
+    Ok(file)
+}
+
+/// Removes a file that nobody holds locked: whoever made it is dead. Gives whether it is gone.
+fn remove_orphan(path: &Path) -> bool {
+    let is_orphan = File::open(path).is_ok_and(|file| {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    is_orphan && std::fs::remove_file(path).is_ok()
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> RegionError {
@@ -443,6 +459,9 @@ mod tests {
         let path = dir.path().join("region");
         let made = Region::create_shared(&path, 8192).unwrap();
         assert!(matches!(Region::create_shared(&path, 8192), Err(RegionError::Exists(_))));
+        let orphan = path.with_extension("orphan");
+        std::fs::write(&orphan, "of a maker that was killed").unwrap();
+        assert_eq!(Region::create_shared(&orphan, 8192).unwrap().len_bytes(), 8192);
         let reader = Region::open_read_only(&path).unwrap();
         let writer = Region::open_shared(&path).unwrap();
         made.words()[3].store(33, Ordering::Release);

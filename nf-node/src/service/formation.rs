@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a node tries to be let in.
-pub(super) const JOIN_PATIENCE_MS: u64 = 20_000;
+pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
 /// How long one seed may take to answer.
 const SEED_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two rounds over the seeds.

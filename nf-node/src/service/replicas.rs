@@ -105,9 +105,9 @@ fn prefix(config: &NodeConfig) -> String {
     format!("{}.{}.", config.cluster, config.name)
 }
 
-/// Removes the region files of this node's name. Before a life begins: what a killed one left behind
-/// holds memory. After it has ended: readers that have a file mapped keep it, and nobody is to map it
-/// again.
+/// Removes the region files of this node's name. Before a life begins: what a killed one left
+/// behind holds memory. After it has ended: readers that have a file mapped keep it, and nobody is
+/// to map it again.
 pub(super) fn remove_region_files(config: &NodeConfig) {
     let Ok(files) = std::fs::read_dir(&config.directory) else { return };
     let prefix = prefix(config);
