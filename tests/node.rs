@@ -135,7 +135,7 @@ fn what_is_wrong_is_said_before_anything_runs() {
     for (from, to, said) in [
         ("cluster =", "clutser =", "unknown field `clutser`"),
         ("127.0.0.1:0", address.as_str(), "choose another port"),
-        ("table-capacity = 1024", "table-capacity = 200000000", "lower the table's capacity"),
+        ("table-capacity = 1024", "table-capacity = 32000000", "lower the table's capacity"),
         ("table-capacity = 1024", "table-capacity = 0", "`table-capacity` is 0"),
         ("slots = 64", "slots = 63", "a power of two"),
         ("\"firewall\", \"nat\"", "\"nat\", \"router\"", "router"),

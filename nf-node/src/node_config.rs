@@ -5,7 +5,7 @@
 
 use crate::chain_config::ChainConfig;
 use nearstate_placement::steer::SLOTS_MAX;
-use nearstate_store::consensus::{Timing, TimingError};
+use nearstate_store::consensus::{SNAPSHOT_BYTES_MAX, Timing, TimingError};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,8 +15,10 @@ use thiserror::Error;
 pub const SHARDS_MAX: u16 = 64;
 /// Bytes of a node's name.
 pub const NAME_BYTES_MAX: usize = 32;
-/// Cells that a shard's table may have.
-pub const CAPACITY_MAX: u32 = 1 << 28;
+/// Entries that a shard's table may have: a snapshot of more could not be sent.
+pub const CAPACITY_MAX: u32 = 32_000_000;
+
+const _: () = assert!(CAPACITY_MAX as usize * 128 < SNAPSHOT_BYTES_MAX);
 
 /// A configuration that cannot be used.
 #[derive(Debug, Error)]

@@ -23,10 +23,12 @@ use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
 use formation::Newcomer;
+use nearstate_placement::api::{Request, Response};
 use nearstate_placement::service::ServiceConfig;
 use nearstate_placement::system::{SystemCommand, SystemReply};
 use nearstate_placement::{Map, Member, MemberState};
 use nearstate_store::clock::boot_now;
+use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{StartError, Store, StoreConfig};
 use nearstate_store::{NodeId, RegionError, Reply, ShardId, TableError};
@@ -36,8 +38,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use system_view::SystemView;
 use thiserror::Error;
+
+/// How long a node waits for another's newer map.
+const MAP_WAIT_MS: u32 = 500;
+/// How long the answer may take.
+const MAP_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries while nobody answers.
+const MAP_RETRY: Duration = Duration::from_millis(100);
 
 /// Why a node did not start, or ended.
 #[derive(Debug, Error)]
@@ -74,6 +84,12 @@ pub enum NodeError {
     /// No member lets it in.
     #[error("not let into the cluster: {0}")]
     NotLetIn(String),
+    /// The cluster has given the node up.
+    #[error("the cluster has taken this node for dead and given it up; start it again")]
+    GivenUp,
+    /// A replica has stopped by itself.
+    #[error("the replica of {0} has stopped, see the log; start the node again")]
+    ReplicaStopped(ShardId),
     /// The system shard refused to be formed.
     #[error("the cluster cannot be formed: {0}")]
     NotFormed(String),
@@ -126,9 +142,9 @@ pub async fn run(
 ) -> Result<(), NodeError> {
     let started = Node::start(&config).await?;
     on_ready(&started.ready);
-    started.run(stop).await;
+    let ended = started.run(stop).await;
     replicas::remove_region_files(&config);
-    Ok(())
+    ended
 }
 
 struct Node {
@@ -222,19 +238,24 @@ impl Node {
         Ok(Self { ready, store, view, pipe, pipe_stop, slots })
     }
 
-    async fn run(self, stop: impl Future<Output = ()>) {
+    async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         let Self { ready, store, view, pipe, pipe_stop, slots } = self;
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
         let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
-        tokio::select! {
-            () = stop => {}
-            () = view.stopped() => {}
-            _ = &mut pipe => pipe_is_over = true,
-            () = follow_map(&view, &store, &slots, ready.node) => {}
-            () = follow_groups(&view, &store) => {}
-            () = nearstate_placement::service::run(&control, ServiceConfig::default()) => {}
-        }
+        let placement = nearstate_placement::service::run(&control, ServiceConfig::default());
+        let ended = tokio::select! {
+            () = stop => Ok(()),
+            () = view.stopped() => Ok(()),
+            _ = &mut pipe => {
+                pipe_is_over = true;
+                Ok(())
+            }
+            () = follow_map(&view, &store, &slots, ready.node) => Err(NodeError::GivenUp),
+            shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
+            () = fetch_maps(&view, &store, ready.node) => Ok(()),
+            () = placement => Ok(()),
+        };
         view.stop();
         pipe_stop.stop();
         if !pipe_is_over {
@@ -242,6 +263,7 @@ impl Node {
             let _ = pipe.await;
         }
         store.shutdown().await;
+        ended
     }
 }
 
@@ -401,12 +423,16 @@ fn tell_peers(store: &Store, map: &Map, me: NodeId) {
     store.set_peers(&peers);
 }
 
-/// Keeps address book and slot table as the newest map says. Never ends.
+/// Keeps address book and slot table as the newest map says. Ends when the map has given this node
+/// up: its id is worth nothing any more, and a new life needs a new one (P6).
 async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me: NodeId) {
     let mut maps = view.follow();
     loop {
         let map = maps.borrow_and_update().clone();
         if map.is_formed() {
+            if !map.state_of(me).is_live() {
+                return;
+            }
             tell_peers(store, &map, me);
             load_slots(slots, &map.slot_to_shard);
             view.nudge();
@@ -418,13 +444,17 @@ async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me
 }
 
 /// Wakes the placement loops when a group has another leader, other members or another owner: a new
-/// owner is reported at once, and steerers follow it. Never ends.
-async fn follow_groups(view: &SystemView, store: &Store) {
+/// owner is reported at once, and steerers follow it. Ends when a replica has stopped by itself: a node
+/// that seems to live but serves a shard no more would never be replaced.
+async fn follow_groups(view: &SystemView, store: &Store) -> ShardId {
     let shards = (0..).map(ShardId).map_while(|shard| store.watch(shard));
     let follow = shards.map(|mut statuses| async move {
         let mut seen = None;
         loop {
             let status = statuses.borrow_and_update().clone();
+            if status.role == Role::Stopped {
+                return status.shard;
+            }
             let owns = status.owns(boot_now());
             let now = Some((status.leader, status.term, owns, status.voters, status.learners));
             if seen != now {
@@ -432,9 +462,36 @@ async fn follow_groups(view: &SystemView, store: &Store) {
                 view.nudge();
             }
             if statuses.changed().await.is_err() {
-                return std::future::pending().await;
+                return status.shard;
             }
         }
     });
-    futures::future::join_all(follow).await;
+    let (stopped, _, _) = futures::future::select_all(follow.map(Box::pin)).await;
+    stopped
+}
+
+/// Asks for newer maps. The system shard's log reaches only its replicas, and theirs may be cut off:
+/// everybody asks. Never ends.
+async fn fetch_maps(view: &SystemView, store: &Arc<Store>, me: NodeId) {
+    for turn in 0_usize.. {
+        let map = view.map();
+        let system = map.shard(ShardId::SYSTEM).map(|shard| shard.replicas.clone());
+        let mut others = system.unwrap_or_default();
+        others.retain(|node| *node != me);
+        let request = Request::GetMap { newer_than: map.epoch, wait_ms: MAP_WAIT_MS };
+        let answer = match others.get(turn % others.len().max(1)) {
+            Some(node) => store.call(*node, request.encode(), MAP_PATIENCE).await.ok(),
+            None => None,
+        };
+        match answer.and_then(|bytes| Response::decode(&bytes).ok()) {
+            Some(Response::Map(map)) => view.publish(Arc::new(map)),
+            Some(Response::NoNewerMap) => {}
+            _ => pause().await,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge: nobody to ask now")]
+async fn pause() {
+    tokio::time::sleep(MAP_RETRY).await;
 }

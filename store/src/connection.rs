@@ -26,6 +26,8 @@ const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// Requests of one connection that may be served at a time.
 const SERVING_MAX: usize = 4096;
 const READ_BYTES: usize = 64 << 10;
+/// A connection that is silent for so long says that it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(50);
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +269,12 @@ async fn write_loop(connection: &Connection, mut stream: OwnedWriteHalf) {
         bytes.clear();
         core::mem::swap(&mut bytes, &mut *lock(&connection.queue));
         if bytes.is_empty() {
-            connection.wake.notified().await;
+            let idle = tokio::time::timeout(SIGN_OF_LIFE, connection.wake.notified()).await;
+            if idle.is_err() && matches!(connection.caller, Caller::Node(_)) {
+                // Answers nobody: no question has the id 0. A node that has nothing to say is heard of
+                // all the same, and not taken for dead.
+                connection.respond(0, &Response::NotServed(NotServed::Busy));
+            }
         } else if stream.write_all(&bytes).await.is_err() {
             return;
         }

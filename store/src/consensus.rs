@@ -1,6 +1,6 @@
 //! The narrow words of replication that the rest of the program sees: settings, status, errors.
 //!
-//! Nothing here names the consensus library; [`crate::raft`] translates. No clock, no socket.
+//! Nothing here names the consensus library; `raft` translates. No clock, no socket.
 
 use crate::machine::PayloadError;
 use crate::types::{LogIndex, NodeId, ShardId, Term, Time};
@@ -14,7 +14,7 @@ pub const SNAPSHOT_EVERY: u64 = 10_000;
 /// Largest payload of one log entry.
 pub const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 /// Largest snapshot that is sent or taken.
-pub const SNAPSHOT_BYTES_MAX: usize = 1 << 30;
+pub const SNAPSHOT_BYTES_MAX: usize = 4 << 30;
 
 /// How fast a group notices things. All in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,7 +46,7 @@ pub(crate) mod header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) capacity: u32,
-    /// Cells that can be a key's home: with `capacity` entries they are filled to 80 %.
+    /// Cells that can be a key's home: with `capacity` entries they are filled to two thirds.
     pub(crate) homes: u32,
     /// The first cell of the overflow area: a multiple of 8, so a bucket's tags are one word.
     pub(crate) overflow_first: u32,
@@ -63,7 +63,7 @@ impl Layout {
         if capacity == 0 || capacity > CAPACITY_MAX {
             return None;
         }
-        let homes = (capacity + capacity.div_ceil(4)).max(NEIGHBOURHOOD);
+        let homes = (capacity + capacity.div_ceil(2)).max(NEIGHBOURHOOD);
         // One bucket's worth of tags beyond the last neighbourhood: windows read two words.
         let overflow_first = (homes + NEIGHBOURHOOD - 1).next_multiple_of(8) + 8;
         // Small tables have no law of large numbers to rely on.
@@ -175,7 +175,7 @@ mod tests {
     fn the_parts_of_a_layout_follow_each_other_without_overlap() {
         for capacity in [1, 2, 7, 8, 9, 63, 64, 1000, 1 << 20, 10_000_000, CAPACITY_MAX] {
             let layout = Layout::new(capacity).unwrap();
-            assert!(u64::from(layout.homes) * 4 >= u64::from(capacity) * 5);
+            assert!(u64::from(layout.homes) * 2 >= u64::from(capacity) * 3);
             assert!(layout.overflow_first.is_multiple_of(8));
             assert!(
                 Layout::tag_word(layout.homes - 1) + 1 < Layout::tag_word(layout.overflow_first)

@@ -1,7 +1,7 @@
 //! How a packet thread talks to the store: bounded queues both ways, and words it can look at.
 //!
 //! The thread's side ([`PipeLink`]) never waits, locks or allocates, except that it takes a lock
-//! and a new path when a shard's read lease comes from a new owner. The store's side ([`run_link`])
+//! and a new path when a shard's read lease comes from a new owner. The store's side (`run_link`)
 //! takes everything that is queued at once: transactions of a shard go into one message (or
 //! straight into the group commit if this node owns the shard), reads into another. What fails
 //! because an owner is unknown, changed or gone is tried again under the same id until its
@@ -459,7 +459,12 @@ fn patience(deadlines: impl Iterator<Item = Time>) -> Duration {
 }
 
 async fn answer(begun: Option<Pending>, patience: Duration, view: &ShardView) -> Option<Response> {
-    let answer = begun?.within(patience).await;
+    let Some(begun) = begun else {
+        // No connection: who was named last may be dead, and somebody else knows better.
+        view.set_hint(0);
+        return None;
+    };
+    let answer = begun.within(patience).await;
     match &answer {
         Ok(Response::NotServed(NotServed::NotOwner(owner))) => view.set_hint(*owner),
         Ok(Response::NotServed(_)) | Err(CallError::Timeout | CallError::Broken) => {

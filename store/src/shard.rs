@@ -25,16 +25,17 @@ use crate::link::{GrantBoard, LinkContext};
 use crate::machine::Reply;
 use crate::raft::{Leading, Payload, Replica, Watch, WriteError};
 use crate::transaction::{Batch, Outcome, Transaction};
+use crate::transport::lock;
 use crate::types::{NodeId, ShardId, Term, Time};
 use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
 use crate::{Entry, Key};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rkyv::rancor;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
@@ -133,7 +134,7 @@ pub(crate) struct Shard {
     parts: ShardParts,
     timing: Timing,
     /// The lease is not made longer: leadership is being handed over.
-    frozen: AtomicBool,
+    frozen: Mutex<bool>,
     /// The latest end of anything granted to others.
     granted: AtomicU64,
     /// The last term in which this node owned the shard.
@@ -160,7 +161,7 @@ impl Shard {
             view: Arc::default(),
             parts,
             timing,
-            frozen: AtomicBool::new(false),
+            frozen: Mutex::new(false),
             granted: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             status,
@@ -262,11 +263,11 @@ impl Shard {
         if to == self.node {
             return Ok(());
         }
-        if self.frozen.swap(true, Ordering::SeqCst) {
+        if core::mem::replace(&mut *lock(&self.frozen), true) {
             return Err(ChangeError::InProgress);
         }
         let result = self.transfer_frozen(to, leading.term).await;
-        self.frozen.store(false, Ordering::SeqCst);
+        *lock(&self.frozen) = false;
         self.moved.notify_waiters();
         result
     }
@@ -309,8 +310,13 @@ impl Shard {
     }
 
     /// Makes the lease last as long as what is acknowledged allows.
-    fn renew(&self, leading: &Leading, clocks: &mut Clocks, announced: &mut Option<Term>) -> bool {
-        let now = boot_now();
+    /// `before` was read before `leading` was: a pause between the two makes the lease shorter.
+    fn renew(
+        &self,
+        (before, leading): (Time, &Leading),
+        clocks: &mut Clocks,
+        announced: &mut Option<Term>,
+    ) -> bool {
         let acked = if leading.alone { Some(Duration::ZERO) } else { leading.acked_ago };
         let usable = clocks.look().filter(|_| leading.caught_up);
         let Some((acked, trusted)) = acked.zip(usable) else { return false };
@@ -318,8 +324,8 @@ impl Shard {
             return false;
         }
         let spent = u64::try_from(acked.as_nanos()).unwrap_or(u64::MAX);
-        let until = owner_lease_end(Time(now.0.saturating_sub(spent)), self.terms());
-        if until <= now {
+        let until = owner_lease_end(Time(before.0.saturating_sub(spent)), self.terms());
+        if until <= boot_now() {
             return false;
         }
         if *announced != Some(leading.term) {
@@ -329,7 +335,9 @@ impl Shard {
                 generation(leading.term.0);
             }
         }
-        if !self.frozen.load(Ordering::SeqCst) && until > self.parts.lease.until() {
+        // Held over look and set: a transfer that freezes in between would wait for the old end only.
+        let frozen = lock(&self.frozen);
+        if !*frozen && until > self.parts.lease.until() {
             self.parts.lease.set(until);
         }
         true
@@ -342,9 +350,10 @@ impl Shard {
         let mut announced = None;
         let tick = Duration::from_millis((self.timing.heartbeat_ms / 4).max(1));
         loop {
+            let before = boot_now();
             let leading = self.replica.leading();
             let settled = match &leading {
-                Some(leading) => self.renew(leading, &mut clocks, &mut announced),
+                Some(leading) => self.renew((before, leading), &mut clocks, &mut announced),
                 None => {
                     self.parts.lease.set(Time(0));
                     true
@@ -396,7 +405,10 @@ impl Shard {
                 self.view.set_hint(other);
                 return GRANT_RETRY;
             }
-            _ => return GRANT_RETRY,
+            _ => {
+                self.view.set_hint(0);
+                return GRANT_RETRY;
+            }
         };
         let path = PathBuf::from(grant.path);
         // A path that does not exist here is another host's.

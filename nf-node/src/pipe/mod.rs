@@ -1,10 +1,10 @@
 //! The packet loop of one core, as pure code: packets and answers go in, packets come out.
 //!
-//! A burst is done in passes ([`burst`]): all packets are parsed and their entries drawn near, then
+//! A burst is done in passes (`burst`): all packets are parsed and their entries drawn near, then
 //! each goes through the chain, then, once the clock says that every right to read still held, they
 //! leave. A packet that needs more than a read in hand (a change of state, a far entry, an earlier
-//! packet of its flow) leaves the burst and is *parked* ([`parking`]); answers and deadlines take
-//! it up again ([`resume`]). Packets of one flow never overtake each other ([`claims`]).
+//! packet of its flow) leaves the burst and is *parked* (`parking`); answers and deadlines take
+//! it up again (`resume`). Packets of one flow never overtake each other (`claims`).
 //!
 //! **Invariant.** Every packet that comes in leaves once or is dropped once, with a counted reason.
 //! **Invariant.** No packet leaves before every change that its way asked for is committed, nor

@@ -351,7 +351,9 @@ const fn reason_of(refusal: Refusal) -> Option<DropReason> {
         Refusal::TableFull => Some(DropReason::TableFull),
         Refusal::PoolEmpty => Some(DropReason::PortsExhausted),
         Refusal::QuotaReached => Some(DropReason::QuotaReached),
-        Refusal::NotThisSlot => None,
-        Refusal::IdForgotten | Refusal::Malformed => Some(DropReason::StoreRefused),
+        // Forgotten: it has taken effect or not. Processing is a fixed point, so a look at the state
+        // tells.
+        Refusal::NotThisSlot | Refusal::IdForgotten => None,
+        Refusal::Malformed => Some(DropReason::StoreRefused),
     }
 }

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 /// How long a newcomer's map may take to come to this node.
-const JOINED_MAP_WAIT_MS: u32 = 5_000;
+const JOINED_MAP_WAIT_MS: u32 = 2_000;
 
 /// Everything that answers come from.
 pub(super) struct Answers {

@@ -91,7 +91,10 @@ pub(super) async fn join(
     while boot_now() < give_up {
         for seed in seeds {
             match ask(newcomer.cluster, *seed, &request).await {
-                Ok(Response::Joined { id, map }) => return Ok((id, map)),
+                Ok(Response::Joined { id, map }) if map.state_of(id).is_live() => {
+                    return Ok((id, map));
+                }
+                Ok(Response::Joined { .. }) => return Err(NodeError::GivenUp),
                 Ok(Response::Refused { reason, retry: false }) => {
                     return Err(NodeError::NotLetIn(reason));
                 }
