@@ -118,6 +118,17 @@ fn a_second_node_of_a_living_ones_name_is_not_let_in() {
 }
 
 #[test]
+fn a_node_with_other_rules_is_not_let_in() {
+    let scratch = tempfile::tempdir().unwrap();
+    let first = start(scratch.path(), "n1.toml", &form(scratch.path()));
+    for (from, to) in [("allow out any", "deny out any"), ("1024", "2048")] {
+        let config = join(scratch.path(), "n2", &first.listen).replace(from, to);
+        let said = refusal(scratch.path(), &config);
+        assert!(said.contains("is not that of the cluster"), "{said}");
+    }
+}
+
+#[test]
 fn a_node_that_has_formed_a_cluster_forms_no_second_one() {
     let scratch = tempfile::tempdir().unwrap();
     drop(start(scratch.path(), "n1.toml", &form(scratch.path())));
@@ -135,7 +146,6 @@ fn what_is_wrong_is_said_before_anything_runs() {
     for (from, to, said) in [
         ("cluster =", "clutser =", "unknown field `clutser`"),
         ("127.0.0.1:0", address.as_str(), "choose another port"),
-        ("table-capacity = 1024", "table-capacity = 32000000", "lower the table's capacity"),
         ("table-capacity = 1024", "table-capacity = 0", "`table-capacity` is 0"),
         ("slots = 64", "slots = 63", "a power of two"),
         ("\"firewall\", \"nat\"", "\"nat\", \"router\"", "router"),

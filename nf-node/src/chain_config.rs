@@ -60,9 +60,9 @@ impl FunctionName {
     #[must_use]
     pub const fn section(self) -> &'static str {
         match self {
-            Self::Firewall => "[firewall]",
-            Self::Nat => "[nat]",
-            Self::LoadBalancer => "[load_balancer]",
+            Self::Firewall => "[chain.firewall]",
+            Self::Nat => "[chain.nat]",
+            Self::LoadBalancer => "[chain.load_balancer]",
         }
     }
 }

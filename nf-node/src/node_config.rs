@@ -168,7 +168,11 @@ fn default_true() -> bool {
 /// The number that stands for a cluster's name in every handshake: FNV-1a of its bytes.
 #[must_use]
 pub fn cluster_id(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+    fnv(name)
+}
+
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
@@ -188,6 +192,25 @@ impl NodeConfig {
     #[must_use]
     pub fn cluster_id(&self) -> u64 {
         cluster_id(&self.cluster)
+    }
+
+    /// Stands for the settings that must be equal on all nodes of a cluster: with other rules or
+    /// pools a packet would fare differently at this node, and with another capacity replicas would
+    /// part (promise P4).
+    ///
+    /// # Panics
+    /// If the settings cannot be written as TOML: they came from it.
+    #[must_use]
+    pub fn shared_settings(&self) -> u64 {
+        #[derive(Serialize)]
+        struct Shared<'a> {
+            table_capacity: u32,
+            steer_seed: u32,
+            chain: &'a ChainConfig,
+        }
+        let Self { table_capacity, steer_seed, ref chain, .. } = *self;
+        let shared = Shared { table_capacity, steer_seed, chain };
+        fnv(&toml::to_string(&shared).expect("what was read as TOML can be written"))
     }
 
     /// The timing in the store's words.

@@ -202,6 +202,7 @@ impl Node {
             counters: OnceLock::new(),
             replicas: replicas.views.clone(),
             chain: chain.clone(),
+            settings: config.shared_settings(),
             steering,
         });
         let store_config = StoreConfig {
@@ -338,6 +339,7 @@ async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, 
                 address,
                 ports: port_names(config),
                 nonce,
+                settings: config.shared_settings(),
             };
             let (node, map) = formation::join(&newcomer, seeds).await?;
             let (slots, shards) = (map.slots, map.shards.len() as u16 - 1);

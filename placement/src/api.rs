@@ -29,6 +29,8 @@ pub enum Request {
         ports: Vec<String>,
         /// Drawn once for this life of the node.
         nonce: u64,
+        /// Stands for all settings that must be equal on all nodes.
+        settings: u64,
     },
     /// The map, once there is a newer one.
     GetMap {
@@ -254,7 +256,13 @@ mod tests {
     fn requests() -> Vec<Request> {
         let address = SocketAddr::from(([127, 0, 0, 1], 4000));
         vec![
-            Request::Join { name: "n1".into(), address, ports: vec!["p".into()], nonce: 3 },
+            Request::Join {
+                name: "n1".into(),
+                address,
+                ports: vec!["p".into()],
+                nonce: 3,
+                settings: 4,
+            },
             Request::GetMap { newer_than: Epoch(4), wait_ms: 1_000 },
             Request::Status,
             Request::Trace { side: Side::Outside, tenant: TenantId(2), frame: vec![7; 60] },
@@ -311,8 +319,13 @@ mod tests {
     #[test]
     fn messages_beyond_the_limits_are_refused() {
         let address = SocketAddr::from(([127, 0, 0, 1], 4000));
-        let join =
-            |name: &str, ports| Request::Join { name: name.into(), address, ports, nonce: 0 };
+        let join = |name: &str, ports| Request::Join {
+            name: name.into(),
+            address,
+            ports,
+            nonce: 0,
+            settings: 0,
+        };
         let frame = vec![0; limits::TRACE_FRAME_BYTES_MAX + 1];
         let requests = [
             join("", vec![]),

@@ -72,6 +72,12 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), DemoError> {
     std::fs::create_dir_all(path).map_err(|source| DemoError::Write { path: path.into(), source })
 }
 
+/// Whether a file can be written, before anything is done that would be lost.
+pub(crate) fn check_writable(path: &Path) -> Result<(), DemoError> {
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    file.map(drop).map_err(|source| DemoError::Write { path: path.to_owned(), source })
+}
+
 /// Writes a text file of results.
 pub(crate) fn write_text(path: PathBuf, text: &str) -> Result<(), DemoError> {
     std::fs::write(&path, text).map_err(|source| DemoError::Write { path, source })

@@ -94,6 +94,9 @@ pub(crate) fn run(plan: &DemoPlan) -> Result<bool, DemoError> {
     if let Some(directory) = &plan.out {
         capture::make_directory(directory)?;
     }
+    if let Some(JsonTo::File(path)) = &plan.json {
+        capture::check_writable(path)?;
+    }
     let mut story = Story::begin(plan.json == Some(JsonTo::Stdout));
     let script = Script::new(packets(plan, &story)?, &scene(&plan.chain));
     story.tell(&format!("{} packets of {} flows", script.len(), script.flows().len()));

@@ -3,8 +3,8 @@
 //!
 //! Pure: takes what the members say of themselves.
 
-use nearstate_placement::Map;
 use nearstate_placement::api::{ShardRole, StatusReport};
+use nearstate_placement::{Map, Member};
 
 /// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is
 /// owned by the node that the map wants to own it, that steerers know it, and that the flow shards
@@ -40,11 +40,14 @@ pub(crate) fn lack(
     lacking.or_else(|| (strictly && !is_even(map)).then(|| "shards are not spread yet".to_owned()))
 }
 
-/// Whether no living node is to own two flow shards more than another.
+/// Whether no living node with replicas is to own two flow shards more than another.
 fn is_even(map: &Map) -> bool {
     let flow_shards = &map.shards[1..];
-    let wanted =
-        map.alive().map(|node| flow_shards.iter().filter(|s| s.preferred == node.id).count());
+    let has_replica = |node: &&Member| flow_shards.iter().any(|s| s.replicas.contains(&node.id));
+    let wanted = map
+        .alive()
+        .filter(has_replica)
+        .map(|node| flow_shards.iter().filter(|s| s.preferred == node.id).count());
     let (least, most) = wanted.fold((usize::MAX, 0), |(l, m), n| (l.min(n), m.max(n)));
     most <= least.saturating_add(1)
 }

@@ -38,6 +38,8 @@ pub(super) struct Answers {
     pub(super) replicas: Vec<Option<ReplicaView>>,
     /// The functions.
     pub(super) chain: Arc<Chain>,
+    /// What a newcomer must have set as well.
+    pub(super) settings: u64,
     /// What decides a packet's slot.
     pub(super) steering: Steering,
 }
@@ -70,7 +72,13 @@ fn refused(reason: String, retry: bool) -> Response {
 impl Answers {
     async fn answer(&self, request: Request) -> Response {
         match request {
-            Request::Join { name, address, ports, nonce } => {
+            Request::Join { settings, .. } if settings != self.settings => refused(
+                "its chain, table-capacity or steer-seed is not that of the cluster: all nodes \
+                 need the same, or a packet would fare differently at this one"
+                    .to_owned(),
+                false,
+            ),
+            Request::Join { name, address, ports, nonce, .. } => {
                 self.let_in(SystemCommand::Join { name, address, ports, nonce }).await
             }
             Request::GetMap { newer_than, wait_ms } => {

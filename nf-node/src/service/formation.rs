@@ -72,6 +72,8 @@ pub(super) struct Newcomer {
     pub(super) ports: Vec<String>,
     /// Of this life.
     pub(super) nonce: u64,
+    /// [`crate::node_config::NodeConfig::shared_settings`].
+    pub(super) settings: u64,
 }
 
 /// Asks the seeds, one after the other and again, until one lets the node in.
@@ -84,6 +86,7 @@ pub(super) async fn join(
         address: newcomer.address,
         ports: newcomer.ports.clone(),
         nonce: newcomer.nonce,
+        settings: newcomer.settings,
     }
     .encode();
     let give_up = boot_now().plus_ms(JOIN_PATIENCE_MS);
