@@ -446,8 +446,8 @@ async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me
 }
 
 /// Wakes the placement loops when a group has another leader, other members or another owner: a new
-/// owner is reported at once, and steerers follow it. Ends when a replica has stopped by itself: a node
-/// that seems to live but serves a shard no more would never be replaced.
+/// owner is reported at once, and steerers follow it. Ends when a replica has stopped by itself: a
+/// node that seems to live but serves a shard no more would never be replaced.
 async fn follow_groups(view: &SystemView, store: &Store) -> ShardId {
     let shards = (0..).map(ShardId).map_while(|shard| store.watch(shard));
     let follow = shards.map(|mut statuses| async move {
@@ -472,8 +472,8 @@ async fn follow_groups(view: &SystemView, store: &Store) -> ShardId {
     stopped
 }
 
-/// Asks for newer maps. The system shard's log reaches only its replicas, and theirs may be cut off:
-/// everybody asks. Never ends.
+/// Asks for newer maps. The system shard's log reaches only its replicas, and theirs may be cut
+/// off: everybody asks. Never ends.
 async fn fetch_maps(view: &SystemView, store: &Arc<Store>, me: NodeId) {
     for turn in 0_usize.. {
         let map = view.map();

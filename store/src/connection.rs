@@ -271,8 +271,8 @@ async fn write_loop(connection: &Connection, mut stream: OwnedWriteHalf) {
         if bytes.is_empty() {
             let idle = tokio::time::timeout(SIGN_OF_LIFE, connection.wake.notified()).await;
             if idle.is_err() && matches!(connection.caller, Caller::Node(_)) {
-                // Answers nobody: no question has the id 0. A node that has nothing to say is heard of
-                // all the same, and not taken for dead.
+                // Answers nobody: no question has the id 0. A node that has nothing to say is heard
+                // of all the same, and not taken for dead.
                 connection.respond(0, &Response::NotServed(NotServed::Busy));
             }
         } else if stream.write_all(&bytes).await.is_err() {

@@ -335,7 +335,8 @@ impl Shard {
                 generation(leading.term.0);
             }
         }
-        // Held over look and set: a transfer that freezes in between would wait for the old end only.
+        // Held over look and set: a transfer that freezes in between would wait for the old end
+        // only.
         let frozen = lock(&self.frozen);
         if !*frozen && until > self.parts.lease.until() {
             self.parts.lease.set(until);

@@ -9,8 +9,9 @@
 //!
 //! A table made for `capacity` entries takes just so many, whatever the hash key: fullness is the
 //! same on all replicas. Its cells are then filled to two thirds. What comes and goes at full load
-//! drives entries into the overflow area: in the long run 1 to 3 % lie there, of 9 % that have room.
-//! (At 80 % fill the churn alone would fill the area in the end, at 90 % of the capacity it does not.)
+//! drives entries into the overflow area: in the long run 1 to 3 % lie there, of 9 % that have
+//! room. (At 80 % fill the churn alone would fill the area in the end, at 90 % of the capacity it
+//! does not.)
 
 use crate::Entry;
 use crate::cell::{self, Content};

@@ -351,8 +351,8 @@ const fn reason_of(refusal: Refusal) -> Option<DropReason> {
         Refusal::TableFull => Some(DropReason::TableFull),
         Refusal::PoolEmpty => Some(DropReason::PortsExhausted),
         Refusal::QuotaReached => Some(DropReason::QuotaReached),
-        // Forgotten: it has taken effect or not. Processing is a fixed point, so a look at the state
-        // tells.
+        // Forgotten: it has taken effect or not. Processing is a fixed point, so a look at the
+        // state tells.
         Refusal::NotThisSlot | Refusal::IdForgotten => None,
         Refusal::Malformed => Some(DropReason::StoreRefused),
     }

@@ -71,7 +71,7 @@ impl Script for Storm {
             return OnSubmit::Fail { after_ns };
         }
         if self.is(self.1.refuse) {
-            let refusals = [Refusal::NotThisSlot, Refusal::PoolEmpty, Refusal::IdForgotten];
+            let refusals = [Refusal::NotThisSlot, Refusal::PoolEmpty, Refusal::Malformed];
             return match refusals.get(self.0.roll(4) as usize) {
                 Some(refusal) => OnSubmit::Refuse(*refusal),
                 None => OnSubmit::Full,
