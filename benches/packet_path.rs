@@ -394,7 +394,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("machine: {}", machine());
     println!(
         "settings: {PACKET_BYTES}-byte UDP packets, uniform flows, bursts of {BURST_MAX}, {SLOTS} \
-         slots, tables 80 % full, one core, median of {CHUNKS} chunks{}",
+         slots, tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks{}",
         if quick { ", quick" } else { "" }
     );
     for function in &FUNCTIONS {
