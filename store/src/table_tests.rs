@@ -191,7 +191,7 @@ fn readers_beside_a_writer(mut table: Table, readers: &[TableReader]) {
         done.store(true, Ordering::Relaxed);
     });
     let stats = table.stats();
-    assert!(stats.displacements > 300, "{stats:?}");
+    assert!(stats.displacements > 0, "{stats:?}");
 }
 
 #[test]
