@@ -8,8 +8,10 @@
 //! 1. `own-nothing`: suspected and dead nodes own nothing;
 //! 2. `replace-dead`: replicas of a dead node go to its successor of the same name;
 //! 3. `fill-up`: shards with too few replicas get more, on the least loaded nodes;
-//! 4. `spread`: ownership is spread evenly over nodes that have caught up, with few moves;
-//! 5. `retire`: the dead that no group knows any more are retired.
+//! 4. `level`: when all groups are settled, one replica moves from a node that keeps many to one
+//!    that keeps few;
+//! 5. `spread`: ownership is spread evenly over nodes that have caught up, with few moves;
+//! 6. `retire`: the dead that no group knows any more are retired.
 
 use crate::map::{Map, Member, MemberState, ShardPlacement};
 use core::fmt;
@@ -25,6 +27,8 @@ pub struct ShardFact {
     pub leader: Option<NodeId>,
     /// Who votes.
     pub voters: Vec<NodeId>,
+    /// Whether the leader itself said so; a follower may not know yet that the leader is gone.
+    pub said_by_leader: bool,
     /// How many entries each replica is behind, as far as the leader has said.
     pub lag: Vec<(NodeId, u64)>,
 }
@@ -74,6 +78,7 @@ pub fn plan(map: &Map, facts: &[ShardFact], policy: &PlanPolicy) -> MapPlan {
         planner.plan_own_nothing();
         planner.plan_replace_dead();
         planner.plan_fill_up();
+        planner.plan_level();
         planner.plan_spread();
         planner.plan_retire();
     }
@@ -139,6 +144,11 @@ impl Planner<'_> {
             if state == MemberState::Alive {
                 continue;
             }
+            if state == MemberState::Suspected && self.elects(&self.map.shards[at]) {
+                // Whoever wins is the best choice: any other would cost a second change of owner.
+                self.say(STEP, format!("{shard} waits for the election after {from}"));
+                continue;
+            }
             match self.successor(&self.map.shards[at], state) {
                 Some(to) => {
                     self.map.shards[at].preferred = to;
@@ -148,6 +158,14 @@ impl Planner<'_> {
                     .say(STEP, format!("{shard} waits for a caught-up replica: {from} is {state}")),
             }
         }
+    }
+
+    /// Whether the group is about to choose a leader by itself: no leader has spoken, and none but
+    /// the wanted owner is known.
+    fn elects(&self, shard: &ShardPlacement) -> bool {
+        self.fact(shard.shard).is_some_and(|fact| {
+            !fact.said_by_leader && fact.leader.is_none_or(|leader| leader == shard.preferred)
+        })
     }
 
     /// Who takes over a shard whose wanted owner is not alive: its leader if it can, else the
@@ -271,6 +289,56 @@ impl Planner<'_> {
             Some(old) if !newcomer => self.swap_replica(at, old, new, step),
             _ => false,
         }
+    }
+
+    /// Moves one flow shard's replica, when nothing else is under way: each move copies a table.
+    fn plan_level(&mut self) {
+        if !self.map.shards.iter().all(|shard| self.is_settled(shard) && self.is_whole(shard)) {
+            return;
+        }
+        let Some((at, from, to)) = self.best_replica_move() else { return };
+        let placement = &mut self.map.shards[at];
+        placement.replicas.retain(|node| *node != from);
+        placement.replicas.push(to);
+        placement.replicas.sort_unstable();
+        let text = format!("{} replica {from} becomes {to}", placement.shard);
+        self.say("level", text);
+    }
+
+    /// Whether all replicas that are wanted are alive.
+    fn is_whole(&self, shard: &ShardPlacement) -> bool {
+        shard.replicas.len() >= usize::from(self.map.replicas_wanted)
+            && shard.replicas.iter().all(|node| self.is_alive(*node))
+    }
+
+    /// From a node that keeps at least two replicas of flow shards more than the other, but never
+    /// from the one that owns the shard or is to own it. A group of one or two cannot lose a voter
+    /// that is alive.
+    fn best_replica_move(&self) -> Option<(usize, NodeId, NodeId)> {
+        let shards = self.map.shards.iter().enumerate();
+        let flow = shards.filter(|(_, shard)| shard.shard != ShardId::SYSTEM);
+        flow.filter(|(_, shard)| shard.replicas.len() >= 3)
+            .flat_map(|(at, shard)| shard.replicas.iter().map(move |from| (at, shard, *from)))
+            .filter(|(_, shard, from)| {
+                let leader = self.fact(shard.shard).and_then(|fact| fact.leader);
+                *from != shard.preferred && Some(*from) != leader
+            })
+            .flat_map(|(at, shard, from)| self.map.alive().map(move |to| (at, shard, from, to.id)))
+            .filter(|(_, shard, _, to)| !shard.replicas.contains(to))
+            .filter_map(|(at, shard, from, to)| {
+                let gain = self.kept(from).checked_sub(self.kept(to))?;
+                (gain >= 2).then_some((gain, shard.shard, from, to, at))
+            })
+            .max_by_key(|(gain, shard, from, to, _)| {
+                (*gain, core::cmp::Reverse((*shard, *from, *to)))
+            })
+            .map(|(_, _, from, to, at)| (at, from, to))
+    }
+
+    /// Replicas of flow shards that a node keeps.
+    fn kept(&self, node: NodeId) -> usize {
+        let flow = self.map.shards.iter().filter(|shard| shard.shard != ShardId::SYSTEM);
+        flow.filter(|shard| shard.replicas.contains(&node)).count()
     }
 
     fn plan_spread(&mut self) {

@@ -94,9 +94,13 @@ pub trait ClusterControl: Send + Sync {
         node: NodeId,
     ) -> BoxFuture<'_, Result<(), ControlError>>;
 
-    /// Waits for a change of the map, of a group's members or of a leader, at most so long. Every
-    /// loop that waits is woken. (Entries that are applied are no change here.)
-    fn wait(&self, at_most_ms: u64) -> BoxFuture<'_, Wake>;
+    /// How many changes there have been: of the map, of a group's members, of an owner. (Entries
+    /// that are applied are no change here.)
+    fn changes(&self) -> u64;
+
+    /// Waits until there have been more than `seen` changes, at most so long. Every loop that waits
+    /// is woken; a change that came while a loop was busy is not missed.
+    fn wait(&self, seen: u64, at_most_ms: u64) -> BoxFuture<'_, Wake>;
 }
 
 /// How the loops behave.
@@ -119,8 +123,12 @@ impl Default for ServiceConfig {
 /// Runs all loops of a node until [`Wake::Stop`]. Each shard has a loop of its own, so that a group
 /// that hangs without quorum holds up no other.
 pub async fn run(control: &dyn ClusterControl, config: ServiceConfig) {
-    while !control.map().is_formed() {
-        if control.wait(config.tick_ms).await == Wake::Stop {
+    loop {
+        let seen = control.changes();
+        if control.map().is_formed() {
+            break;
+        }
+        if control.wait(seen, config.tick_ms).await == Wake::Stop {
             return;
         }
     }
@@ -133,8 +141,9 @@ pub async fn run(control: &dyn ClusterControl, config: ServiceConfig) {
 /// Makes this node's replica of one shard do its part, again and again.
 async fn run_group(control: &dyn ClusterControl, shard: ShardId, config: ServiceConfig) {
     loop {
+        let seen = control.changes();
         group_turn(control, shard).await;
-        if control.wait(config.tick_ms).await == Wake::Stop {
+        if control.wait(seen, config.tick_ms).await == Wake::Stop {
             return;
         }
     }
@@ -176,8 +185,9 @@ pub async fn group_turn(control: &dyn ClusterControl, shard: ShardId) {
 async fn run_planner(control: &dyn ClusterControl, config: ServiceConfig) {
     let mut planner = PlannerLoop::new(config);
     loop {
+        let seen = control.changes();
         planner.turn(control).await;
-        if control.wait(config.tick_ms).await == Wake::Stop {
+        if control.wait(seen, config.tick_ms).await == Wake::Stop {
             return;
         }
     }
@@ -260,6 +270,7 @@ fn fact(status: &GroupStatus) -> ShardFact {
     ShardFact {
         shard: status.shard,
         leader: status.leader,
+        said_by_leader: status.is_leader(),
         voters: status.voters.clone(),
         // A follower knows nothing of the others; its own place in the log is not the end of it.
         lag: if status.is_leader() { status.voters.iter().map(lag).collect() } else { vec![] },

@@ -9,6 +9,7 @@
 //! join NAME                    a node joins
 //! state ID STATE               what is thought of a member changes
 //! lag SHARD ID N               the leader says how far behind a replica is
+//! silent SHARD                 the shard's leader says nothing; its followers answer
 //! lead SHARD ID                elections fall so
 //! unknown SHARD                nothing is known of the shard's group
 //! plan                         plans, prints report and difference, proposes
@@ -59,8 +60,13 @@ impl Cluster {
                 fact.lag.push((id, number(lag)));
                 String::new()
             }
+            ["silent", shard] => {
+                self.fact(shard).said_by_leader = false;
+                String::new()
+            }
             ["lead", shard, id] => {
-                self.fact(shard).leader = Some(NodeId(number(id)));
+                let fact = self.fact(shard);
+                (fact.leader, fact.said_by_leader) = (Some(NodeId(number(id))), true);
                 self.report_owner(ShardId(number(shard) as u16), NodeId(number(id)));
                 String::new()
             }
@@ -164,7 +170,8 @@ impl Cluster {
 fn settled(map: &Map, shard: ShardId) -> ShardFact {
     let placement = map.shard(shard).expect("a shard of the map");
     let leader = Some(placement.preferred).filter(|node| map.state_of(*node).is_live());
-    ShardFact { shard, leader, voters: placement.replicas.clone(), lag: Vec::new() }
+    let voters = placement.replicas.clone();
+    ShardFact { shard, leader, said_by_leader: true, voters, lag: Vec::new() }
 }
 
 fn number(word: &str) -> u64 {

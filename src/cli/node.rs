@@ -7,15 +7,23 @@ use super::Ended;
 use clap::{Args, ValueHint};
 use nearstate_nf_node::node_config::{NodeConfig, NodeConfigError};
 use nearstate_nf_node::service;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 /// Threads of the control side: packets have threads of their own.
 const WORKERS: usize = 2;
+
+/// Says what is logged to standard error, as `tracing-subscriber` reads it: `debug`,
+/// `info,nearstate_store=trace`.
+const LOG_VARIABLE: &str = "NEARSTATE_LOG";
+/// What is logged unless the variable says otherwise. The consensus library tells of each step of
+/// each election, so only its warnings are of use to an operator.
+const LOG_DEFAULT: &str = "info,openraft=error";
 
 /// The options of `nearstate node`.
 #[derive(Debug, Args)]
@@ -44,10 +52,19 @@ enum NodeError {
         /// Why.
         source: NodeConfigError,
     },
+    /// Not a filter.
+    #[error("{LOG_VARIABLE} is `{wanted}`; give a level (error, warn, info, debug, trace)")]
+    LogFilter {
+        /// What it says.
+        wanted: String,
+        /// Why.
+        source: tracing_subscriber::filter::ParseError,
+    },
 }
 
 /// Runs it.
 pub(super) fn run(args: &NodeArgs) -> Ended {
+    begin_log()?;
     let path = &args.config;
     let text = std::fs::read_to_string(path)
         .map_err(|source| NodeError::Unreadable { path: path.clone(), source })?;
@@ -70,6 +87,19 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
     // A read of standard input that is under way cannot be called back.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the log go to standard error; standard output is the launcher's.
+fn begin_log() -> Result<(), NodeError> {
+    let wanted = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| LOG_DEFAULT.to_owned());
+    let filter =
+        EnvFilter::try_new(&wanted).map_err(|source| NodeError::LogFilter { wanted, source })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
 }
 
 /// The line that a launcher waits for.

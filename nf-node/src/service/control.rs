@@ -97,8 +97,12 @@ impl ClusterControl for Control {
         Box::pin(async move { self.store.transfer_leader(shard, node).await.map_err(in_words) })
     }
 
-    fn wait(&self, at_most_ms: u64) -> BoxFuture<'_, Wake> {
-        Box::pin(self.view.wait(at_most_ms))
+    fn changes(&self) -> u64 {
+        self.view.changes()
+    }
+
+    fn wait(&self, seen: u64, at_most_ms: u64) -> BoxFuture<'_, Wake> {
+        Box::pin(self.view.wait(seen, at_most_ms))
     }
 }
 

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub(super) struct SystemView {
     map: watch::Sender<Arc<Map>>,
-    /// Counts what else wakes the placement loops: changes of groups.
-    nudges: watch::Sender<u64>,
+    /// Counts what wakes the placement loops: changes of the map and of groups.
+    changes: watch::Sender<u64>,
     stop: watch::Sender<bool>,
 }
 
@@ -22,7 +22,7 @@ impl SystemView {
     pub(super) fn new(map: Map) -> Self {
         Self {
             map: watch::Sender::new(Arc::new(map)),
-            nudges: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
             stop: watch::Sender::new(false),
         }
     }
@@ -34,13 +34,16 @@ impl SystemView {
 
     /// Takes over a map if it is newer than what is known.
     pub(super) fn publish(&self, map: Arc<Map>) {
-        self.map.send_if_modified(|known| {
+        let taken = self.map.send_if_modified(|known| {
             let newer = map.epoch > known.epoch;
             if newer {
                 *known = map;
             }
             newer
         });
+        if taken {
+            self.nudge();
+        }
     }
 
     /// News of maps.
@@ -50,7 +53,12 @@ impl SystemView {
 
     /// Something that the placement loops should look at has changed.
     pub(super) fn nudge(&self) {
-        self.nudges.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// How many changes there have been.
+    pub(super) fn changes(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// Ends all waits, for good.
@@ -64,14 +72,13 @@ impl SystemView {
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
-    /// Waits for a change, at most so long.
-    pub(super) async fn wait(&self, at_most_ms: u64) -> Wake {
-        let (mut maps, mut nudges) = (self.map.subscribe(), self.nudges.subscribe());
+    /// Waits until there have been more than `seen` changes, at most so long.
+    pub(super) async fn wait(&self, seen: u64, at_most_ms: u64) -> Wake {
+        let mut changes = self.changes.subscribe();
         tokio::select! {
             biased;
             () = self.stopped() => Wake::Stop,
-            _ = maps.changed() => Wake::Changed,
-            _ = nudges.changed() => Wake::Changed,
+            _ = changes.wait_for(|count| *count > seen) => Wake::Changed,
             () = tokio::time::sleep(Duration::from_millis(at_most_ms)) => Wake::Tick,
         }
     }

@@ -39,7 +39,8 @@ fn any_shard(number: u16) -> impl Strategy<Value = (ShardPlacement, Option<Shard
         // Mostly groups that are as the map wants; sometimes others, sometimes nothing is known.
         let voters = if kind == 0 { odd } else { placement.replicas.clone() };
         let lag = lag.into_iter().map(|(id, lag)| (NodeId(id), lag)).collect();
-        let fact = ShardFact { shard, leader: voters.first().copied(), voters, lag };
+        let (leader, said_by_leader) = (voters.first().copied(), kind != 1);
+        let fact = ShardFact { shard, leader, said_by_leader, voters, lag };
         (placement, (kind != 3).then_some(fact))
     })
 }

@@ -229,7 +229,11 @@ impl ClusterControl for Control {
         Box::pin(async { done })
     }
 
-    fn wait(&self, _at_most_ms: u64) -> BoxFuture<'_, Wake> {
+    fn changes(&self) -> u64 {
+        0
+    }
+
+    fn wait(&self, _seen: u64, _at_most_ms: u64) -> BoxFuture<'_, Wake> {
         let mut world = self.world.lock().unwrap();
         world.waits += 1;
         let wake = if world.waits > 400 { Wake::Stop } else { Wake::Tick };
