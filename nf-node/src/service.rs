@@ -436,6 +436,9 @@ async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me
                 return;
             }
             tell_peers(store, &map, me);
+            for placement in &map.shards {
+                store.set_part(placement.shard, placement.replicas.contains(&me));
+            }
             load_slots(slots, &map.slot_to_shard);
             view.nudge();
         }

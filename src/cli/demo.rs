@@ -3,7 +3,7 @@
 use super::Ended;
 use crate::demo::steerer::Steer;
 use crate::demo::traffic::{FLOWS_MAX, PACKETS_MAX, TrafficSpec};
-use crate::demo::{self, DemoError, DemoPlan, JsonTo, Source};
+use crate::demo::{self, DemoError, DemoPlan, JsonTo, NODES_FOR_KILL, Source};
 use clap::{Args, ValueHint};
 use nearstate_nf_node::chain_config::ChainConfig;
 use std::path::PathBuf;
@@ -15,8 +15,6 @@ const FLOWS: u32 = 30_000;
 const PACKETS: u32 = 600_000;
 /// When a node is killed, if nothing is said.
 const KILL_PERCENT: u8 = 50;
-/// Nodes that the others can lose one of and still agree.
-const NODES_FOR_KILL: u8 = 3;
 
 /// The options of `nearstate demo`.
 #[derive(Debug, Args)]
@@ -43,7 +41,8 @@ pub(super) struct DemoArgs {
     /// Which node a packet goes to: the owner of its state, or a random one, packet by packet
     #[arg(long, value_enum, default_value_t = Steer::Owner)]
     steer: Steer,
-    /// Kill the busiest node when this share of the packets is through [default: 50]
+    /// Kill the busiest node when this share of the packets is through [default: 50; with fewer
+    /// than three nodes nothing is killed]
     #[arg(long, value_name = "PERCENT")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=99))]
     kill: Option<u8>,
@@ -53,7 +52,8 @@ pub(super) struct DemoArgs {
     /// Seed of traffic and steering: the same seed gives the same packets
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Write report.json and what left (inside.pcap, outside.pcap) into this directory
+    /// Write report.json, what left (inside.pcap, outside.pcap) and the nodes' logs into this
+    /// directory
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     out: Option<PathBuf>,
     /// Write the report as JSON; with - to standard output, and the story to standard error

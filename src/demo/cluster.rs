@@ -61,6 +61,9 @@ pub(crate) fn run(
     let control = Control::start(policy, template).map_err(DemoError::Start)?;
     let run = Run::new(script, steerer, control, story);
     let ended = run.go(plan.nodes.into(), plan.kill_percent);
+    if let Some(out) = &plan.out {
+        rundir::keep_logs(directory.path(), out).map_err(DemoError::RunDirectory)?;
+    }
     directory.close().map_err(DemoError::RunDirectory)?;
     ended
 }

@@ -32,7 +32,7 @@ const LAST_WORDS: Duration = Duration::from_millis(300);
 /// How long the cluster may take to settle.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 /// After this, an owner that the map would rather have elsewhere is good enough.
-const SETTLE_STRICTLY: Duration = Duration::from_secs(5);
+const SETTLE_STRICTLY: Duration = Duration::from_secs(10);
 /// Between two looks at a cluster that is settling, and after a failed request.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -177,10 +177,12 @@ async fn serve(
 async fn tell_signals(news: Sender<News>) -> std::io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
         }
         if news.send(News::Interrupted).is_err() {
             return Ok(());

@@ -77,10 +77,9 @@ impl<'a, L: Lane> Driver<'a, L> {
     fn take(&mut self, node: NodeIndex, most: usize, now: Time) -> usize {
         for taken in 0..most {
             let Some((tag, answer)) = self.lane.pop(node) else { return taken };
-            let left = matches!(answer, Answer::Left(..));
             let tag = u32::try_from(tag).unwrap_or(u32::MAX);
             if let Heard::First { latency_ns } = self.replay.handle_answer(now, node, tag, answer) {
-                self.meter.handle_answer(now, latency_ns, left);
+                self.meter.handle_answer(now, latency_ns);
             }
         }
         most

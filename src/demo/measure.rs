@@ -1,20 +1,19 @@
-//! What is measured while packets go through: latencies, and the longest silence around a kill.
+//! What is measured while packets go through: latencies, and the longest of them around a kill.
 //! Takes the time as an argument.
 
 use hdrhistogram::Histogram;
 use nearstate_store::Time;
 
-/// A silence that begins later than this after a kill has nothing to do with it.
+/// A packet that goes in later than this after a kill does not wait because of it.
 const AFTER_KILL_MS: u64 = 10_000;
 /// Latencies above this are counted as this.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
-/// Latencies and silences of one run.
+/// Latencies of one run.
 #[derive(Debug)]
 pub(crate) struct Meter {
     latencies: Histogram<u64>,
     began: Option<Time>,
-    last_out: Option<Time>,
     ended: Option<Time>,
     killed: Option<Time>,
     outage_ns: u64,
@@ -36,7 +35,7 @@ impl Meter {
     pub(crate) fn new() -> Self {
         let latencies = Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)
             .expect("1 to a minute with three digits is a histogram");
-        Self { latencies, began: None, last_out: None, ended: None, killed: None, outage_ns: 0 }
+        Self { latencies, began: None, ended: None, killed: None, outage_ns: 0 }
     }
 
     /// The first packet goes in.
@@ -45,18 +44,14 @@ impl Meter {
     }
 
     /// A packet has been answered after `latency_ns`; it left, or was dropped.
-    pub(crate) fn handle_answer(&mut self, now: Time, latency_ns: u64, left: bool) {
+    pub(crate) fn handle_answer(&mut self, now: Time, latency_ns: u64) {
         self.latencies.saturating_record(latency_ns.max(1));
         self.ended = Some(now);
-        if !left {
-            return;
-        }
-        if let (Some(last), Some(killed)) = (self.last_out, self.killed)
-            && last <= killed.plus_ms(AFTER_KILL_MS)
+        if let Some(killed) = self.killed
+            && now.since_ns(killed.plus_ms(AFTER_KILL_MS)) <= latency_ns
         {
-            self.outage_ns = self.outage_ns.max(now.since_ns(last));
+            self.outage_ns = self.outage_ns.max(latency_ns);
         }
-        self.last_out = Some(now);
     }
 
     /// A node is killed now.
@@ -64,7 +59,8 @@ impl Meter {
         self.killed = Some(now);
     }
 
-    /// The longest time without a leaving packet around a kill, milliseconds.
+    /// The longest that any packet waited for its answer around a kill, milliseconds; 0 without a
+    /// kill. That is what the ends of its flow see: no other packet of the flow goes in meanwhile.
     pub(crate) fn outage_ms(&self) -> f64 {
         round3(self.outage_ns as f64 / 1e6)
     }
@@ -98,21 +94,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_silence_around_a_kill_is_the_outage() {
+    fn the_longest_wait_around_a_kill_is_the_outage() {
         let mut meter = Meter::new();
         meter.handle_start(Time::from_ms(0));
-        let out = |meter: &mut Meter, ms| meter.handle_answer(Time::from_ms(ms), 2_000, true);
-        out(&mut meter, 1);
-        out(&mut meter, 500);
-        assert_eq!(meter.outage_ms(), 0.0, "a silence before the kill");
+        let mut answer = |ms, waited_ms: u64| {
+            meter.handle_answer(Time::from_ms(ms), waited_ms * 1_000_000);
+            meter.outage_ms()
+        };
+        assert_eq!(answer(500, 499), 0.0, "a wait before the kill");
         meter.handle_kill(Time::from_ms(510));
-        meter.handle_answer(Time::from_ms(600), 2_000, false);
-        out(&mut meter, 800);
-        assert_eq!(meter.outage_ms(), 300.0, "a drop does not end a silence");
-        out(&mut meter, 810);
-        out(&mut meter, 11_000);
-        out(&mut meter, 30_000);
-        assert_eq!(meter.outage_ms(), 10_190.0, "a silence that begins long after the kill");
+        let mut answer = |ms, waited_ms: u64| {
+            meter.handle_answer(Time::from_ms(ms), waited_ms * 1_000_000);
+            meter.outage_ms()
+        };
+        assert_eq!(answer(600, 300), 300.0, "it went in before the kill");
+        assert_eq!(answer(810, 5), 300.0);
+        assert_eq!(answer(10_900, 400), 400.0, "it went in just before the end of the window");
+        assert_eq!(answer(30_000, 9_000), 400.0, "it went in long after the kill");
         assert_eq!(meter.elapsed_s(), 30.0);
     }
 
@@ -120,7 +118,7 @@ mod tests {
     fn latencies_are_told_in_microseconds() {
         let mut meter = Meter::new();
         for us in 1..=100 {
-            meter.handle_answer(Time(0), us * 1_000, true);
+            meter.handle_answer(Time(0), us * 1_000);
         }
         let latency = meter.latency_us();
         assert!((49.9..=50.1).contains(&latency.p50), "{latency:?}");

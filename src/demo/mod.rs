@@ -48,6 +48,9 @@ use traffic::TrafficSpec;
 /// Slots of the demo's cluster.
 pub(crate) const SLOTS: u32 = 1024;
 
+/// Nodes that the others can lose one of and still agree.
+pub(crate) const NODES_FOR_KILL: u8 = 3;
+
 /// Where the packets come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -99,7 +102,11 @@ pub(crate) fn run(plan: &DemoPlan) -> Result<bool, DemoError> {
     }
     let mut story = Story::begin(plan.json == Some(JsonTo::Stdout));
     let script = Script::new(packets(plan, &story)?, &scene(&plan.chain));
-    story.tell(&format!("{} packets of {} flows", script.len(), script.flows().len()));
+    story.tell(&format!("{} packets of {} flows", script.len(), script.flow_count()));
+    if plan.nodes < NODES_FOR_KILL {
+        let nodes = plan.nodes;
+        story.tell(&format!("nothing is killed: of {nodes}, none may be lost"));
+    }
     let capacity = cluster::table_capacity(script.flows().len());
     let run = cluster::run(plan, &script, &chain, &mut story)?;
     story.tell("the same packets go through one node that sees them all");
@@ -151,7 +158,7 @@ fn judge(
         packets_in: script.len() as u64,
         packets_out: counts.out,
         drops: counts.drops,
-        flows: script.flows().len() as u64,
+        flows: script.flow_count(),
         accesses: report::Accesses::default(),
         locality: 1.0,
         commits: 0,

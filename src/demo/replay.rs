@@ -16,7 +16,7 @@ use nearstate_nf_node::{DropReason, rewrite};
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::Time;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// Packets that wait for room in the node they were steered to, for each packet that may be inside
 /// a node; when there are more, nothing new is steered.
@@ -47,9 +47,9 @@ pub(crate) enum Answer<'a> {
 /// What an answer meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// The first answer for this packet, so many nanoseconds after it went in.
+    /// The first answer for this packet, so many nanoseconds after it first went in.
     First {
-        /// From push to answer.
+        /// From push to answer, the time in nodes that died included.
         latency_ns: u64,
     },
     /// Nobody waits for it: the packet has its outcome already, or is not inside that node.
@@ -92,6 +92,8 @@ pub(crate) struct Replay<'a> {
     deferred: usize,
     outcomes: Outcomes,
     retransmitted: u64,
+    /// When packets that are sent again first went in: their senders have waited since then.
+    resent: BTreeMap<u32, Time>,
     unexpected: u64,
     scratch: Vec<u8>,
 }
@@ -120,6 +122,7 @@ impl<'a> Replay<'a> {
             deferred: 0,
             outcomes,
             retransmitted: 0,
+            resent: BTreeMap::new(),
             unexpected: 0,
             scratch: Vec::new(),
         }
@@ -142,7 +145,10 @@ impl<'a> Replay<'a> {
         self.ready.extend(state.deferred.drain(..).map(Reverse));
         let mut again = 0;
         for (number, packet) in (0u32..).zip(&mut self.states) {
-            if matches!(packet, State::Inside { node: at, .. } if *at == node) {
+            if let State::Inside { node: at, since } = *packet
+                && at == node
+            {
+                self.resent.entry(number).or_insert(since);
                 *packet = State::Waiting;
                 self.ready.push(Reverse(number));
                 again += 1;
@@ -198,6 +204,7 @@ impl<'a> Replay<'a> {
                 return Heard::Unexpected;
             }
         };
+        let since = self.resent.remove(&tag).unwrap_or(since);
         self.states[tag as usize] = State::Done;
         let state = &mut self.nodes[node];
         state.inside -= 1;
@@ -401,7 +408,7 @@ mod tests {
         assert_eq!(replay.poll_output(Time(0)).map(|push| push.node), Some(1));
         replay.handle_node_up(2);
         assert_eq!(replay.handle_node_down(1), 1);
-        let push = replay.poll_output(Time(1)).unwrap();
+        let push = replay.poll_output(Time(5)).unwrap();
         assert_eq!((push.tag, push.node), (0, 2));
         let late = replay.handle_answer(Time(1), 1, 0, Answer::Dropped(DropReason::NoState));
         assert_eq!(late, Heard::Unexpected, "it is no longer inside node 1");
@@ -410,6 +417,8 @@ mod tests {
             Heard::Unexpected
         );
         assert_eq!((replay.retransmitted(), replay.unexpected()), (1, 2));
+        let heard = replay.handle_answer(Time(9), 2, 0, Answer::Dropped(DropReason::NoState));
+        assert_eq!(heard, Heard::First { latency_ns: 9 }, "its sender waits since the first time");
     }
 
     #[test]

@@ -28,6 +28,14 @@ impl Accesses {
         if all == 0 { 1.0 } else { self.local as f64 / all as f64 }
     }
 
+    /// The same in words; a node without accesses has no share.
+    fn percent_local(&self) -> String {
+        if *self == Self::default() {
+            return "-".to_owned();
+        }
+        format!("{:.1} %", self.locality() * 100.0)
+    }
+
     /// Adds another node's.
     pub(crate) fn add(&mut self, other: &Self) {
         self.local += other.local;
@@ -94,7 +102,7 @@ pub(crate) struct Report {
     pub(crate) mismatches: u64,
     /// Flows that were forgotten.
     pub(crate) state_lost: u64,
-    /// Longest time without a leaving packet around a kill.
+    /// The longest that any packet waited for its answer around a kill.
     pub(crate) outage_ms: f64,
     /// Million packets a second, from the first packet in to the last answer.
     pub(crate) mpps: f64,
@@ -177,7 +185,10 @@ impl Report {
         row("sent again", self.retransmitted.to_string());
         row("mismatches", self.mismatches.to_string());
         row("flows without state", self.state_lost.to_string());
-        row("outage", format!("{:.1} ms", self.outage_ms));
+        row(
+            "outage",
+            format!("{:.1} ms, the longest wait of a packet around a kill", self.outage_ms),
+        );
         row("speed", format!("{:.4} million packets a second", self.mpps));
         let latency = &self.latency_us;
         row(
@@ -191,9 +202,9 @@ impl Report {
             row(
                 &format!("  {}", node.name),
                 format!(
-                    "{} packets, {:.1} % of accesses local, {} commits{}",
+                    "{} packets, {} of accesses local, {} commits{}",
                     node.packets,
-                    node.accesses.locality() * 100.0,
+                    node.accesses.percent_local(),
                     node.commits,
                     if node.alive { "" } else { ", gone" }
                 ),
@@ -294,5 +305,8 @@ pub(crate) mod tests {
         assert_eq!((report.accesses.local, report.commits), (9, 4));
         assert_eq!(report.locality, 0.75);
         assert!(report.table().contains("0.7500"));
+        report.nodes[0].accesses = Accesses::default();
+        let table = report.table();
+        assert!(table.contains("1 packets, - of accesses local, 2 commits"), "{table}");
     }
 }

@@ -93,6 +93,13 @@ impl Script {
         &self.flows
     }
 
+    /// How many flows there are; a malformed packet belongs to none.
+    pub(crate) fn flow_count(&self) -> u64 {
+        let parses =
+            |flow: &&Vec<u32>| !matches!(self.step(flow[0]), Step::Send { parsed: None, .. });
+        self.flows.iter().filter(parses).count() as u64
+    }
+
     /// What is to be done with a packet.
     pub(crate) fn step(&self, number: u32) -> Step {
         self.steps[number as usize]

@@ -4,7 +4,8 @@
 //! Pure: takes what the members say of themselves.
 
 use nearstate_placement::api::{ShardRole, StatusReport};
-use nearstate_placement::{Map, Member};
+use nearstate_placement::{Map, ShardPlacement};
+use nearstate_store::NodeId;
 
 /// What a cluster still lacks, in words; `None` if nothing. `strictly`: also that every shard is
 /// owned by the node that the map wants to own it, that steerers know it, and that the flow shards
@@ -40,24 +41,25 @@ pub(crate) fn lack(
     lacking.or_else(|| (strictly && !is_even(map)).then(|| "shards are not spread yet".to_owned()))
 }
 
-/// Whether no living node with replicas is to own two flow shards more than another.
+/// Whether no living node is to own, or to keep, two flow shards more than another.
 fn is_even(map: &Map) -> bool {
     let flow_shards = &map.shards[1..];
-    let has_replica = |node: &&Member| flow_shards.iter().any(|s| s.replicas.contains(&node.id));
-    let wanted = map
-        .alive()
-        .filter(has_replica)
-        .map(|node| flow_shards.iter().filter(|s| s.preferred == node.id).count());
-    let (least, most) = wanted.fold((usize::MAX, 0), |(l, m), n| (l.min(n), m.max(n)));
-    most <= least.saturating_add(1)
+    let is_even_in = |counts: &dyn Fn(&ShardPlacement, NodeId) -> bool| {
+        let loads =
+            map.alive().map(|node| flow_shards.iter().filter(|s| counts(s, node.id)).count());
+        let (least, most) = loads.fold((usize::MAX, 0), |(l, m), n| (l.min(n), m.max(n)));
+        most <= least.saturating_add(1)
+    };
+    is_even_in(&|shard, node| shard.preferred == node)
+        && is_even_in(&|shard, node| shard.replicas.contains(&node))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nearstate_placement::ShardPlacement;
     use nearstate_placement::api::ShardStatus;
-    use nearstate_store::{Epoch, LogIndex, NodeId, ShardId, Term};
+    use nearstate_placement::{Member, MemberState};
+    use nearstate_store::{Epoch, LogIndex, ShardId, Term};
 
     fn map() -> Map {
         let shard = |number| ShardPlacement {
@@ -123,5 +125,35 @@ mod tests {
         let both = [report(1, &[system]), report(2, &[(1, Owner, 3)])];
         assert_eq!(lack(&map(), &both, 3, true), None);
         assert!(lack(&Map::unformed(), &[], 3, false).is_some());
+    }
+
+    #[test]
+    fn a_node_that_came_late_gets_its_share_first() {
+        let member = |id| Member {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            address: ([127, 0, 0, 1], 1).into(),
+            ports: Vec::new(),
+            state: MemberState::Alive,
+        };
+        let mut map = map();
+        map.members = (1..=4).map(member).collect();
+        assert!(is_even(&map), "one flow shard cannot be everywhere");
+        for number in 2..=4 {
+            let shard = ShardPlacement { shard: ShardId(number), ..map.shards[1].clone() };
+            map.shards.push(shard);
+        }
+        let preferred = [1, 1, 2, 3, 3].map(NodeId);
+        for (shard, preferred) in map.shards.iter_mut().zip(preferred) {
+            shard.preferred = preferred;
+        }
+        assert!(!is_even(&map), "node 4 keeps nothing");
+        for number in [1, 2, 3] {
+            map.shards[number].replicas[number - 1] = NodeId(4);
+        }
+        assert!(!is_even(&map), "node 4 owns nothing");
+        map.shards[4].preferred = NodeId(3);
+        map.shards[3].preferred = NodeId(4);
+        assert!(is_even(&map));
     }
 }

@@ -372,6 +372,14 @@ impl Store {
         self.shard_to_change(shard)?.transfer(to).await
     }
 
+    /// Says whether the cluster wants a replica of a shard here; it does until told otherwise. A
+    /// node without one asks for no votes, and believes others about who owns the shard.
+    pub fn set_part(&self, shard: ShardId, has_part: bool) {
+        if let Some(shard) = self.shards.get(&shard) {
+            shard.set_part(has_part);
+        }
+    }
+
     fn shard_to_change(&self, shard: ShardId) -> Result<&Arc<Shard>, ChangeError> {
         self.shards.get(&shard).ok_or(ChangeError::NoSuchShard(shard))
     }

@@ -29,7 +29,7 @@ use crate::transport::lock;
 use crate::types::{NodeId, ShardId, Term, Time};
 use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
 use crate::{Entry, Key};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -139,6 +139,8 @@ pub(crate) struct Shard {
     granted: AtomicU64,
     /// The last term in which this node owned the shard.
     generation: AtomicU64,
+    /// Whether the cluster wants a replica here.
+    has_part: AtomicBool,
     status: watch::Sender<ShardStatus>,
     asks: mpsc::Sender<Ask>,
     /// The leader, the lease or the role changed.
@@ -164,6 +166,7 @@ impl Shard {
             frozen: Mutex::new(false),
             granted: AtomicU64::new(0),
             generation: AtomicU64::new(0),
+            has_part: AtomicBool::new(true),
             status,
             asks,
             moved: Arc::default(),
@@ -178,6 +181,15 @@ impl Shard {
     /// For the end, when nothing makes it longer any more.
     pub(crate) fn end_lease(&self) {
         self.parts.lease.set(Time(0));
+    }
+
+    /// A replica that the group has given up hears no more of it: it would believe in its last
+    /// leader for ever, or ask for votes for ever.
+    pub(crate) fn set_part(&self, has_part: bool) {
+        if self.has_part.swap(has_part, Ordering::SeqCst) != has_part {
+            self.replica.campaign(has_part);
+            self.publish();
+        }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<ShardStatus> {
@@ -297,7 +309,9 @@ impl Shard {
 
     fn publish(&self) {
         let status = self.status();
-        let leader = status.leader.map_or(0, |leader| leader.0);
+        let has_part = self.has_part.load(Ordering::SeqCst);
+        let leader = status.leader.filter(|leader| has_part || *leader == self.node);
+        let leader = leader.map_or(0, |leader| leader.0);
         let moved = self.view.leader.swap(leader, Ordering::SeqCst) != leader;
         self.status.send_if_modified(|old| {
             let changed = *old != status;

@@ -279,6 +279,11 @@ impl Replica {
         answer.map(|accepted| accepted.is_ok()).map_err(|_| NotServed::Stopped)
     }
 
+    /// Whether this node asks for votes when it misses a leader.
+    pub(crate) fn campaign(&self, may: bool) {
+        self.raft.runtime_config().elect(may);
+    }
+
     pub(crate) fn watch(&self) -> Watch {
         Watch { server: self.raft.server_metrics(), data: self.raft.data_metrics() }
     }

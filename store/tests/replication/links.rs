@@ -175,3 +175,29 @@ async fn read_leases_come_renew_and_follow_the_owner() {
     assert!(grant.valid_until() <= boot_now());
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_the_group_has_given_up_finds_every_later_owner() {
+    let cluster = Cluster::form(&[1, 2, 3, 4]).await;
+    let owner = cluster.owner().await;
+    let others = cluster.others(owner);
+    let (gone, heir) = (others[0], others[1]);
+    let rest: Vec<_> = cluster.0.keys().copied().filter(|id| *id != gone.id()).collect();
+    owner.store.change_voters(SHARD, rest).await.unwrap();
+    gone.store.set_part(SHARD, false);
+    let bell = Arc::new(Doorbell::new().unwrap());
+    let mut link = gone.store.pipe_link(1, bell.clone());
+    link.submit(1, SHARD, &transaction(1, 1), soon()).unwrap();
+    let (mut link, _) = collect(link, bell.clone(), 1).await;
+    // What it copied of the log still names the old owner, which lives and owns nothing any more.
+    owner.store.transfer_leader(SHARD, heir.id()).await.unwrap();
+    heir.until(|status| status.owns(boot_now())).await;
+    let before = gone.status().term;
+    link.submit(2, SHARD, &transaction(1, 2), soon()).unwrap();
+    let (_, all) = collect(link, bell, 1).await;
+    let [LinkCompletion::Transaction { outcome: Some(Outcome::Committed(_)), .. }] = all[..] else {
+        panic!("{all:?}")
+    };
+    assert_eq!(gone.status().term, before, "it asks nobody for a vote");
+    cluster.stop().await;
+}
