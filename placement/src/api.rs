@@ -8,13 +8,13 @@
 use crate::archive::{self, DecodeError, limit};
 use crate::flow::Side;
 use crate::limits;
-use crate::map::{Map, validate_name, validate_ports};
+use crate::map::{Map, MemberState, validate_name, validate_ports};
 use nearstate_store::{Epoch, LogIndex, NodeId, ShardId, TenantId, Term};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Version of the messages, their first byte. Nodes of different versions do not talk.
-pub const API_VERSION: u8 = 1;
+pub const API_VERSION: u8 = 2;
 
 /// What may be asked of a node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,9 @@ pub enum Request {
         tenant: TenantId,
         /// The Ethernet frame.
         frame: Vec<u8>,
+        /// Whether a node that is not the owner has passed the question on: it is not passed on
+        /// again.
+        passed_on: bool,
     },
     /// End.
     Shutdown,
@@ -154,6 +157,21 @@ pub struct StatusReport {
     pub shards: Vec<ShardStatus>,
     /// Its counters by their stable names.
     pub counters: Vec<(String, u64)>,
+    /// Since when the members are what its map says.
+    pub members: Vec<MemberAge>,
+}
+
+/// Since when a member has been in a state, as one node saw it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberAge {
+    /// Which member.
+    pub node: NodeId,
+    /// The state.
+    pub state: MemberState,
+    /// Milliseconds for which this node has known it to be in it.
+    pub for_ms: u64,
+    /// Whether the node saw it change; else it may have been so for longer.
+    pub is_exact: bool,
 }
 
 impl Request {
@@ -221,6 +239,7 @@ impl StatusReport {
             limit("voters", shard.voters.len(), limits::MEMBERS_MAX)?;
             limit("replicas", shard.lag.len(), limits::MEMBERS_MAX)?;
         }
+        limit("members", self.members.len(), limits::MEMBERS_MAX)?;
         limit("counters", self.counters.len(), limits::COUNTERS_MAX)?;
         self.counters.iter().try_for_each(|(name, _)| limit_text(name))
     }
@@ -265,7 +284,7 @@ mod tests {
             },
             Request::GetMap { newer_than: Epoch(4), wait_ms: 1_000 },
             Request::Status,
-            Request::Trace { side: Side::Outside, tenant: TenantId(2), frame: vec![7; 60] },
+            Request::Trace { side: Side::Outside, tenant: TenantId(2), frame: vec![7; 60], passed_on: true },
             Request::Shutdown,
         ]
     }
@@ -291,6 +310,12 @@ mod tests {
             map_epoch: Epoch(9),
             shards: vec![shard],
             counters: vec![("packets_in".into(), 5)],
+            members: vec![MemberAge {
+                node: NodeId(1),
+                state: MemberState::Left,
+                for_ms: 7,
+                is_exact: true,
+            }],
         }
     }
 
