@@ -284,7 +284,12 @@ mod tests {
             },
             Request::GetMap { newer_than: Epoch(4), wait_ms: 1_000 },
             Request::Status,
-            Request::Trace { side: Side::Outside, tenant: TenantId(2), frame: vec![7; 60], passed_on: true },
+            Request::Trace {
+                side: Side::Outside,
+                tenant: TenantId(2),
+                frame: vec![7; 60],
+                passed_on: true,
+            },
             Request::Shutdown,
         ]
     }

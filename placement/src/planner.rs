@@ -174,8 +174,7 @@ impl Planner<'_> {
             let placement = self.map.shards[at].clone();
             let shard = placement.shard;
             let dead = placement.replicas.iter().filter_map(|node| self.map.member(*node));
-            let dead: Vec<Member> =
-                dead.filter(|member| member.state.is_gone()).cloned().collect();
+            let dead: Vec<Member> = dead.filter(|member| member.state.is_gone()).cloned().collect();
             let Some(first) = dead.first() else { continue };
             if dead.len() == placement.replicas.len() {
                 self.say(STEP, format!("{shard} is lost: all its replicas are dead"));

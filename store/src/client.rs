@@ -43,6 +43,12 @@ pub enum ConnectError {
         /// What it said.
         what: String,
     },
+    /// It hangs up on us.
+    #[error(
+        "{0} ends the connection without an answer: another program listens there, or a node that \
+         is just ending"
+    )]
+    Ended(SocketAddr),
     /// Somebody takes connections there and then says nothing.
     #[error(
         "{0} takes connections but says nothing: another program listens there, or a node that \
@@ -74,12 +80,9 @@ impl ConnectError {
             GreetError::Refused(Refused::Cluster(_)) => Self::OtherCluster(address),
             GreetError::Refused(reason) => Self::Refused { address, reason },
             GreetError::Frame(source) => match source.kind() {
-                io::ErrorKind::InvalidData => {
-                    Self::Stranger { address, what: source.to_string() }
-                }
+                io::ErrorKind::InvalidData => Self::Stranger { address, what: source.to_string() },
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                    let what = "it ends the connection without an answer".to_owned();
-                    Self::Stranger { address, what }
+                    Self::Ended(address)
                 }
                 _ => Self::Io { address, source },
             },

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// The longest that a node which is told to end takes to hand over what it owns.
-pub const HANDOVER_MS_MAX: u64 = 4_000;
+const HANDOVER_MS_MAX: u64 = 4_000;
 /// The longest that its farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest time between two looks at what it still owns.
