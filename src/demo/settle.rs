@@ -97,6 +97,7 @@ mod tests {
             map_epoch: Epoch(2),
             shards: shards.iter().map(shard).collect(),
             counters: Vec::new(),
+            members: Vec::new(),
         }
     }
 

@@ -24,7 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest time between two looks at what it still owns.
 const LOOK_AGAIN_MS: u64 = 20;
 
-/// Resolves when this node leads nothing any more, when nobody could take over what it leads, or
+/// Resolves when this node owns nothing any more, when nobody could take over what it leads, or
 /// when the time is over.
 pub(super) async fn hand_over(store: &Store, view: &SystemView, me: NodeId) {
     if waits_for(store, &view.map(), me).is_empty() {
@@ -66,7 +66,8 @@ fn led(store: &Store) -> impl Iterator<Item = ShardId> + '_ {
     statuses.filter(|status| status.role == Role::Leader).map(|status| status.shard)
 }
 
-/// The shards that this node leads and somebody else could.
+/// The shards that this node leads, or that packets are still steered to it for, and that somebody
+/// else could lead.
 fn waits_for(store: &Store, map: &Map, me: NodeId) -> Vec<ShardId> {
     let heard = heard_of(store);
     let can_take = |node: &NodeId| {
@@ -75,7 +76,11 @@ fn waits_for(store: &Store, map: &Map, me: NodeId) -> Vec<ShardId> {
     let taken = |shard: &ShardId| {
         map.shard(*shard).is_some_and(|placement| placement.replicas.iter().any(can_take))
     };
-    led(store).filter(taken).collect()
+    let mut shards: Vec<ShardId> = led(store).collect();
+    let owned = map.shards.iter().filter(|s| s.owner.is_some_and(|(owner, _)| owner == me));
+    shards.extend(owned.map(|placement| placement.shard));
+    shards.retain(taken);
+    shards
 }
 
 /// Whether another member runs that would want to know.
