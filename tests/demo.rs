@@ -1,7 +1,9 @@
 //! The demo as a stranger runs it: real processes, a real kill, and what it says about them.
 
+use rustix::process::Signal;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 fn demo(words: &str) -> Command {
@@ -32,35 +34,56 @@ fn a_kill_in_the_middle_loses_no_state_and_no_packet() {
     }
 }
 
+/// Run directories of this demo, wherever they may be.
+fn run_directories(demo: u32, temporary: &Path) -> Vec<PathBuf> {
+    let prefix = format!("nearstate-demo-{demo}-");
+    let list = |parent: &Path| std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let all = list(temporary).chain(list(Path::new("/dev/shm")));
+    let of_it = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    of_it.map(|entry| entry.path()).collect()
+}
+
 #[test]
-fn an_interrupted_demo_leaves_nothing_behind() {
+fn an_ended_demo_leaves_nothing_behind_and_a_killed_one_nothing_behind_the_next() {
     let scratch = tempfile::tempdir().unwrap();
-    let mut child = demo("--flows 2000 --packets 400000")
-        .env("TMPDIR", scratch.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut pids = Vec::new();
-    for line in lines.by_ref().map_while(Result::ok) {
-        if let Some((_, pid)) = line.split_once("pid ") {
-            pids.push(pid.trim_end_matches(')').to_owned());
+    let (mut demos, mut nodes) = (Vec::new(), Vec::new());
+    for (signal, when) in
+        [(Signal::KILL, "ready"), (Signal::INT, "packets go in"), (Signal::HUP, "ready")]
+    {
+        let mut child = demo("--flows 2000 --packets 400000")
+            .env("TMPDIR", scratch.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut pids = Vec::new();
+        for line in lines.by_ref().map_while(Result::ok) {
+            if let Some((_, pid)) = line.split_once("pid ") {
+                pids.push(pid.trim_end_matches(')').to_owned());
+            }
+            if line.contains(when) {
+                break;
+            }
         }
-        if line.contains("packets go in") {
-            break;
+        assert!(!pids.is_empty(), "nodes were launched");
+        assert_eq!(run_directories(child.id(), scratch.path()).len(), 1);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        // Its end closes the pipe.
+        lines.for_each(drop);
+        demos.push(child.id());
+        let output = child.wait_with_output().unwrap();
+        assert!(!output.status.success(), "{signal:?}");
+        if signal != Signal::KILL {
+            assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"), "{signal:?}");
+            let left: Vec<_> =
+                demos.iter().flat_map(|demo| run_directories(*demo, scratch.path())).collect();
+            assert!(left.is_empty(), "{signal:?} leaves {left:?}");
         }
+        nodes.extend(pids);
     }
-    assert_eq!(pids.len(), 3, "three nodes were launched");
-    let demo_pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(demo_pid, rustix::process::Signal::INT).unwrap();
-    // Its end closes the pipe.
-    lines.for_each(drop);
-    let output = child.wait_with_output().unwrap();
-    assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"));
-    for pid in pids {
-        assert!(!std::path::Path::new(&format!("/proc/{pid}/exe")).exists(), "{pid} still runs");
+    for pid in nodes {
+        assert!(!Path::new(&format!("/proc/{pid}/exe")).exists(), "{pid} still runs");
     }
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
 }
@@ -74,7 +97,7 @@ fn bad_input_is_told_and_nothing_is_started() {
         ("--pcap missing.pcap".to_owned(), "does not exist", 1),
         (format!("--pcap {}", empty.display()), "is empty", 1),
         ("--nodes 2 --kill 50".to_owned(), "--nodes 3", 1),
-        ("--chain firewall,nta".to_owned(), "'nta'", 1),
+        ("--chain firewall,nta".to_owned(), "'nta'", 2),
         ("--nodes 0".to_owned(), "--nodes", 2),
     ] {
         let output = demo(&words).output().unwrap();

@@ -1,22 +1,94 @@
 //! Nodes as an operator starts them: real processes, their configurations, their command line.
 
-use std::io::{BufRead, BufReader};
+use nearstate_nf_node::chain_config::ChainConfig;
+use nearstate_nf_node::node_config::{
+    self, NodeConfig, PortConfig, SHARDS_MAX, Start, TimingConfig, cluster_id,
+};
+use nearstate_placement::api::{Request, Response, ShardRole, StatusReport};
+use nearstate_placement::{Map, MemberState};
+use nearstate_store::client::Client;
+use nearstate_store::{Epoch, NodeId, ShardId, Term};
+use rustix::process::Signal;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_nearstate");
+/// How long anything may take on a machine that does much else.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A node process that ends with the test.
 struct Node {
     child: Child,
+    id: NodeId,
     listen: String,
+}
+
+impl Node {
+    fn signal(&self, signal: Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code after this signal.
+    fn end_by(&mut self, signal: Signal) -> Option<i32> {
+        self.signal(signal);
+        self.child.wait().unwrap().code()
+    }
+
+    fn ask(&self, request: &Request) -> Response {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let address = self.listen.parse().unwrap();
+        let answer = runtime.block_on(async {
+            let client = Client::connect(cluster_id("test"), address, LONG).await.unwrap();
+            client.call(request.encode(), LONG).await.unwrap()
+        });
+        Response::decode(&answer).unwrap()
+    }
+
+    fn status(&self) -> StatusReport {
+        match self.ask(&Request::Status) {
+            Response::Status(report) => *report,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The first map from this one on that is as wanted.
+    fn map_with(&self, mut newer_than: Epoch, is_wanted: impl Fn(&Map) -> bool) -> Map {
+        for _ in 0..1_000 {
+            if let Response::Map(map) = self.ask(&Request::GetMap { newer_than, wait_ms: 500 }) {
+                if is_wanted(&map) {
+                    return map;
+                }
+                newer_than = map.epoch;
+            }
+        }
+        panic!("no such map comes");
+    }
+
+    /// Waits until every shard has these voters and an owner that the map knows, and this node owns
+    /// something.
+    fn settled(&self, voters: usize) -> Map {
+        loop {
+            let map = self.map_with(Epoch(0), |map| map.is_formed());
+            let shards = self.status().shards;
+            let whole = shards.iter().all(|shard| shard.voters.len() == voters);
+            let owned = map.shards.iter().all(|s| s.owner.is_some_and(|o| o.0 == s.preferred));
+            if whole && owned && shards.iter().any(|shard| shard.role == ShardRole::Owner) {
+                return map;
+            }
+        }
+    }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -64,8 +136,9 @@ fn start(directory: &Path, file: &str, config: &str) -> Node {
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let mut words = line.split_whitespace();
     assert_eq!(words.next(), Some("ready"), "{line:?}");
-    let listen = words.find_map(|word| word.strip_prefix("listen=")).unwrap().to_owned();
-    Node { child, listen }
+    let mut value = |key| words.find_map(|word| word.strip_prefix(key)).unwrap().to_owned();
+    let id = NodeId(value("node=").parse().unwrap());
+    Node { child, id, listen: value("listen=") }
 }
 
 /// Runs a node that is not to start, and gives what it says.
@@ -77,6 +150,14 @@ fn refusal(directory: &Path, config: &str) -> String {
 
 fn ask(arguments: &[&str]) -> Output {
     Command::new(PROGRAM).args(arguments).args(["--cluster", "test"]).output().unwrap()
+}
+
+/// Names of the files of a directory, sorted.
+fn files(directory: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -92,29 +173,116 @@ fn two_nodes_make_a_cluster_that_can_be_looked_at() {
     for name in ["\"n1\"", "\"n2\"", "packets_in"] {
         assert!(status.contains(name), "{name} is not in {status}");
     }
+    let (_, port) = second.listen.rsplit_once(':').unwrap();
+    let status = ask(&["status", "--node", &format!("localhost:{port}")]);
+    assert!(status.status.success(), "host names are taken: {status:?}");
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.lines().all(|line| line.chars().count() <= 100), "{status}");
+    assert!(status.contains("n1 (id 1)") && status.contains("n2 (id 2)"), "{status}");
 
-    // A DNS question from 10.0.0.1 to 192.0.2.1.
+    // A DNS question from 10.0.0.1 to 192.0.2.1. Whoever is asked, the owner's copy is read.
     let hex = "0200000000020200000000010800450000200001000040\
                11aeca0a000001c0000201 04d2 0035 000c 0000 61626364";
     let hex: String = hex.split_whitespace().collect();
-    let way = ask(&["trace", "--node", &first.listen, "--side", "inside", "--hex", &hex]);
-    let words = String::from_utf8(way.stdout).unwrap();
-    assert!(words.contains("10.0.0.1:1234 -> 192.0.2.1:53"), "{words}");
-    assert!(words.contains("owned by") || words.contains("owned here"), "{words}");
-
-    drop((first, second));
-    let left: Vec<_> = std::fs::read_dir(directory).unwrap().map(|f| f.unwrap().path()).collect();
-    let regions = left.iter().filter(|path| path.extension().is_some_and(|e| e == "region"));
-    assert_eq!(regions.count(), 0, "{left:?}");
+    first.settled(2);
+    for node in [&first, &second] {
+        let way = ask(&["trace", "--node", &node.listen, "--side", "inside", "--hex", &hex]);
+        let words = String::from_utf8(way.stdout).unwrap();
+        for said in [
+            "from inside: UDP, udp 10.0.0.1:1234 -> 192.0.2.1:53",
+            "the owner, under its lease",
+            "step 2/2  nat",
+            "reads   the mapping of inside endpoint udp 10.0.0.1:1234",
+            "leaves    then 46 bytes to outside: UDP, udp 198.19.0.",
+        ] {
+            assert!(words.contains(said), "{said:?} is not in {words}");
+        }
+    }
 }
 
 #[test]
-fn a_second_node_of_a_living_ones_name_is_not_let_in() {
+fn a_second_node_of_a_living_ones_name_is_refused_at_once_and_leaves_no_trace() {
     let scratch = tempfile::tempdir().unwrap();
-    let first = start(scratch.path(), "n1.toml", &form(scratch.path()));
+    let directory = scratch.path();
+    let first = start(directory, "n1.toml", &form(directory));
+    let second = start(directory, "n2.toml", &join(directory, "n2", &first.listen));
+    first.settled(2);
+    let applied = || {
+        let shards = first.status().shards;
+        shards.iter().find(|shard| shard.shard == ShardId::SYSTEM).unwrap().applied
+    };
+    let before = applied();
     let other = tempfile::tempdir().unwrap();
-    let said = refusal(other.path(), &join(other.path(), "n1", &first.listen));
-    assert!(said.contains("a member of this name is alive"), "{said}");
+    for (name, holder) in [("n1", &first), ("n2", &second)] {
+        let said = refusal(other.path(), &join(other.path(), name, &first.listen));
+        let named = format!("{name} (id {}) at {} is alive", holder.id.0, holder.listen);
+        assert!(said.contains(&named) && said.contains("`name`"), "{said}");
+    }
+    assert_eq!(applied(), before, "nothing came into the system shard's log");
+    assert_eq!(files(other.path()), ["refused.toml"], "nothing is left");
+}
+
+#[test]
+fn a_node_that_is_told_to_end_hands_over_first() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let mut first = start(directory, "n1.toml", &form(directory));
+    let second = start(directory, "n2.toml", &join(directory, "n2", &first.listen));
+    let third = start(directory, "n3.toml", &join(directory, "n3", &first.listen));
+    let before = first.settled(3);
+    let owned: Vec<(ShardId, Term)> = before
+        .shards
+        .iter()
+        .filter_map(|shard| shard.owner.filter(|o| o.0 == first.id).map(|o| (shard.shard, o.1)))
+        .collect();
+    assert!(owned.iter().any(|(shard, _)| *shard == ShardId::SYSTEM), "{before:?}");
+    assert_eq!(first.end_by(Signal::TERM), Some(0));
+
+    // By the time that it has left, others own what it owned: nobody had to miss it first.
+    let after = second.map_with(before.epoch, |map| !map.state_of(first.id).is_live());
+    assert_eq!(after.state_of(first.id), MemberState::Left, "{after:?}");
+    for (shard, term) in owned {
+        let (owner, now) = after.shard(shard).unwrap().owner.unwrap();
+        assert!(owner != first.id && now > term, "{shard}: {after:?}");
+    }
+    let said = ask(&["status", "--node", &third.listen]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    let line = said.lines().find(|line| line.starts_with("n1 (id 1)")).expect("it is still shown");
+    assert!(line.contains("left") && line.contains(" ago"), "{said}");
+
+    // Its next life has its name, and takes its place.
+    let back = start(directory, "n1.toml", &join(directory, "n1", &second.listen));
+    assert!(back.id > third.id);
+    let said = String::from_utf8(ask(&["status", "--node", &third.listen]).stdout).unwrap();
+    assert!(!said.contains("n1 (id 1)") && said.contains("n1 (id 4)"), "{said}");
+}
+
+#[test]
+fn every_polite_end_of_a_node_takes_its_files_along() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut node = start(scratch.path(), "n1.toml", &form(scratch.path()));
+        assert!(files(scratch.path()).len() > 2, "regions and a ring");
+        assert_eq!(node.end_by(signal), Some(0), "{signal:?}");
+        assert_eq!(files(scratch.path()), ["n1.toml", "test.n1.formed"], "{signal:?}");
+    }
+}
+
+#[test]
+fn what_a_killed_node_leaves_goes_when_its_name_starts_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let first = start(directory, "n1.toml", &form(directory));
+    let config = join(directory, "n2", &first.listen);
+    let mut second = start(directory, "n2.toml", &config);
+    assert_eq!(second.end_by(Signal::KILL), None);
+    let regions = |of: NodeId| {
+        let prefix = format!("test.n2.{}.", of.0);
+        files(directory).iter().filter(|name| name.starts_with(&prefix)).count()
+    };
+    assert_eq!(regions(second.id), 2, "a killed process cannot clean up");
+    let again = start(directory, "n2.toml", &config);
+    assert_eq!((regions(second.id), regions(again.id)), (0, 2));
 }
 
 #[test]
@@ -136,36 +304,225 @@ fn a_node_that_has_formed_a_cluster_forms_no_second_one() {
     assert!(said.contains("has formed the cluster before"), "{said}");
 }
 
+/// Listens, and says the same to everybody.
+fn another_program(words: &'static [u8]) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(words);
+        }
+    });
+    address
+}
+
 #[test]
-fn what_is_wrong_is_said_before_anything_runs() {
+fn other_clusters_and_other_programs_are_told_apart() {
     let scratch = tempfile::tempdir().unwrap();
-    let directory = scratch.path();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let good = form(directory);
-    for (from, to, said) in [
-        ("cluster =", "clutser =", "unknown field `clutser`"),
-        ("127.0.0.1:0", address.as_str(), "choose another port"),
-        ("table-capacity = 1024", "table-capacity = 0", "`table-capacity` is 0"),
-        ("slots = 64", "slots = 63", "a power of two"),
-        ("\"firewall\", \"nat\"", "\"nat\", \"router\"", "router"),
-        ("allow out any", "allow owt any", "owt"),
+    let node = start(scratch.path(), "n1.toml", &form(scratch.path()));
+    let web = another_program(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    let mute = another_program(b"");
+    let nobody = "127.0.0.1:1".to_owned();
+    for (address, cluster, said) in [
+        (&node.listen, "tset", "belongs to another cluster than \"tset\""),
+        (&web, "test", "another program listens there"),
+        (&mute, "test", "ends the connection without an answer"),
+        (&nobody, "test", "no node answers at 127.0.0.1:1"),
     ] {
-        assert!(good.contains(from));
-        let other = tempfile::tempdir().unwrap();
-        let config = form(other.path()).replace(from, to);
-        let words = refusal(other.path(), &config);
-        assert!(words.contains(said), "{words:?} does not say {said:?}");
+        let asked = ["status", "--node", address, "--cluster", cluster];
+        let output = Command::new(PROGRAM).args(asked).output().unwrap();
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && words.contains(said), "{said:?}: {words}");
+    }
+    let other = tempfile::tempdir().unwrap();
+    let good = join(other.path(), "n2", &node.listen);
+    for (from, to, said) in [
+        ("cluster = \"test\"", "cluster = \"tset\"", "belongs to another cluster"),
+        (node.listen.as_str(), web.as_str(), "another program listens there"),
+    ] {
+        let words = refusal(other.path(), &good.replace(from, to));
+        assert!(words.contains(said) && words.contains("start.join.seeds"), "{words}");
     }
 }
 
 #[test]
-fn the_examples_are_configurations() {
+fn what_is_wrong_is_said_before_anything_runs() {
+    let scratch = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let listen = format!("`listen` is {address}");
+    let directory = format!("directory = \"{}\"", scratch.path().display());
+    let ring = format!("path = \"{}/n1.ring\"", scratch.path().display());
+    for (from, to, said) in [
+        ("cluster =", "clutser =", "unknown field `clutser`"),
+        ("127.0.0.1:0", address.as_str(), listen.as_str()),
+        ("127.0.0.1:0", address.as_str(), "choose another port"),
+        ("127.0.0.1:0", "192.0.2.1:0", "`listen` is 192.0.2.1:0"),
+        ("table-capacity = 1024", "table-capacity = 0", "`table-capacity` is 0"),
+        ("slots = 64", "slots = 63", "a power of two"),
+        ("\"firewall\", \"nat\"", "\"nat\", \"router\"", "router"),
+        ("allow out any", "allow owt any", "owt"),
+        (directory.as_str(), "directory = \"/dev/null/run\"", "`directory` is /dev/null/run"),
+        (ring.as_str(), "path = \"/missing/n1.ring\"", "`port.path`: cannot create /missing"),
+    ] {
+        let config = form(scratch.path());
+        assert!(config.contains(from), "{from}");
+        let words = refusal(scratch.path(), &config.replace(from, to));
+        assert!(words.contains(said), "{words:?} does not say {said:?}");
+    }
+    let missing =
+        Command::new(PROGRAM).args(["node", "--config", "missing.toml"]).output().unwrap();
+    let words = String::from_utf8(missing.stderr).unwrap();
+    assert!(
+        missing.status.code() == Some(1) && words.contains("missing.toml (--config)"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2_and_ranges_are_in_the_help() {
+    for words in [
+        "trace --side inside --hex 00 --chain nat,firewall",
+        "demo --chain firewall,nta",
+        "status --node localhost",
+        "status --node 127.0.0.1:0",
+    ] {
+        let output = Command::new(PROGRAM).args(words.split_whitespace()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words}: {output:?}");
+    }
+    let help = Command::new(PROGRAM).args(["demo", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for range in ["1 to 1000000 ", "1 to 10000000 ", "1 to 9;", "1 to 99 %"] {
+        assert!(help.contains(range), "{range:?} is not in {help}");
+    }
+}
+
+fn example(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    for name in ["n1", "n2", "n3"] {
-        let text = std::fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap();
-        let config = nearstate_nf_node::node_config::NodeConfig::parse(&text).unwrap();
+    std::fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap()
+}
+
+#[test]
+fn the_examples_are_configurations() {
+    for (file, name) in [("n1", "n1"), ("n2", "n2"), ("n3", "n3"), ("node", "n1")] {
+        let config = NodeConfig::parse(&example(file)).unwrap();
         assert_eq!(config.name, name);
         nearstate_nf_node::Chain::new(&config.chain, 1024).unwrap();
     }
+}
+
+#[test]
+fn the_annotated_example_shows_the_defaults() {
+    let needed = r#"
+        cluster = "nearstate"
+        name = "n1"
+        listen = "127.0.0.1:7001"
+        directory = "/dev/shm/nearstate"
+        start = { form = { shards = 3 } }
+        port = { kind = "shm", path = "/dev/shm/nearstate/n1.ring" }
+        [chain]
+        functions = ["firewall", "nat"]
+        nat = { addresses = ["198.19.0.0/24"] }
+        firewall = { rules = ["allow out any", "deny in any"] }
+    "#;
+    let mut whole = NodeConfig::parse(&example("node")).unwrap();
+    assert_eq!(whole, NodeConfig::parse(needed).unwrap());
+    // The parts that are comments, because they cannot stand beside the others.
+    let text = example("node").replace("# [chain.load_balancer]", "[chain.load_balancer]");
+    let commented = text.split_once("[chain.load_balancer]").unwrap().1;
+    let keys = |line: &&str| line.contains(" = ") || line.starts_with("# [[");
+    let lines = commented.lines().filter(keys).map(|line| line.trim_start_matches("# "));
+    let balancer: Vec<&str> = lines.collect();
+    let balancer = balancer.join("\n").replace("[[chain.load_balancer.", "[[");
+    let shown = toml::from_str(&balancer).unwrap_or_else(|error| panic!("{error}: {balancer}"));
+    whole.chain.load_balancer = Some(shown);
+    let least = "[[service]]\nprotocol = \"tcp\"\naddress = \"203.0.113.80:443\"\n\
+                 backends = [{ endpoint = \"10.0.1.1:8443\" }, \
+                 { endpoint = \"10.0.1.2:8443\", weight = 2 }]";
+    assert_eq!(whole.chain.load_balancer, Some(toml::from_str(least).unwrap()));
+}
+
+/// All keys that a configuration can have. Without `..`, so that a new one comes in here.
+fn all_keys() -> Vec<String> {
+    fn walk(value: &toml::Value, keys: &mut Vec<String>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    keys.push(key.clone());
+                    walk(value, keys);
+                }
+            }
+            toml::Value::Array(values) => values.iter().for_each(|value| walk(value, keys)),
+            _ => {}
+        }
+    }
+    let names = ["firewall", "nat"];
+    let mut chain = ChainConfig::named(&names).unwrap();
+    chain.load_balancer = ChainConfig::named(&["load-balancer"]).unwrap().load_balancer;
+    let starts = [
+        Start::Form { slots: 2, shards: 1, replicas: 1 },
+        Start::Join { seeds: vec!["127.0.0.1:1".parse().unwrap()] },
+    ];
+    let path = || "p".into();
+    let ports = [
+        PortConfig::Shm { path: path(), ring: 2 },
+        PortConfig::Pcap { input: path(), inside_output: path(), outside_output: path() },
+    ];
+    let mut keys = Vec::new();
+    for (start, port) in starts.into_iter().zip(ports) {
+        let config = NodeConfig {
+            cluster: "c".into(),
+            name: "n".into(),
+            listen: "127.0.0.1:1".parse().unwrap(),
+            directory: path(),
+            start,
+            port,
+            table_capacity: 64,
+            shared_memory_reads: true,
+            end_with_stdin: true,
+            steer_seed: 1,
+            timing: TimingConfig {
+                heartbeat_ms: 1,
+                election_min_ms: 2,
+                election_max_ms: 3,
+                lease_margin_ms: 4,
+            },
+            chain: chain.clone(),
+        };
+        walk(&toml::Value::try_from(&config).unwrap(), &mut keys);
+    }
+    keys
+}
+
+#[test]
+fn the_annotated_example_has_every_key_and_the_true_ranges() {
+    let text = example("node");
+    for key in all_keys() {
+        let is_there = text.lines().map(|line| line.trim_start_matches("# ")).any(|line| {
+            let in_table = line.contains(&format!("{{ {key} = "));
+            let inside = line.contains(&format!(", {key} = "));
+            let header = line.trim_matches(['[', ']']).split('.').any(|part| part == key);
+            line.starts_with(&format!("{key} = ")) || in_table || inside || header
+        });
+        assert!(is_there, "examples/node.toml does not have the key {key}");
+    }
+    for (what, limit) in [
+        ("cells", node_config::CAPACITY_MAX as usize),
+        ("shards", usize::from(SHARDS_MAX)),
+        ("slots", nearstate_placement::steer::SLOTS_MAX as usize),
+        ("characters of a name", node_config::NAME_BYTES_MAX),
+        ("rules", nearstate_nf_node::nf::rules::RULES_MAX),
+        ("addresses", nearstate_store::pool_spec::ADDRESSES_MAX),
+        ("blocks", nearstate_store::pool_spec::BLOCKS_PER_ADDRESS as usize),
+        ("places", nearstate_nf_node::maglev::TABLE_SIZE_MAX as usize),
+    ] {
+        let number = limit.to_string();
+        let mut words = text.split(|c: char| !c.is_ascii_digit());
+        assert!(words.any(|word| word == number), "examples/node.toml says no {number} of {what}");
+    }
+    let help = Command::new(PROGRAM).args(["node", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("shared-memory-reads = true"), "{help}");
 }

@@ -4,11 +4,14 @@
 //! wrong with a configuration is found before the node has an id; the id is there before any
 //! replica votes; a port is open before the node says that it is ready.
 
+mod admission;
 mod answers;
 mod control;
 mod formation;
+mod leaving;
 mod replicas;
 mod system_view;
+mod tracer;
 
 use crate::chain::Chain;
 use crate::chain_config::ChainConfigError;
@@ -56,15 +59,30 @@ pub enum NodeError {
     #[error("the chain: {0}")]
     Chain(#[from] ChainConfigError),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; choose another port, or 0 for any free one")]
+    #[error(
+        "`listen` is {address}, and that cannot be listened on: {source}; choose another port, or \
+         0 for any free one"
+    )]
     Listen {
         /// Which address.
         address: SocketAddr,
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file cannot be used.
-    #[error("{}: {source}", path.display())]
+    /// The directory cannot be used.
+    #[error(
+        "`directory` is {}, and this node cannot write there: {source}; name a directory that \
+         this user may make or write to",
+        path.display()
+    )]
+    Directory {
+        /// Which directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file in it cannot be used.
+    #[error("{}, in `directory`, cannot be written: {source}", path.display())]
     File {
         /// Which file.
         path: PathBuf,
@@ -81,9 +99,21 @@ pub enum NodeError {
         .0.display()
     )]
     FormedBefore(PathBuf),
-    /// No member lets it in.
+    /// A member says that it will not be let in.
     #[error("not let into the cluster: {0}")]
     NotLetIn(String),
+    /// No member could let it in.
+    #[error(
+        "none of `start.join.seeds` has let this node into the cluster: {0}; start a node that \
+         forms the cluster first, or name members that run"
+    )]
+    NoSeed(String),
+    /// It would have to let itself in.
+    #[error(
+        "`start.join.seeds` names nobody but this node itself ({0}); name another member's \
+         address, or form the cluster here with `start = {{ form = ... }}`"
+    )]
+    OnlySeed(SocketAddr),
     /// The cluster has given the node up.
     #[error("the cluster has taken this node for dead and given it up; start it again")]
     GivenUp,
@@ -94,7 +124,7 @@ pub enum NodeError {
     #[error("the cluster cannot be formed: {0}")]
     NotFormed(String),
     /// A table's region cannot be had.
-    #[error("no memory for a table: {0}")]
+    #[error("no memory for a table (`table-capacity` says how large each is): {0}")]
     Region(#[from] RegionError),
     /// A table cannot be made.
     #[error("no table: {0}")]
@@ -103,8 +133,13 @@ pub enum NodeError {
     #[error("the store: {0}")]
     Store(#[from] StartError),
     /// The port cannot be opened.
-    #[error("the port: {0}")]
-    Port(String),
+    #[error("`{key}`: {reason}")]
+    Port {
+        /// Which setting.
+        key: &'static str,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The thread of the pipe cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -131,19 +166,32 @@ impl std::fmt::Display for Ready {
     }
 }
 
-/// Runs a node until `stop` resolves, somebody asks it to end, or its port is exhausted.
+/// What ends a node.
+pub struct Stop<A, O> {
+    /// Resolves when the node is to end: it hands over what it owns and leaves the cluster first.
+    pub asked: A,
+    /// Resolves when it is not to take the time for that.
+    pub at_once: O,
+}
+
+/// Runs a node until it is told to stop, somebody asks it to end, or its port is exhausted.
 ///
 /// # Errors
 /// If it cannot start. Everything that was begun is taken back.
-pub async fn run(
+pub async fn run<A, O>(
     config: NodeConfig,
     on_ready: impl FnOnce(&Ready),
-    stop: impl Future<Output = ()>,
-) -> Result<(), NodeError> {
+    stop: Stop<A, O>,
+) -> Result<(), NodeError>
+where
+    A: Future<Output = ()>,
+    O: Future<Output = ()>,
+{
     let started = Node::start(&config).await?;
     on_ready(&started.ready);
+    let node = started.ready.node;
     let ended = started.run(stop).await;
-    replicas::remove_region_files(&config);
+    replicas::remove_region_files(&config, node);
     ended
 }
 
@@ -180,8 +228,8 @@ struct Identity {
 
 impl Node {
     async fn start(config: &NodeConfig) -> Result<Self, NodeError> {
-        std::fs::create_dir_all(&config.directory)
-            .map_err(|source| NodeError::File { path: config.directory.clone(), source })?;
+        make_directory(config)?;
+        replicas::remove_orphans(config);
         let (listener, listen) = listen(config.listen)?;
         let early = early_slots(config);
         // Built once before the node has an id, so that a wrong chain costs nobody an id.
@@ -239,32 +287,51 @@ impl Node {
         Ok(Self { ready, store, view, pipe, pipe_stop, slots })
     }
 
-    async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+    async fn run<A, O>(self, stop: Stop<A, O>) -> Result<(), NodeError>
+    where
+        A: Future<Output = ()>,
+        O: Future<Output = ()>,
+    {
         let Self { ready, store, view, pipe, pipe_stop, slots } = self;
+        let me = ready.node;
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
-        let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
+        let control = Control { me, store: store.clone(), view: view.clone() };
         let placement = nearstate_placement::service::run(&control, ServiceConfig::default());
-        let ended = tokio::select! {
-            () = stop => Ok(()),
-            () = view.stopped() => Ok(()),
-            _ = &mut pipe => {
-                pipe_is_over = true;
-                Ok(())
+        let serving = async {
+            tokio::select! {
+                () = follow_map(&view, &store, &slots, me) => Err(NodeError::GivenUp),
+                shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
+                () = fetch_maps(&view, &store, me) => Ok(()),
+                () = placement => Ok(()),
             }
-            () = follow_map(&view, &store, &slots, ready.node) => Err(NodeError::GivenUp),
-            shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
-            () = fetch_maps(&view, &store, ready.node) => Ok(()),
-            () = placement => Ok(()),
         };
-        view.stop();
+        tokio::pin!(serving);
+        let mut failed = None;
+        tokio::select! {
+            () = stop.asked => {}
+            () = view.asked_to_end() => {}
+            _ = &mut pipe => pipe_is_over = true,
+            ended = &mut serving => failed = Some(ended),
+        }
+        if failed.is_none() {
+            tokio::select! {
+                () = leaving::hand_over(&store, &view, me) => {}
+                () = stop.at_once => tracing::warn!("told twice to end: nothing is handed over"),
+                _ = &mut serving => {}
+            }
+        }
         pipe_stop.stop();
         if !pipe_is_over {
             // A pipe that panicked has said so; the node ends in either case.
             let _ = pipe.await;
         }
+        if failed.is_none() {
+            leaving::say_farewell(&store, &view, me).await;
+        }
+        view.stop();
         store.shutdown().await;
-        ended
+        failed.unwrap_or(Ok(()))
     }
 }
 
@@ -291,24 +358,35 @@ fn port_names(config: &NodeConfig) -> Vec<String> {
     }
 }
 
+/// Makes the directory, and sees that files can be made in it: otherwise this comes to light only
+/// once the node has an id.
+fn make_directory(config: &NodeConfig) -> Result<(), NodeError> {
+    let directory = &config.directory;
+    let probe = directory.join(format!(".{}.{}.probe", config.cluster, config.name));
+    std::fs::create_dir_all(directory)
+        .and_then(|()| std::fs::write(&probe, b""))
+        .and_then(|()| std::fs::remove_file(&probe))
+        .map_err(|source| NodeError::Directory { path: directory.clone(), source })
+}
+
 fn open_port(config: &NodeConfig) -> Result<Box<dyn Port>, NodeError> {
     match &config.port {
-        PortConfig::Shm { path, ring } => ShmPort::create(path, *ring as usize)
-            .map(|port| Box::new(port) as Box<dyn Port>)
-            .map_err(|error| NodeError::Port(error.to_string())),
+        PortConfig::Shm { path, ring } => match ShmPort::create(path, *ring as usize) {
+            Ok(port) => Ok(Box::new(port)),
+            Err(error) => Err(NodeError::Port { key: "port.path", reason: error.to_string() }),
+        },
         PortConfig::Pcap { input, inside_output, outside_output } => {
-            open_capture(input, inside_output, outside_output)
-                .map(|port| Box::new(port) as Box<dyn Port>)
-                .map_err(|error| NodeError::Port(error.to_string()))
+            Ok(Box::new(open_capture(input, inside_output, outside_output)?))
         }
     }
 }
 
-fn open_capture(input: &Path, inside: &Path, outside: &Path) -> Result<PcapPort, CaptureError> {
-    let reader = CaptureReader::open(input)?;
+fn open_capture(input: &Path, inside: &Path, outside: &Path) -> Result<PcapPort, NodeError> {
+    let at = |key| move |error: CaptureError| NodeError::Port { key, reason: error.to_string() };
+    let reader = CaptureReader::open(input).map_err(at("port.input"))?;
     let outputs = Outputs {
-        inside: Some(CaptureWriter::create(inside)?),
-        outside: Some(CaptureWriter::create(outside)?),
+        inside: Some(CaptureWriter::create(inside).map_err(at("port.inside_output"))?),
+        outside: Some(CaptureWriter::create(outside).map_err(at("port.outside_output"))?),
     };
     Ok(PcapPort::new(reader, outputs, SideRule::first_sender()))
 }
@@ -418,9 +496,7 @@ fn load_slots(table: &SlotTable, shards: &[u16]) {
 }
 
 fn tell_peers(store: &Store, map: &Map, me: NodeId) {
-    let is_peer = |member: &&Member| {
-        member.id != me && !matches!(member.state, MemberState::Dead | MemberState::Retired)
-    };
+    let is_peer = |member: &&Member| member.id != me && member.state.is_live();
     let peers: Vec<_> = map.members.iter().filter(is_peer).map(|m| (m.id, m.address)).collect();
     store.set_peers(&peers);
 }

@@ -1,17 +1,24 @@
 //! One packet's way through a chain as typed records, and how they read in words.
 //!
-//! What `nearstate trace` prints. It runs the production parser, steering and functions on one
-//! frame with reads that its caller answers; it changes nothing, neither the frame nor any state.
+//! What `nearstate trace` prints. It runs the production parser, steering, functions and rewriting
+//! on one frame with reads that its caller answers; it changes nothing, neither the frame nor any
+//! state. Where a packet would wait for a commit, the commit is imagined, so that the trace also
+//! says what leaves then.
+
+mod imagined;
 
 use crate::chain::Chain;
+use crate::nf::state_key::words as key_words;
 use crate::nf::{Changes, NetworkFunction};
 use crate::packet;
-use crate::packet::parsed::Transport;
+use crate::packet::parsed::{Parsed, Transport};
+use crate::rewrite;
 use crate::state_access::Access;
 use crate::verdict::{DropReason, Verdict};
 use core::fmt;
+use imagined::Imagined;
 use nearstate_placement::{FlowTuple, Side, Steering};
-use nearstate_store::{Condition, Entry, Key, ShardId, SlotId, Time, Write};
+use nearstate_store::{Condition, Endpoint, Entry, Key, ShardId, SlotId, Time, Write};
 
 /// What reading a key gave, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +29,21 @@ pub struct Found {
     pub shard: ShardId,
     /// How it was asked.
     pub access: Access,
+}
+
+/// A packet as it leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// On this side.
+    pub side: Side,
+    /// Bytes of the frame.
+    pub bytes: usize,
+    /// What the rewritten frame is when it is parsed again; `None` if it could not be.
+    pub packet: Option<(Transport, FlowTuple)>,
+    /// Its flow as it came in.
+    pub before: FlowTuple,
+    /// It leaves only after a commit, for which this endpoint stands in if one is taken.
+    pub after_commit: Option<Option<Endpoint>>,
 }
 
 /// One step of a packet's way.
@@ -44,18 +66,23 @@ pub enum TraceRecord {
         side: Side,
         /// Bytes of the frame.
         bytes: usize,
-        /// What is wrong with it.
-        reason: DropReason,
     },
     /// The slot that its state lies in.
     Steered {
         /// The slot.
         slot: SlotId,
     },
-    /// A function's look at the state.
-    Read {
+    /// A function has its turn.
+    Step {
+        /// Which one, from 1.
+        number: usize,
+        /// Of how many.
+        of: usize,
         /// The function.
         function: &'static str,
+    },
+    /// A function's look at the state.
+    Read {
         /// Its key for this packet.
         key: Key,
         /// What was found; `None` if nobody could be asked.
@@ -65,10 +92,10 @@ pub enum TraceRecord {
     },
     /// A function has spoken.
     Spoken {
-        /// The function.
-        function: &'static str,
         /// What it said.
         verdict: Verdict,
+        /// It asks for changes of state.
+        changes: bool,
         /// The flow before and after it, if it translated.
         translated: Option<(FlowTuple, FlowTuple)>,
     },
@@ -76,22 +103,18 @@ pub enum TraceRecord {
     Requires(Condition),
     /// A write of the transaction that it asks for.
     Writes(Write),
-    /// It leaves.
-    Leaves {
-        /// On this side.
-        side: Side,
-        /// As this flow.
-        tuple: FlowTuple,
-        /// Its headers are rewritten to it.
-        rewritten: bool,
-    },
     /// It waits for its transaction, then is processed again from the start.
     Commits,
+    /// It leaves.
+    Leaves(Departure),
     /// It waits for a store that does not answer.
     Waits,
     /// It ends here.
     Dropped(DropReason),
 }
+
+/// How a look at the state is answered; `None` if nobody can be asked.
+type Read<'a> = &'a mut dyn FnMut(SlotId, &Key) -> Option<Found>;
 
 /// Takes a frame through a chain. `read` answers where the state lies; `None` ends the trace there.
 pub fn trace_packet(
@@ -99,68 +122,104 @@ pub fn trace_packet(
     steering: &Steering,
     now: Time,
     (side, frame): (Side, &[u8]),
-    read: &mut dyn FnMut(SlotId, &Key) -> Option<Found>,
+    read: Read<'_>,
 ) -> Vec<TraceRecord> {
     let bytes = frame.len();
     let parsed = match packet::parse(frame) {
         Ok(parsed) => parsed,
         Err(reason) => {
-            return vec![
-                TraceRecord::Unreadable { side, bytes, reason },
-                TraceRecord::Dropped(reason),
-            ];
+            return vec![TraceRecord::Unreadable { side, bytes }, TraceRecord::Dropped(reason)];
         }
     };
     let (transport, tuple) = (parsed.transport, parsed.tuple);
     let slot = steering.slot(chain.tenant(), side, &tuple);
     let mut records =
         vec![TraceRecord::Parsed { side, bytes, transport, tuple }, TraceRecord::Steered { slot }];
-    let mut packet = chain.packet(side, frame, &parsed);
+    let way = Way { chain, now, slot, side, frame, parsed: &parsed };
     let mut changes = Changes::default();
-    for stage in 0..chain.len() {
-        let Some(function) = chain.function(side, stage) else { break };
-        let name = function.name();
-        let key = function.key(&packet);
-        let mut entry = None;
-        if let Some(key) = key {
-            let found = read(slot, &key);
-            entry = found.and_then(|found| found.entry);
-            let meaning = function.describe(&key, entry.as_ref());
-            records.push(TraceRecord::Read { function: name, key, found, meaning });
-            if found.is_none() {
-                records.push(TraceRecord::Waits);
-                return records;
-            }
-        }
-        let before = packet.tuple;
-        let verdict = function.process(now, &mut packet, entry.as_ref(), &mut changes);
-        let translated = (packet.tuple != before).then_some((before, packet.tuple));
-        records.push(TraceRecord::Spoken { function: name, verdict, translated });
-        match verdict {
-            Verdict::Forward => {}
-            Verdict::Commit => break,
-            Verdict::Drop(reason) => {
-                records.push(TraceRecord::Dropped(reason));
-                return records;
-            }
-        }
+    let Some(tuple) = way.walk(&mut changes, read, &mut records) else { return records };
+    if changes.is_empty() {
+        records.push(TraceRecord::Leaves(way.departure(tuple, None)));
+        return records;
     }
-    let tuple = packet.tuple;
-    end(&mut records, changes, (side.opposite(), tuple, tuple != parsed.tuple));
+    let imagined = Imagined::commit(chain, slot, &changes);
+    records.extend(changes.conditions.into_iter().map(TraceRecord::Requires));
+    records.extend(changes.writes.into_iter().map(TraceRecord::Writes));
+    records.push(TraceRecord::Commits);
+    records.extend(way.once_more(&imagined, read).map(TraceRecord::Leaves));
     records
 }
 
-fn end(
-    records: &mut Vec<TraceRecord>,
-    changes: Changes,
-    (side, tuple, rewritten): (Side, FlowTuple, bool),
-) {
-    if changes.is_empty() {
-        records.push(TraceRecord::Leaves { side, tuple, rewritten });
-    } else {
-        records.extend(changes.conditions.into_iter().map(TraceRecord::Requires));
-        records.extend(changes.writes.into_iter().map(TraceRecord::Writes));
-        records.push(TraceRecord::Commits);
+/// One packet and what it passes.
+struct Way<'a> {
+    chain: &'a Chain,
+    now: Time,
+    slot: SlotId,
+    side: Side,
+    frame: &'a [u8],
+    parsed: &'a Parsed,
+}
+
+impl Way<'_> {
+    /// Through all functions. Gives the flow that leaves, if it is neither dropped nor stuck.
+    fn walk(
+        &self,
+        changes: &mut Changes,
+        read: Read<'_>,
+        records: &mut Vec<TraceRecord>,
+    ) -> Option<FlowTuple> {
+        let mut packet = self.chain.packet(self.side, self.frame, self.parsed);
+        let of = self.chain.len();
+        for stage in 0..of {
+            let function = self.chain.function(self.side, stage)?;
+            records.push(TraceRecord::Step { number: stage + 1, of, function: function.name() });
+            let mut entry = None;
+            if let Some(key) = function.key(&packet) {
+                let found = read(self.slot, &key);
+                entry = found.and_then(|found| found.entry);
+                let meaning = function.describe(&key, entry.as_ref());
+                records.push(TraceRecord::Read { key, found, meaning });
+                if found.is_none() {
+                    records.push(TraceRecord::Waits);
+                    return None;
+                }
+            }
+            let (before, asked) = (packet.tuple, changes.writes.len());
+            let verdict = function.process(self.now, &mut packet, entry.as_ref(), changes);
+            let translated = (packet.tuple != before).then_some((before, packet.tuple));
+            let asks = changes.writes.len() > asked;
+            records.push(TraceRecord::Spoken { verdict, changes: asks, translated });
+            match verdict {
+                Verdict::Forward => {}
+                Verdict::Commit => break,
+                Verdict::Drop(reason) => {
+                    records.push(TraceRecord::Dropped(reason));
+                    return None;
+                }
+            }
+        }
+        Some(packet.tuple)
+    }
+
+    /// Through the chain again, over what the commit would have made.
+    fn once_more(&self, imagined: &Imagined, read: Read<'_>) -> Option<Departure> {
+        let mut over = |slot, key: &Key| {
+            let found = read(slot, key)?;
+            Some(Found { entry: imagined.entry(key, found.entry), ..found })
+        };
+        let mut changes = Changes::default();
+        let tuple = self.walk(&mut changes, &mut over, &mut Vec::new())?;
+        // Processing is a fixed point, unless the imagined port is one that the function refuses.
+        changes.is_empty().then(|| self.departure(tuple, Some(imagined.taken())))
+    }
+
+    /// The frame as it would leave, parsed again.
+    fn departure(&self, tuple: FlowTuple, after_commit: Option<Option<Endpoint>>) -> Departure {
+        let mut frame = self.frame.to_vec();
+        rewrite::apply(&mut frame, self.parsed, &tuple);
+        let packet = packet::parse(&frame).ok().map(|parsed| (parsed.transport, parsed.tuple));
+        let (side, before) = (self.side.opposite(), self.parsed.tuple);
+        Departure { side, bytes: frame.len(), packet, before, after_commit }
     }
 }
 
@@ -180,12 +239,6 @@ const fn access_name(access: Access) -> &'static str {
     }
 }
 
-/// Kind, protocol and ends of a key, short.
-fn key_words(key: &Key) -> String {
-    let (a, b) = key.ends();
-    format!("[kind {} proto {} {a} {b}]", key.kind(), key.protocol())
-}
-
 fn transport_words(transport: Transport) -> String {
     match transport {
         Transport::Tcp { flags } => {
@@ -203,22 +256,27 @@ fn transport_words(transport: Transport) -> String {
 
 fn condition_words(condition: &Condition) -> String {
     match condition {
-        Condition::Absent(key) => format!("{} is absent", key_words(key)),
+        Condition::Absent(key) => format!("{} is not there", key_words(key)),
         Condition::Present(key) => format!("{} is there", key_words(key)),
-        Condition::Version(key, version) => format!("{} still has {version}", key_words(key)),
+        Condition::Version(key, version) => {
+            format!("{} still has version {}", key_words(key), version.0)
+        }
     }
 }
 
 fn write_words(write: &Write) -> String {
     match write {
         Write::Put { key, fill, .. } if fill.key_at.is_some() || fill.value_at.is_some() => {
-            format!("put {} with the port that was taken", key_words(key))
+            format!("put {}, with the port that is taken", key_words(key))
         }
         Write::Put { key, .. } => format!("put {}", key_words(key)),
         Write::Delete(key) => format!("delete {}", key_words(key)),
         Write::Touch(key) => format!("touch {}", key_words(key)),
         Write::Add { key, amount, .. } => format!("add {amount} to {}", key_words(key)),
-        Write::Take(take) => format!("take a port of {} for proto {}", take.pool, take.protocol),
+        Write::Take(take) => {
+            let holder = Endpoint { address: take.holder, port: 0 }.ip();
+            format!("take a port of {} for {holder}", take.pool)
+        }
         Write::Return { pool, endpoint: [a, b, c, d, high, low], .. } => {
             let port = u16::from_be_bytes([*high, *low]);
             format!("give {a}.{b}.{c}.{d}:{port} back to {pool}")
@@ -226,49 +284,80 @@ fn write_words(write: &Write) -> String {
     }
 }
 
+impl fmt::Display for Departure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { side, bytes, packet, before, after_commit } = self;
+        let when = if after_commit.is_some() { "then " } else { "" };
+        write!(f, "leaves    {when}{bytes} bytes to {}: ", side_name(*side))?;
+        let Some((transport, tuple)) = packet else {
+            return f.write_str("a packet that does not parse any more; that is a fault of ours");
+        };
+        write!(f, "{}, {tuple}", transport_words(*transport))?;
+        let changed = [
+            ("source", before.source, tuple.source),
+            ("destination", before.destination, tuple.destination),
+        ];
+        let changed = changed.into_iter().filter(|(_, before, after)| before != after);
+        let changed: Vec<String> =
+            changed.map(|(what, before, after)| format!("{what} {before} -> {after}")).collect();
+        match changed.is_empty() {
+            true => f.write_str("\n          as it came in")?,
+            false => write!(f, "\n          rewritten: {}", changed.join(", "))?,
+        }
+        match after_commit {
+            Some(Some(taken)) => {
+                write!(f, "\n          ({taken} stands for the port that is taken then)")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for TraceRecord {
+    /// One line or more.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Parsed { side, bytes, transport, tuple } => {
                 let (what, side) = (transport_words(*transport), side_name(*side));
-                write!(f, "in        {bytes} bytes from {side}: {what}, {tuple}")
+                write!(f, "packet    {bytes} bytes from {side}: {what}, {tuple}")
             }
-            Self::Unreadable { side, bytes, reason } => {
-                write!(f, "in        {bytes} bytes from {}: {reason}", side_name(*side))
+            Self::Unreadable { side, bytes } => {
+                let side = side_name(*side);
+                write!(f, "packet    {bytes} bytes from {side} that cannot be followed")
             }
-            Self::Steered { slot } => write!(f, "steered   its state lies in {slot}"),
-            Self::Read { function, key, found: None, .. } => {
-                write!(f, "{function:<9} wants {}, and no owner answers", key_words(key))
+            Self::Steered { slot } => write!(f, "state     in {slot}"),
+            Self::Step { number, of, function } => write!(f, "step {number}/{of}  {function}"),
+            Self::Read { key, found: None, .. } => {
+                write!(f, "  wants   {}\n  finds   no owner that answers", key_words(key))
             }
-            Self::Read { function, key, found: Some(found), meaning } => {
-                let what = match found.entry {
-                    Some(entry) => format!("{}", entry.version),
-                    None => "nothing".to_owned(),
-                };
-                let (key, at) = (key_words(key), access_name(found.access));
-                let shard = found.shard;
-                write!(f, "{function:<9} reads {key} of {shard} {at}: {what}; {meaning}")
+            Self::Read { key, found: Some(found), meaning } => {
+                let at = access_name(found.access);
+                writeln!(f, "  reads   {}, {at}", key_words(key))?;
+                match found.entry {
+                    Some(entry) => write!(f, "  finds   version {}: {meaning}", entry.version.0),
+                    None => write!(f, "  finds   nothing: {meaning}"),
+                }
             }
-            Self::Spoken { function, verdict, translated } => {
-                match verdict {
-                    Verdict::Forward => write!(f, "{function:<9} lets it pass")?,
-                    Verdict::Commit => write!(f, "{function:<9} must change state first")?,
-                    Verdict::Drop(reason) => write!(f, "{function:<9} drops it: {reason}")?,
+            Self::Spoken { verdict, changes, translated } => {
+                match (verdict, changes) {
+                    (Verdict::Forward, false) => f.write_str("  says    pass")?,
+                    (Verdict::Forward, true) => f.write_str("  says    pass, once it is noted")?,
+                    (Verdict::Commit, _) => f.write_str("  says    wait for a change of state")?,
+                    (Verdict::Drop(reason), _) => {
+                        write!(f, "  says    drop, {reason}: {}", reason.meaning())?;
+                    }
                 }
                 match translated {
-                    Some((before, after)) => write!(f, ", {before} becomes {after}"),
+                    Some((before, after)) => write!(f, "\n  makes   {after}\n  of      {before}"),
                     None => Ok(()),
                 }
             }
-            Self::Requires(condition) => write!(f, "requires  {}", condition_words(condition)),
-            Self::Writes(write) => write!(f, "writes    {}", write_words(write)),
-            Self::Leaves { side, tuple, rewritten } => {
-                let how = if *rewritten { "rewritten, as" } else { "as it came," };
-                write!(f, "out       leaves {}, {how} {tuple}", side_name(*side))
-            }
-            Self::Commits => {
-                f.write_str("waits     for the commit, then goes through the chain once more")
-            }
+            Self::Requires(condition) => write!(f, "commit    if {}", condition_words(condition)),
+            Self::Writes(write) => write!(f, "commit    {}", write_words(write)),
+            Self::Commits => f.write_str(
+                "waits     until most replicas have that, then goes through the chain once more",
+            ),
+            Self::Leaves(departure) => departure.fmt(f),
             Self::Waits => f.write_str("waits     for the store"),
             Self::Dropped(reason) => write!(f, "dropped   {reason}"),
         }
@@ -314,14 +403,24 @@ mod tests {
             Some(nothing)
         });
         let text = words(&records);
-        assert_eq!(records.last(), Some(&TraceRecord::Commits), "{text}");
-        assert_eq!(asked.len(), 2, "one read a function\n{text}");
+        assert!(records.contains(&TraceRecord::Commits), "{text}");
+        assert_eq!(asked.len(), 4, "one read a function, before and after the commit\n{text}");
         assert!(text.contains("from inside: UDP, udp 10.0.0.7:4000 -> 192.0.2.1:53"), "{text}");
-        assert!(text.contains("firewall  reads [kind"), "{text}");
-        assert!(text.contains("writes    take a port of pool-0 for proto 17"), "{text}");
+        let Some(TraceRecord::Leaves(departure)) = records.last() else { panic!("{text}") };
+        let Some((Transport::Udp, leaves)) = departure.packet else { panic!("{text}") };
+        assert_eq!(Some(Some(leaves.source)), departure.after_commit, "the port that is taken");
+        let pool = &chain.pools()[0];
+        let external = (leaves.source.ipv4().unwrap(), leaves.source.port);
+        assert_eq!(leaves.destination, Endpoint::v4(OUTSIDE.0, OUTSIDE.1));
+        let flow = "  reads   the flow udp 10.0.0.7:4000 <-> 192.0.2.1:53";
+        assert!(text.contains(&format!("step 1/2  firewall\n{flow}")), "{text}");
+        assert!(text.contains("commit    take a port of pool-0 for 10.0.0.7"), "{text}");
+        assert!(text.contains("rewritten: source 10.0.0.7:4000 -> "), "{text}");
+        assert!(!text.contains("kind"), "{text}");
         let slot =
             steering.slot(chain.tenant(), Side::Inside, &packet::parse(&frame).unwrap().tuple);
         assert!(asked.iter().all(|(asked, _)| *asked == slot));
+        assert_eq!(pool.slot_of(external.0, external.1), Some(slot), "a port of this slot");
     }
 
     #[test]
@@ -336,7 +435,11 @@ mod tests {
         let text = words(&records);
         let Some(TraceRecord::Dropped(reason)) = records.last() else { panic!("{text}") };
         assert!(text.ends_with(&format!("dropped   {reason}\n")), "{text}");
-        assert!(text.contains("of shard-2 in the owner's memory, mapped: nothing"), "{text}");
+        assert!(
+            text.contains("in the owner's memory, mapped\n  finds   nothing: no flow"),
+            "{text}"
+        );
+        assert!(text.contains(&format!("drop, {reason}: {}", reason.meaning())), "{text}");
     }
 
     #[test]
@@ -346,14 +449,14 @@ mod tests {
         let now = Time::from_ms(5);
         let short = (Side::Inside, &[0u8; 5][..]);
         let records = trace_packet(&chain, &steering, now, short, &mut |_, _| unreachable!());
-        let expected = "in        5 bytes from inside: short-ethernet\n\
+        let expected = "packet    5 bytes from inside that cannot be followed\n\
                         dropped   short-ethernet\n";
         assert_eq!(words(&records), expected);
         let frame = udp(INSIDE, OUTSIDE);
         let records =
             trace_packet(&chain, &steering, now, (Side::Inside, &frame), &mut |_, _| None);
         assert_eq!(records.last(), Some(&TraceRecord::Waits));
-        assert!(words(&records).contains("and no owner answers"));
+        assert!(words(&records).contains("no owner that answers"));
     }
 
     #[test]
@@ -365,9 +468,9 @@ mod tests {
         let endpoint = [198, 19, 0, 1, 4, 1];
         let pool = nearstate_store::PoolId(0);
         let rows = [
-            (TraceRecord::Requires(Condition::Version(key, Version(9))), "still has v9"),
+            (TraceRecord::Requires(Condition::Version(key, Version(9))), "still has version 9"),
             (TraceRecord::Requires(Condition::Present(key)), "is there"),
-            (TraceRecord::Writes(put), "put [kind 3 proto 6 10.0.0.7:1"),
+            (TraceRecord::Writes(put), "put the flow tcp 10.0.0.7:1 <->"),
             (TraceRecord::Writes(Write::Add { key, at: 0, amount: -1 }), "add -1 to"),
             (
                 TraceRecord::Writes(Write::Return { pool, protocol: 6, endpoint }),

@@ -150,7 +150,10 @@ fn check_stops(
     let is_ready = |name: &str| {
         let mut nodes = seen.nodes.iter();
         nodes.any(|seen| {
-            let given_up = matches!(seen.member, Some(MemberState::Dead | MemberState::Retired));
+            let given_up = matches!(
+                seen.member,
+                Some(MemberState::Dead | MemberState::Left | MemberState::Retired)
+            );
             seen.name == name && matches!(seen.process, ProcessState::Ready(_)) && !given_up
         })
     };

@@ -15,7 +15,6 @@ use crate::inventory::{Inventory, NodeSeen, ProcessState};
 use crate::plan::{Plan, PlannedNode, SEEDS_MAX, Start, Wanted};
 use crate::policy::Policy;
 use core::fmt;
-use nearstate_placement::MemberState;
 
 /// One line of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +62,7 @@ pub fn plan(policy: &Policy, seen: &Inventory, parent: &Plan) -> Planned {
 
 /// Whether the cluster has given a node up for good.
 const fn is_outcast(seen: &NodeSeen) -> bool {
-    matches!(seen.member, Some(MemberState::Dead | MemberState::Retired))
+    matches!(seen.member, Some(state) if !state.is_live())
 }
 
 struct Planner<'a> {

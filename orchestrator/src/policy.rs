@@ -43,7 +43,7 @@ impl Policy {
             nodes,
             name_prefix: "n".to_owned(),
             ready_timeout_ms: 20_000,
-            stop_timeout_ms: 3_000,
+            stop_timeout_ms: 6_000,
             failed_starts_max: 3,
             retry_after_ms: 200,
         };

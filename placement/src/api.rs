@@ -8,13 +8,13 @@
 use crate::archive::{self, DecodeError, limit};
 use crate::flow::Side;
 use crate::limits;
-use crate::map::{Map, validate_name, validate_ports};
+use crate::map::{Map, MemberState, validate_name, validate_ports};
 use nearstate_store::{Epoch, LogIndex, NodeId, ShardId, TenantId, Term};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Version of the messages, their first byte. Nodes of different versions do not talk.
-pub const API_VERSION: u8 = 1;
+pub const API_VERSION: u8 = 2;
 
 /// What may be asked of a node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum Request {
     },
     /// How the node is.
     Status,
+    /// How the node's replica of one shard is.
+    Shard(ShardId),
     /// What would be done with a packet, in words.
     Trace {
         /// Where it would come in.
@@ -49,6 +51,9 @@ pub enum Request {
         tenant: TenantId,
         /// The Ethernet frame.
         frame: Vec<u8>,
+        /// Whether a node that is not the owner has passed the question on: it is not passed on
+        /// again.
+        passed_on: bool,
     },
     /// End.
     Shutdown,
@@ -70,6 +75,8 @@ pub enum Response {
     NoNewerMap,
     /// How the node is.
     Status(Box<StatusReport>),
+    /// How the replica is; nothing if the node has none.
+    Shard(Option<ShardStatus>),
     /// What would be done with the packet, a line a step.
     Trace(Vec<String>),
     /// The node ends.
@@ -154,6 +161,21 @@ pub struct StatusReport {
     pub shards: Vec<ShardStatus>,
     /// Its counters by their stable names.
     pub counters: Vec<(String, u64)>,
+    /// Since when the members are what its map says.
+    pub members: Vec<MemberAge>,
+}
+
+/// Since when a member has been in a state, as one node saw it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberAge {
+    /// Which member.
+    pub node: NodeId,
+    /// The state.
+    pub state: MemberState,
+    /// Milliseconds for which this node has known it to be in it.
+    pub for_ms: u64,
+    /// Whether the node saw it change; else it may have been so for longer.
+    pub is_exact: bool,
 }
 
 impl Request {
@@ -180,7 +202,7 @@ impl Request {
             Self::Trace { frame, .. } => {
                 limit("bytes of a frame", frame.len(), limits::TRACE_FRAME_BYTES_MAX)?;
             }
-            Self::Status | Self::Shutdown => {}
+            Self::Status | Self::Shard(_) | Self::Shutdown => {}
         }
         Ok(request)
     }
@@ -202,6 +224,7 @@ impl Response {
         match &response {
             Self::Joined { map, .. } | Self::Map(map) => map.validate()?,
             Self::Status(report) => report.validate()?,
+            Self::Shard(status) => status.iter().try_for_each(ShardStatus::validate)?,
             Self::Trace(lines) => {
                 limit("lines of a trace", lines.len(), limits::TRACE_LINES_MAX)?;
                 lines.iter().try_for_each(|line| limit_text(line))?;
@@ -213,14 +236,19 @@ impl Response {
     }
 }
 
+impl ShardStatus {
+    fn validate(&self) -> Result<(), DecodeError> {
+        limit("voters", self.voters.len(), limits::MEMBERS_MAX)?;
+        limit("replicas", self.lag.len(), limits::MEMBERS_MAX)
+    }
+}
+
 impl StatusReport {
     fn validate(&self) -> Result<(), DecodeError> {
         validate_name(&self.name)?;
         limit("shards", self.shards.len(), limits::SHARDS_MAX)?;
-        for shard in &self.shards {
-            limit("voters", shard.voters.len(), limits::MEMBERS_MAX)?;
-            limit("replicas", shard.lag.len(), limits::MEMBERS_MAX)?;
-        }
+        self.shards.iter().try_for_each(ShardStatus::validate)?;
+        limit("members", self.members.len(), limits::MEMBERS_MAX)?;
         limit("counters", self.counters.len(), limits::COUNTERS_MAX)?;
         self.counters.iter().try_for_each(|(name, _)| limit_text(name))
     }
@@ -265,7 +293,13 @@ mod tests {
             },
             Request::GetMap { newer_than: Epoch(4), wait_ms: 1_000 },
             Request::Status,
-            Request::Trace { side: Side::Outside, tenant: TenantId(2), frame: vec![7; 60] },
+            Request::Shard(ShardId(3)),
+            Request::Trace {
+                side: Side::Outside,
+                tenant: TenantId(2),
+                frame: vec![7; 60],
+                passed_on: true,
+            },
             Request::Shutdown,
         ]
     }
@@ -291,6 +325,12 @@ mod tests {
             map_epoch: Epoch(9),
             shards: vec![shard],
             counters: vec![("packets_in".into(), 5)],
+            members: vec![MemberAge {
+                node: NodeId(1),
+                state: MemberState::Left,
+                for_ms: 7,
+                is_exact: true,
+            }],
         }
     }
 
@@ -300,6 +340,7 @@ mod tests {
             Response::Map(sample()),
             Response::NoNewerMap,
             Response::Status(Box::new(report())),
+            Response::Shard(report().shards.pop()),
             Response::Trace(vec!["one".into(), "two".into()]),
             Response::ShuttingDown,
             Response::Refused { reason: "later".into(), retry: true },
@@ -333,7 +374,7 @@ mod tests {
             join("n1", vec![String::new(); limits::PORTS_MAX + 1]),
             join("n1", vec!["p".repeat(limits::PORT_BYTES_MAX + 1)]),
             Request::GetMap { newer_than: Epoch(0), wait_ms: limits::MAP_WAIT_MS_MAX + 1 },
-            Request::Trace { side: Side::Inside, tenant: TenantId(0), frame },
+            Request::Trace { side: Side::Inside, tenant: TenantId(0), frame, passed_on: false },
         ];
         for request in requests {
             assert!(Request::decode(&request.encode()).is_err(), "{request:?}");
@@ -342,8 +383,11 @@ mod tests {
         map.slot_to_shard.pop();
         let mut long = report();
         long.counters = vec![(String::new(), 0); limits::COUNTERS_MAX + 1];
+        let mut crowd = report().shards[0].clone();
+        crowd.voters = vec![NodeId(1); limits::MEMBERS_MAX + 1];
         let responses = [
             Response::Map(map),
+            Response::Shard(Some(crowd)),
             Response::Status(Box::new(long)),
             Response::Trace(vec!["x".repeat(limits::TEXT_BYTES_MAX + 1)]),
             Response::Trace(vec![String::new(); limits::TRACE_LINES_MAX + 1]),
@@ -365,7 +409,7 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_messages_never_panic(
-            which in 0_usize..12, at in any::<usize>(), bit in 0_u8..8, cut in 0_usize..64,
+            which in 0_usize..14, at in any::<usize>(), bit in 0_u8..8, cut in 0_usize..64,
         ) {
             let all: Vec<Vec<u8>> = requests().iter().map(Request::encode)
                 .chain(responses().iter().map(Response::encode)).collect();

@@ -119,8 +119,10 @@ fn check_shard(map: &Map, shard: &ShardPlacement, found: &mut Vec<Violation>) {
     if !seen.contains(&shard.preferred) {
         found.push(Violation::PreferredNoReplica(id, shard.preferred));
     }
-    let dead =
-        |node: &NodeId| map.members.iter().any(|m| m.id == *node && m.state == MemberState::Dead);
+    let dead = |node: &NodeId| {
+        let gone = |m: &Member| matches!(m.state, MemberState::Dead | MemberState::Left);
+        map.members.iter().any(|m| m.id == *node && gone(m))
+    };
     if dead(&shard.preferred) && !seen.iter().all(dead) {
         found.push(Violation::PreferredDead(id, shard.preferred));
     }
@@ -137,7 +139,10 @@ fn check_members(members: &[Member], found: &mut Vec<Violation>) {
         if member.id == NodeId(0) {
             found.push(Violation::IdZero);
         }
-        let live = matches!(member.state, MemberState::Alive | MemberState::Suspected);
+        let live = matches!(
+            member.state,
+            MemberState::Alive | MemberState::Suspected | MemberState::Leaving
+        );
         if live && !names.insert(&member.name) {
             found.push(Violation::NameTwice(member.name.clone()));
         }
@@ -194,12 +199,15 @@ fn check_member_step(old: &Map, new: &Map, found: &mut Vec<Violation>) {
         {
             found.push(Violation::MemberChanged(before.id));
         }
+        // Who leaves does not come back either: it has stopped taking packets.
         let rank = |state| match state {
             MemberState::Alive | MemberState::Suspected => 0,
-            MemberState::Dead => 1,
-            MemberState::Retired => 2,
+            MemberState::Leaving => 1,
+            MemberState::Dead | MemberState::Left => 2,
+            MemberState::Retired => 3,
         };
-        if rank(after.state) < rank(before.state) {
+        let other_end = rank(before.state) == 2 && rank(after.state) == 2;
+        if rank(after.state) < rank(before.state) || other_end && after.state != before.state {
             found.push(Violation::Resurrected(before.id, before.state, after.state));
         }
     }
@@ -292,6 +300,33 @@ mod tests {
                 other => found.contains(other),
             };
             assert!(hit, "{expected} is not in {found:?}");
+        }
+    }
+
+    #[test]
+    fn who_leaves_does_not_come_back() {
+        use MemberState as M;
+        let step = |from: M, to: M| {
+            let (mut old, mut new) = (sample(), sample());
+            new.epoch = Epoch(6);
+            old.members[2].state = from;
+            new.members[2].state = to;
+            let found = check_step(&old, &new);
+            found.contains(&Violation::Resurrected(NodeId(3), from, to))
+        };
+        for (from, to) in [(M::Alive, M::Leaving), (M::Leaving, M::Left), (M::Leaving, M::Dead)] {
+            assert!(!step(from, to), "{from} may become {to}");
+        }
+        for (from, to) in [
+            (M::Leaving, M::Alive),
+            (M::Leaving, M::Suspected),
+            (M::Left, M::Leaving),
+            (M::Left, M::Alive),
+            (M::Left, M::Dead),
+            (M::Dead, M::Left),
+            (M::Retired, M::Left),
+        ] {
+            assert!(step(from, to), "{from} may not become {to}");
         }
     }
 

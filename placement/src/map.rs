@@ -25,13 +25,23 @@ pub enum MemberState {
     Dead,
     /// Dead or gone on purpose, and no group knows it any more.
     Retired,
+    /// It ends in good order: it still votes and serves, and hands over what it owns.
+    Leaving,
+    /// It has handed over what it owned and has ended, for good as [`MemberState::Dead`] is.
+    Left,
 }
 
 impl MemberState {
-    /// Whether it may come to own something again.
+    /// Whether its process may still run and take part.
     #[must_use]
     pub const fn is_live(self) -> bool {
-        matches!(self, Self::Alive | Self::Suspected)
+        matches!(self, Self::Alive | Self::Suspected | Self::Leaving)
+    }
+
+    /// Whether it is over with this life of the node, while groups may still count on it.
+    #[must_use]
+    pub const fn is_gone(self) -> bool {
+        matches!(self, Self::Dead | Self::Left)
     }
 
     /// The word for people.
@@ -42,6 +52,8 @@ impl MemberState {
             Self::Suspected => "suspected",
             Self::Dead => "dead",
             Self::Retired => "retired",
+            Self::Leaving => "leaving",
+            Self::Left => "left",
         }
     }
 }
@@ -65,6 +77,14 @@ pub struct Member {
     pub ports: Vec<String>,
     /// What is thought of it.
     pub state: MemberState,
+}
+
+impl Member {
+    /// The member in words for people: `n1 (id 3)`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{} (id {})", self.name, self.id.0)
+    }
 }
 
 /// Where one shard lives.
@@ -191,6 +211,12 @@ impl Map {
     pub fn member(&self, id: NodeId) -> Option<&Member> {
         let at = self.members.binary_search_by_key(&id, |member| member.id).ok()?;
         Some(&self.members[at])
+    }
+
+    /// A node in words for people, the same everywhere: `n1 (id 3)`.
+    #[must_use]
+    pub fn label(&self, id: NodeId) -> String {
+        self.member(id).map_or_else(|| format!("unknown (id {})", id.0), Member::label)
     }
 
     /// What is thought of a node; one that nobody knows is retired.

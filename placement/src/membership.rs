@@ -75,7 +75,11 @@ impl Membership {
             .iter()
             .map(|(&id, &heard)| (id, now.since_ns(heard) / 1_000_000))
             .map(|(id, silent_ms)| MemberChange { id, state: self.judge(silent_ms), silent_ms })
-            .filter(|change| change.state != map.state_of(change.id))
+            .filter(|change| match map.state_of(change.id) {
+                // It has said so itself. Only its death is news, if that comes before it is through.
+                MemberState::Leaving => change.state == MemberState::Dead,
+                known => change.state != known,
+            })
             .collect()
     }
 
@@ -123,6 +127,17 @@ mod tests {
         map.members[2].state = MemberState::Dead;
         let changes = judge.observe(Time::from_ms(13_400), ME, &map, &[heard(3, 13_400)]);
         assert_eq!(states(&changes), [], "the dead are not looked at again");
+    }
+
+    #[test]
+    fn one_that_leaves_is_not_called_alive_again_but_may_die() {
+        let (mut judge, mut map) = (judge(), sample());
+        map.members[2].state = MemberState::Leaving;
+        let heard = |ms| [(NodeId(2), Time::from_ms(ms)), (NodeId(3), Time::from_ms(1_000))];
+        assert_eq!(judge.observe(Time::from_ms(1_000), ME, &map, &heard(1_000)), vec![]);
+        assert_eq!(judge.observe(Time::from_ms(1_500), ME, &map, &heard(1_500)), vec![]);
+        let changes = judge.observe(Time::from_ms(4_000), ME, &map, &heard(4_000));
+        assert_eq!(states(&changes), [(3, MemberState::Dead)]);
     }
 
     #[test]

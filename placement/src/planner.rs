@@ -5,7 +5,7 @@
 //! It never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
 //!
 //! Steps, in the order in which they run:
-//! 1. `own-nothing`: suspected and dead nodes own nothing;
+//! 1. `own-nothing`: nodes that are suspected, leaving or gone own nothing;
 //! 2. `replace-dead`: replicas of a dead node go to its successor of the same name;
 //! 3. `fill-up`: shards with too few replicas get more, on the least loaded nodes;
 //! 4. `level`: when all groups are settled, one replica moves from a node that keeps many to one
@@ -121,7 +121,7 @@ impl Planner<'_> {
     /// Whether a shard's group is what the map wants, the dead aside. Before that its replicas are
     /// not changed again.
     fn is_settled(&self, shard: &ShardPlacement) -> bool {
-        let dead = |node: &NodeId| self.map.state_of(*node) == MemberState::Dead;
+        let dead = |node: &NodeId| self.map.state_of(*node).is_gone();
         self.fact(shard.shard).is_some_and(|fact| {
             shard.replicas.iter().all(|node| dead(node) || fact.voters.contains(node))
                 && fact.voters.iter().all(|node| shard.replicas.contains(node))
@@ -181,7 +181,7 @@ impl Planner<'_> {
             live.filter(|node| self.map.state_of(*node).is_live())
         };
         match state {
-            MemberState::Suspected => ready,
+            state if state.is_live() => ready,
             _ => ready.or_else(|| alive().min()).or_else(|| live().min()),
         }
     }
@@ -192,8 +192,7 @@ impl Planner<'_> {
             let placement = self.map.shards[at].clone();
             let shard = placement.shard;
             let dead = placement.replicas.iter().filter_map(|node| self.map.member(*node));
-            let dead: Vec<Member> =
-                dead.filter(|member| member.state == MemberState::Dead).cloned().collect();
+            let dead: Vec<Member> = dead.filter(|member| member.state.is_gone()).cloned().collect();
             let Some(first) = dead.first() else { continue };
             if dead.len() == placement.replicas.len() {
                 self.say(STEP, format!("{shard} is lost: all its replicas are dead"));
@@ -284,7 +283,7 @@ impl Planner<'_> {
         }
         let voters = self.fact(placement.shard).map_or(&[][..], |fact| &fact.voters);
         let newcomer = placement.replicas.iter().any(|node| !voters.contains(node));
-        let dead = |node: &&NodeId| self.map.state_of(**node) == MemberState::Dead;
+        let dead = |node: &&NodeId| self.map.state_of(**node).is_gone();
         match placement.replicas.iter().find(dead).copied() {
             Some(old) if !newcomer => self.swap_replica(at, old, new, step),
             _ => false,
@@ -383,7 +382,7 @@ impl Planner<'_> {
         };
         for at in 0..self.map.members.len() {
             let member = &self.map.members[at];
-            if member.state == MemberState::Dead && !in_use(self, member.id) {
+            if member.state.is_gone() && !in_use(self, member.id) {
                 let text = format!("{} ({})", member.id, member.name);
                 self.map.members[at].state = MemberState::Retired;
                 self.say("retire", text);

@@ -260,7 +260,7 @@ impl SystemMachine {
             return Ok(SystemReply::Joined(id, self.state.map.epoch));
         }
         let namesake = self.state.map.live_member_named(&member.name).map(|m| (m.id, m.state));
-        if let Some((id, MemberState::Alive)) = namesake {
+        if let Some((id, MemberState::Alive | MemberState::Leaving)) = namesake {
             return Err(SystemRefusal::NameTaken(id));
         }
         let members = &self.state.map.members;

@@ -113,8 +113,9 @@ impl Cluster {
     }
 
     fn state(&mut self, id: &str, to: &str) -> String {
-        use MemberState::{Alive, Dead, Retired, Suspected};
-        let state = [Alive, Suspected, Dead, Retired].into_iter().find(|state| state.name() == to);
+        use MemberState::{Alive, Dead, Leaving, Left, Retired, Suspected};
+        let states = [Alive, Suspected, Dead, Retired, Leaving, Left];
+        let state = states.into_iter().find(|state| state.name() == to);
         let state = state.unwrap_or_else(|| panic!("no such state: {to}"));
         match self.apply(&SystemCommand::SetMember { id: NodeId(number(id)), state }) {
             SystemReply::Done(_) => String::new(),

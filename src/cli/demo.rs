@@ -1,11 +1,11 @@
 //! `nearstate demo`: what may be asked of the demo, checked before anything starts.
 
 use super::Ended;
+use super::chain_list::{CHAIN_HELP, ChainList};
 use crate::demo::steerer::Steer;
 use crate::demo::traffic::{FLOWS_MAX, PACKETS_MAX, TrafficSpec};
 use crate::demo::{self, DemoError, DemoPlan, JsonTo, NODES_FOR_KILL, Source};
 use clap::{Args, ValueHint};
-use nearstate_nf_node::chain_config::ChainConfig;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,6 +16,24 @@ const PACKETS: u32 = 600_000;
 /// When a node is killed, if nothing is said.
 const KILL_PERCENT: u8 = 50;
 
+/// Nodes that a demo starts at most.
+const NODES_MAX: i64 = 9;
+
+fn flows_help() -> String {
+    format!("Flows to generate, 1 to {FLOWS_MAX} [default: {FLOWS}]")
+}
+
+fn packets_help() -> String {
+    format!(
+        "Packets to generate, about, 1 to {PACKETS_MAX} and at least one a flow \
+         [default: {PACKETS}]"
+    )
+}
+
+fn nodes_help() -> String {
+    format!("Nodes to start, 1 to {NODES_MAX}; one can be killed if they are {NODES_FOR_KILL}")
+}
+
 /// The options of `nearstate demo`.
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -23,26 +41,22 @@ pub(super) struct DemoArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(conflicts_with_all = ["flows", "packets"])]
     pcap: Option<PathBuf>,
-    /// Flows to generate [default: 30000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help = flows_help())]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX as i64))]
     flows: Option<u32>,
-    /// Packets to generate, about; at least one a flow [default: 600000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help = packets_help())]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=PACKETS_MAX as i64))]
     packets: Option<u32>,
-    /// Nodes to start
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    #[arg(value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_name = "N", default_value_t = 3, help = nodes_help())]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=NODES_MAX))]
     nodes: u8,
-    /// Network functions that packets from inside pass, in order: firewall, nat, load-balancer
-    #[arg(long, value_name = "LIST", default_value = "firewall,nat", value_delimiter = ',')]
-    chain: Vec<String>,
+    #[arg(long, value_name = "LIST", default_value = "firewall,nat", help = CHAIN_HELP)]
+    chain: ChainList,
     /// Which node a packet goes to: the owner of its state, or a random one, packet by packet
     #[arg(long, value_enum, default_value_t = Steer::Owner)]
     steer: Steer,
-    /// Kill the busiest node when this share of the packets is through [default: 50; with fewer
-    /// than three nodes nothing is killed]
+    /// Kill the busiest node when this share of the packets is through, 1 to 99 % [default: 50;
+    /// with fewer than three nodes nothing is killed]
     #[arg(long, value_name = "PERCENT")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=99))]
     kill: Option<u8>,
@@ -88,7 +102,7 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
     Ok(DemoPlan {
         source,
         nodes: args.nodes,
-        chain: ChainConfig::named(&args.chain)?,
+        chain: args.chain.0,
         steer: args.steer,
         kill_percent,
         seed: args.seed,
@@ -143,15 +157,20 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_with_a_word_on_it() {
-        for (words, said) in [
-            ("--nodes 2 --kill 50", "--nodes 3"),
-            ("--flows 10 --packets 5", "--packets 10"),
-            ("--chain firewall,nta", "'nta'"),
-        ] {
+        for (words, said) in
+            [("--nodes 2 --kill 50", "--nodes 3"), ("--flows 10 --packets 5", "--packets 10")]
+        {
             let message = planned(words).unwrap_err().to_string();
             assert!(message.contains(said), "{message:?} does not say {said:?}");
         }
-        for words in ["--nodes 10", "--nodes 0", "--kill 100", "--kill 0", "--flows 0"] {
+        for words in [
+            "--nodes 10",
+            "--nodes 0",
+            "--kill 100",
+            "--kill 0",
+            "--flows 0",
+            "--chain firewall,nta",
+        ] {
             assert_eq!(parse(words).unwrap_err().kind(), ErrorKind::ValueValidation, "{words}");
         }
         for words in ["--pcap a --flows 3", "--kill 5 --no-kill"] {

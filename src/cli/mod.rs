@@ -4,9 +4,12 @@
 //! standard error with what to do about them; the exit code is 0 only for success, 2 for a command
 //! line that makes no sense.
 
+mod chain_list;
 mod demo;
 mod node;
 mod status;
+mod status_table;
+mod text_table;
 mod trace;
 
 use clap::{Parser, Subcommand};

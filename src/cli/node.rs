@@ -1,7 +1,8 @@
 //! `nearstate node`: reads a configuration and runs one node until it is told to end.
 //!
-//! It ends by SIGINT, SIGTERM or a shutdown message, and, if its configuration says so, when
-//! standard input closes: that is how a launcher's children never outlive it.
+//! It ends by SIGINT, SIGTERM, SIGHUP or a shutdown message, and, if its configuration says so, when
+//! standard input closes: that is how a launcher's children never outlive it. It hands over what it
+//! owns first; a second signal ends it at once.
 
 use super::Ended;
 use clap::{Args, ValueHint};
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 /// Threads of the control side: packets have threads of their own.
@@ -21,12 +23,27 @@ const WORKERS: usize = 2;
 /// Says what is logged to standard error, as `tracing-subscriber` reads it: `debug`,
 /// `info,nearstate_store=trace`.
 const LOG_VARIABLE: &str = "NEARSTATE_LOG";
-/// What is logged unless the variable says otherwise. The consensus library tells of each step of
-/// each election, so only its warnings are of use to an operator.
-const LOG_DEFAULT: &str = "info,openraft=error";
+/// What is logged unless the variable says otherwise. What the consensus library has to say is told
+/// in our own words, once.
+const LOG_DEFAULT: &str = "info,openraft=off";
+
+/// Every key of a configuration with its range and default: the example that operators copy.
+const EXAMPLE: &str = include_str!("../../examples/node.toml");
+
+/// How a node ends, and what may be configured.
+fn long_help() -> String {
+    format!(
+        "Ctrl-C, SIGTERM and SIGHUP end a node in good order: it hands over the shards that it \
+         owns, which takes up to 4 s, tells the cluster that it leaves, and exits with code 0. A \
+         second signal ends it at once.\n\nEvery key of a configuration \
+         (examples/node.toml):\n\n{EXAMPLE}"
+    )
+}
 
 /// The options of `nearstate node`.
 #[derive(Debug, Args)]
+#[command(after_help = "`nearstate node --help` shows every key of a configuration.")]
+#[command(after_long_help = long_help())]
 pub(super) struct NodeArgs {
     /// The node's configuration (TOML)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -37,7 +54,11 @@ pub(super) struct NodeArgs {
 #[derive(Debug, Error)]
 enum NodeError {
     /// No file.
-    #[error("the configuration {} cannot be read; give a readable TOML file", path.display())]
+    #[error(
+        "the configuration {} (--config) cannot be read; name a TOML file, for example a copy of \
+         examples/node.toml",
+        path.display()
+    )]
     Unreadable {
         /// Which.
         path: PathBuf,
@@ -45,7 +66,10 @@ enum NodeError {
         source: std::io::Error,
     },
     /// Not a configuration.
-    #[error("the configuration {} cannot be used", path.display())]
+    #[error(
+        "the configuration {} (--config) cannot be used; `nearstate node --help` shows every key",
+        path.display()
+    )]
     Unusable {
         /// Which.
         path: PathBuf,
@@ -72,15 +96,25 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
         .map_err(|source| NodeError::Unusable { path: path.clone(), source })?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let end_with_stdin = config.end_with_stdin;
+    let is_launched = config.end_with_stdin;
     runtime.block_on(async {
         // Before the node is ready: from then on a signal is to end it in good order.
         let signals = Signals::install()?;
-        let stop = async move {
-            tokio::select! {
-                () = signals.told_to_end(end_with_stdin) => {}
-                () = stdin_closed(), if end_with_stdin => {}
-            }
+        let (told, asked) = watch::channel(0_u32);
+        let mut at_once = asked.clone();
+        let mut asked = asked;
+        if is_launched {
+            let told = told.clone();
+            tokio::spawn(async move {
+                stdin_closed().await;
+                told.send_modify(|count| *count += 1);
+            });
+        }
+        tokio::spawn(signals.count(is_launched, told));
+        // The senders live as long as the runtime: the waits end only when somebody tells.
+        let stop = service::Stop {
+            asked: async move { drop(asked.wait_for(|count| *count >= 1).await) },
+            at_once: async move { drop(at_once.wait_for(|count| *count >= 2).await) },
         };
         service::run(config, tell_ready, stop).await.map_err(Box::<dyn std::error::Error>::from)
     })?;
@@ -113,6 +147,7 @@ fn tell_ready(ready: &service::Ready) {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -120,15 +155,21 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    /// A launched node leaves Ctrl-C, which reaches all processes of a terminal, to its launcher.
-    async fn told_to_end(mut self, is_launched: bool) {
+    /// Counts what tells the node to end. A launched node leaves Ctrl-C and hang-ups, which reach
+    /// all processes of a terminal, to its launcher.
+    async fn count(mut self, is_launched: bool, told: watch::Sender<u32>) {
         loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => if !is_launched { return },
-                _ = self.terminate.recv() => return,
+            let counts = tokio::select! {
+                _ = self.interrupt.recv() => !is_launched,
+                _ = self.hangup.recv() => !is_launched,
+                _ = self.terminate.recv() => true,
+            };
+            if counts {
+                told.send_modify(|count| *count += 1);
             }
         }
     }

@@ -1,200 +1,167 @@
 //! `nearstate status`: the cluster as one node's map has it, and what each member says of itself.
 
 use super::Ended;
-use crate::ask::{AskError, ClusterName, ask};
+use super::status_table::{as_tables, screen_width};
+use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
 use clap::Args;
-use nearstate_placement::api::{Request, Response, ShardRole, StatusReport};
-use nearstate_placement::{Map, Member};
-use nearstate_store::{Epoch, NodeId, ShardId};
+use nearstate_placement::api::{MemberAge, Request, Response, ShardStatus, StatusReport};
+use nearstate_placement::{Map, Member, MemberState};
+use nearstate_store::Epoch;
 use serde_json::json;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-/// Counters that the table shows; `--json` has all of them.
-const SHOWN: [&str; 5] =
-    ["packets_in", "packets_out", "commits", "access:local", "access:remote_shm"];
+/// How long a member that is gone, and not replaced, is shown.
+pub(super) const GONE_SHOWN_MS: u64 = 600_000;
 
 /// The options of `nearstate status`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit code 0 if every member that is not gone answers, else 1. Members that \
+    are dead, left or retired are shown until a node of their name joins, or for 10 min."
+)]
 pub(super) struct StatusArgs {
     /// Where one node listens; the others are found through it
-    #[arg(long, value_name = "ADDR")]
-    node: SocketAddr,
+    #[arg(long, value_name = NODE_ADDRESS)]
+    node: NodeAddress,
     #[command(flatten)]
     cluster: ClusterName,
-    /// Print JSON instead of a table
+    /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
 }
 
-/// What a member answered.
-type Answered = (Member, Result<StatusReport, String>);
+/// A member, and what it says of itself.
+pub(super) struct Answered {
+    pub(super) member: Member,
+    /// How many milliseconds it has been what the map says, and whether somebody saw that begin.
+    pub(super) state_for: Option<(u64, bool)>,
+    /// `None` if it is gone and was not asked.
+    pub(super) answer: Option<Result<StatusReport, String>>,
+}
+
+/// What is shown.
+pub(super) struct Seen {
+    pub(super) map: Map,
+    pub(super) members: Vec<Answered>,
+}
 
 /// Runs it.
 pub(super) fn run(args: &StatusArgs) -> Ended {
     let request = Request::GetMap { newer_than: Epoch(0), wait_ms: 0 };
-    let map = match ask(&args.cluster, args.node, &request)? {
-        Response::Map(map) => map,
-        other => return Err(AskError::unexpected(args.node, &other).into()),
+    let map = match ask(&args.cluster, &args.node, &request)? {
+        (_, Response::Map(map)) => map,
+        (address, other) => return Err(AskError::unexpected(address, &other).into()),
     };
-    let members = map.members.iter().filter(|member| member.state.is_live());
-    let answers: Vec<Answered> =
-        members.map(|member| (member.clone(), status_of(&args.cluster, member.address))).collect();
+    let seen = look(map, |address| status_of(&args.cluster, address));
     if args.json {
-        println!("{:#}", as_json(&map, &answers));
+        println!("{:#}", as_json(&seen));
     } else {
-        print!("{}", as_table(&map, &answers));
+        print!("{}", as_tables(&seen, screen_width()));
     }
-    let all_well = answers.iter().all(|(_, answer)| answer.is_ok());
+    let all_well = seen.members.iter().all(|seen| !matches!(seen.answer, Some(Err(_))));
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn status_of(cluster: &ClusterName, address: SocketAddr) -> Result<StatusReport, String> {
-    match ask(cluster, address, &Request::Status) {
+    match ask_at(cluster, address, &Request::Status) {
         Ok(Response::Status(report)) => Ok(*report),
         Ok(other) => Err(AskError::unexpected(address, &other).to_string()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-fn as_table(map: &Map, answers: &[Answered]) -> String {
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "map {}: {} slots in {} shards, {} members",
-        map.epoch,
-        map.slots,
-        map.shards.len().saturating_sub(1),
-        answers.len()
-    );
-    let _ = write!(text, "\n{:<10} {:<12} {:<10} {:<21}", "node", "name", "state", "address");
-    for counter in SHOWN {
-        let _ = write!(text, " {:>17}", counter);
-    }
-    text.push('\n');
-    for (member, answer) in answers {
-        let _ = write!(
-            text,
-            "{:<10} {:<12} {:<10} {:<21}",
-            member.id.to_string(),
-            member.name,
-            member.state.name(),
-            member.address.to_string()
-        );
-        match answer {
-            Ok(report) => {
-                for name in SHOWN {
-                    let _ = write!(text, " {:>17}", counter(report, name));
-                }
-                text.push('\n');
-            }
-            Err(error) => {
-                let _ = writeln!(text, " no answer: {error}");
-            }
-        }
-    }
-    let _ = writeln!(
-        text,
-        "\n{:<10} {:>6} {:<10} {:>6} {:<24} {:>10} entries",
-        "shard", "slots", "owner", "term", "voters", "applied"
-    );
-    for shard in &map.shards {
-        text.push_str(&shard_line(map, shard.shard, answers));
-    }
-    text
-}
-
-fn counter(report: &StatusReport, name: &str) -> u64 {
-    report.counters.iter().find(|(counter, _)| counter == name).map_or(0, |(_, count)| *count)
-}
-
-/// A shard as its owner sees it, else what the map says.
-fn shard_line(map: &Map, shard: ShardId, answers: &[Answered]) -> String {
-    let slots = map.slot_to_shard.iter().filter(|&&of| of == shard.0).count();
-    let owned = answers.iter().find_map(|(member, answer)| {
-        let mut shards = answer.as_ref().ok()?.shards.iter();
-        let seen = shards.find(|seen| seen.shard == shard && seen.role == ShardRole::Owner)?;
-        Some((member.id, seen))
-    });
-    let Some((owner, seen)) = owned else {
-        let replicas = nodes(map.shards.get(usize::from(shard.0)).map_or(&[], |s| &s.replicas));
-        return format!("{:<10} {slots:>6} nobody; replicas {replicas}\n", shard.to_string());
-    };
-    format!(
-        "{:<10} {slots:>6} {:<10} {:>6} {:<24} {:>10} {} of {}\n",
-        shard.to_string(),
-        owner.to_string(),
-        seen.term.0,
-        nodes(&seen.voters),
-        seen.applied.0,
-        seen.entries,
-        seen.capacity
-    )
-}
-
-fn nodes(ids: &[NodeId]) -> String {
-    ids.iter().map(|id| id.0.to_string()).collect::<Vec<_>>().join(" ")
-}
-
-fn as_json(map: &Map, answers: &[Answered]) -> serde_json::Value {
-    let nodes: Vec<_> = answers
+/// Asks every member that is not gone, and finds out for how long the others have been.
+fn look(map: Map, ask: impl Fn(SocketAddr) -> Result<StatusReport, String>) -> Seen {
+    let answer = |member: &Member| member.state.is_live().then(|| ask(member.address));
+    let answers: Vec<_> = map.members.iter().map(answer).collect();
+    let ages: Vec<MemberAge> = answers
         .iter()
-        .map(|(member, answer)| {
-            let mut node = json!({
-                "id": member.id.0,
-                "name": member.name,
-                "state": member.state.name(),
-                "address": member.address.to_string(),
-                "ports": member.ports,
-            });
-            match answer {
-                Ok(report) => {
-                    node["incarnation"] = report.incarnation.into();
-                    node["uptime_ms"] = report.uptime_ms.into();
-                    node["map_epoch"] = report.map_epoch.0.into();
-                    node["counters"] = report.counters.iter().cloned().collect();
-                    node["shards"] = shards_json(report);
-                }
-                Err(error) => node["error"] = error.as_str().into(),
-            }
-            node
-        })
+        .filter_map(|answer| answer.as_ref()?.as_ref().ok())
+        .flat_map(|report| report.members.iter().copied())
         .collect();
-    json!({ "epoch": map.epoch.0, "slots": map.slots, "nodes": nodes })
+    let members = map.members.iter().zip(answers).map(|(member, answer)| {
+        let state_for = state_for(member, &ages);
+        Answered { member: member.clone(), state_for, answer }
+    });
+    let members = members.filter(|seen| is_shown(&map, seen)).collect();
+    Seen { map, members }
 }
 
-fn shards_json(report: &StatusReport) -> serde_json::Value {
-    let shard = |seen: &nearstate_placement::api::ShardStatus| {
-        json!({
-            "shard": seen.shard.0,
-            "role": seen.role.name(),
-            "term": seen.term.0,
-            "leader": seen.leader.map(|id| id.0),
-            "applied": seen.applied.0,
-            "lease_left_ms": seen.lease_left_ms,
-            "entries": seen.entries,
-            "capacity": seen.capacity,
-            "voters": seen.voters.iter().map(|id| id.0).collect::<Vec<_>>(),
-        })
-    };
-    report.shards.iter().map(shard).collect::<Vec<_>>().into()
+/// Who has watched longest knows best.
+fn state_for(member: &Member, ages: &[MemberAge]) -> Option<(u64, bool)> {
+    let of = |age: &&MemberAge| age.node == member.id && age.state == member.state;
+    ages.iter().filter(of).map(|age| (age.for_ms, age.is_exact)).max()
+}
+
+fn is_shown(map: &Map, seen: &Answered) -> bool {
+    let is_replaced = || map.live_member_named(&seen.member.name).is_some();
+    let is_recent = || seen.state_for.is_none_or(|(for_ms, _)| for_ms < GONE_SHOWN_MS);
+    seen.member.state.is_live() || (!is_replaced() && is_recent())
+}
+
+fn as_json(seen: &Seen) -> serde_json::Value {
+    let nodes: Vec<_> = seen.members.iter().map(member_json).collect();
+    json!({ "epoch": seen.map.epoch.0, "slots": seen.map.slots, "nodes": nodes })
+}
+
+fn member_json(seen: &Answered) -> serde_json::Value {
+    let member = &seen.member;
+    let mut node = json!({
+        "id": member.id.0,
+        "name": member.name,
+        "state": member.state.name(),
+        "state_for_ms": seen.state_for.map(|(for_ms, _)| for_ms),
+        "state_for_is_exact": seen.state_for.map(|(_, is_exact)| is_exact),
+        "gone": !matches!(
+            member.state,
+            MemberState::Alive | MemberState::Suspected | MemberState::Leaving
+        ),
+        "address": member.address.to_string(),
+        "ports": member.ports,
+    });
+    match &seen.answer {
+        Some(Ok(report)) => {
+            node["incarnation"] = report.incarnation.into();
+            node["uptime_ms"] = report.uptime_ms.into();
+            node["map_epoch"] = report.map_epoch.0.into();
+            node["counters"] = report.counters.iter().cloned().collect();
+            node["shards"] = report.shards.iter().map(shard_json).collect();
+        }
+        Some(Err(error)) => node["error"] = error.as_str().into(),
+        None => {}
+    }
+    node
+}
+
+fn shard_json(seen: &ShardStatus) -> serde_json::Value {
+    json!({
+        "shard": seen.shard.0,
+        "role": seen.role.name(),
+        "term": seen.term.0,
+        "leader": seen.leader.map(|id| id.0),
+        "applied": seen.applied.0,
+        "lease_left_ms": seen.lease_left_ms,
+        "entries": seen.entries,
+        "capacity": seen.capacity,
+        "voters": seen.voters.iter().map(|id| id.0).collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nearstate_placement::api::ShardStatus;
-    use nearstate_placement::map::{MemberState, ShardPlacement};
-    use nearstate_store::{LogIndex, Term};
+    use nearstate_placement::api::ShardRole;
+    use nearstate_placement::map::ShardPlacement;
+    use nearstate_store::{LogIndex, NodeId, ShardId, Term};
 
-    fn map() -> Map {
-        let member = |id: u64| Member {
-            id: NodeId(id),
-            name: format!("n{id}"),
-            address: SocketAddr::from(([127, 0, 0, 1], 4000 + id as u16)),
+    fn map(states: &[(&str, MemberState)]) -> Map {
+        let member = |(at, (name, state)): (usize, &(&str, MemberState))| Member {
+            id: NodeId(at as u64 + 1),
+            name: (*name).to_owned(),
+            address: SocketAddr::from(([127, 0, 0, 1], 4001 + at as u16)),
             ports: Vec::new(),
-            state: MemberState::Alive,
+            state: *state,
         };
         let shard = |number: u16| ShardPlacement {
             shard: ShardId(number),
@@ -208,7 +175,7 @@ mod tests {
             replicas_wanted: 2,
             slot_to_shard: vec![1, 2, 1, 1],
             shards: vec![shard(0), shard(1), shard(2)],
-            members: vec![member(1), member(2)],
+            members: states.iter().enumerate().map(member).collect(),
         }
     }
 
@@ -218,12 +185,18 @@ mod tests {
             role: ShardRole::Owner,
             term: Term(7),
             leader: Some(NodeId(1)),
-            applied: LogIndex(55),
+            applied: LogIndex(5_500),
             lease_left_ms: 100,
             entries: 9,
-            capacity: 64,
+            capacity: 65_536,
             voters: vec![NodeId(1), NodeId(2)],
             lag: Vec::new(),
+        };
+        let age = |node: u64, state, for_ms| MemberAge {
+            node: NodeId(node),
+            state,
+            for_ms,
+            is_exact: node != 4,
         };
         StatusReport {
             node: NodeId(1),
@@ -232,25 +205,83 @@ mod tests {
             uptime_ms: 5,
             map_epoch: Epoch(4),
             shards: vec![shard],
-            counters: vec![("packets_in".into(), 123)],
+            counters: vec![("packets_in".into(), 12_345), ("access:local".into(), 3)],
+            members: vec![
+                age(3, MemberState::Left, 12_000),
+                age(4, MemberState::Dead, 130_000),
+                age(5, MemberState::Retired, GONE_SHOWN_MS),
+            ],
         }
     }
 
+    fn looked() -> Seen {
+        use MemberState::{Alive, Dead, Left, Retired, Suspected};
+        let map = map(&[
+            ("n1", Alive),
+            ("n2", Suspected),
+            ("n3", Left),
+            ("n4", Dead),
+            ("n5", Retired),
+            ("n1", Retired),
+        ]);
+        look(map, |address| match address.port() {
+            4001 => Ok(report()),
+            4002 => Err("gone away".into()),
+            _ => panic!("a member that is gone is asked"),
+        })
+    }
+
     #[test]
-    fn the_table_says_who_owns_what_and_who_is_silent() {
-        let map = map();
-        let answers =
-            [(map.members[0].clone(), Ok(report())), (map.members[1].clone(), Err("gone".into()))];
-        let text = as_table(&map, &answers);
-        let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
-        assert!(line("node-1").contains("123"), "{text}");
-        assert!(line("node-2").ends_with("no answer: gone"), "{text}");
-        let words: Vec<_> = line("shard-1").split_whitespace().collect();
-        assert_eq!(words, ["shard-1", "3", "node-1", "7", "1", "2", "55", "9", "of", "64"]);
-        assert!(line("shard-2").contains("nobody; replicas 1 2"), "{text}");
-        let json = as_json(&map, &answers);
-        assert_eq!(json["nodes"][0]["counters"]["packets_in"], 123);
-        assert_eq!(json["nodes"][1]["error"], "gone");
-        assert_eq!(json["nodes"][0]["shards"][0]["role"], "owner");
+    fn the_tables_say_who_owns_what_who_is_silent_and_who_is_gone() {
+        let text = as_tables(&looked(), 100);
+        let cells = |start: &str| -> Vec<String> {
+            let line = text.lines().find(|line| line.starts_with(start)).expect("a line");
+            line.split("  ").map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+        };
+        let first = ["n1 (id 1)", "alive", "127.0.0.1:4001", "12,345", "0", "0", "100.0 %"];
+        assert_eq!(cells("n1 (id 1)"), first);
+        assert_eq!(cells("n2 (id 2)"), ["n2 (id 2)", "suspected", "127.0.0.1:4002"]);
+        assert!(text.contains("\n    gone away\n"), "{text}");
+        assert_eq!(cells("n3 (id 3)"), ["n3 (id 3)", "left 12 s ago", "127.0.0.1:4003"]);
+        assert_eq!(cells("n4 (id 4)")[1], "dead over 2 min ago");
+        for gone in ["n5", "id 6"] {
+            assert!(!text.contains(gone), "its time is over or it is replaced: {text}");
+        }
+        assert!(text.contains("until a node of their name joins, or for 10 min"), "{text}");
+        let voters = "n1 (id 1), n2 (id 2)";
+        let shard = ["shard-1", "3", "n1 (id 1)", "7", voters, "5,500", "9 of 65,536"];
+        assert_eq!(cells("shard-1"), shard);
+        assert_eq!(cells("shard-2"), ["shard-2", "1", "nobody"]);
+        assert!(text.contains(&format!("    replicas: {voters}\n")), "{text}");
+        assert!(!text.contains("node-"), "one spelling of a node: {text}");
+    }
+
+    #[test]
+    fn lines_fit_the_screen_and_no_access_is_no_share() {
+        let mut seen = looked();
+        for width in [60, 80, 100] {
+            let text = as_tables(&seen, width);
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+        }
+        let Some(Ok(report)) = &mut seen.members[0].answer else { panic!("it answered") };
+        report.counters.clear();
+        let text = as_tables(&seen, 100);
+        let line = text.lines().find(|line| line.starts_with("n1 (id 1)")).unwrap();
+        assert!(line.ends_with("  -"), "{text}");
+    }
+
+    #[test]
+    fn the_json_has_every_member_that_is_shown() {
+        let json = as_json(&looked());
+        let nodes = json["nodes"].as_array().unwrap();
+        assert_eq!(nodes.len(), 4);
+        assert_eq!(nodes[0]["counters"]["packets_in"], 12_345);
+        assert_eq!(nodes[0]["shards"][0]["role"], "owner");
+        assert_eq!(nodes[1]["error"], "gone away");
+        assert_eq!(
+            (&nodes[2]["state"], &nodes[2]["state_for_ms"]),
+            (&"left".into(), &12_000.into())
+        );
+        assert_eq!((&nodes[0]["gone"], &nodes[3]["gone"]), (&false.into(), &true.into()));
     }
 }

@@ -4,39 +4,36 @@
 //! chain is built here that knows of no flow: what the first packet of a flow would see.
 
 use super::Ended;
-use crate::ask::{AskError, ClusterName, ask};
+use super::chain_list::{CHAIN_HELP, ChainList, SLOTS};
+use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask};
 use crate::demo::DemoError;
 use crate::demo::capture::load_one;
 use crate::demo::script::{DEMO_TENANT, FRAME_BYTES_MAX};
 use clap::{Args, ValueEnum, ValueHint};
 use nearstate_nf_node::chain::Chain;
-use nearstate_nf_node::chain_config::ChainConfig;
 use nearstate_nf_node::state_access::Access;
-use nearstate_nf_node::trace::{Found, trace_packet};
+use nearstate_nf_node::trace::{Found, TraceRecord, trace_packet};
 use nearstate_placement::Side;
 use nearstate_placement::api::{Request, Response};
 use nearstate_store::{ShardId, Time};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use thiserror::Error;
-
-/// Slots of a chain that is built here.
-const SLOTS: u32 = 1024;
 
 /// The options of `nearstate trace`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("packet_source").required(true).args(["pcap", "hex"]))]
 pub(super) struct TraceArgs {
-    /// Where a running node listens; without it a chain without state is built here
-    #[arg(long, value_name = "ADDR")]
-    node: Option<SocketAddr>,
+    /// Where a running node listens; it asks the owner of the packet's state. Without it a chain
+    /// without state is built here
+    #[arg(long, value_name = NODE_ADDRESS)]
+    node: Option<NodeAddress>,
     #[command(flatten)]
     cluster: ClusterName,
     /// Take the packet from this capture
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "packet")]
     pcap: Option<PathBuf>,
-    /// Which packet of the capture, counted from 1
+    /// Which packet of the capture, 1 for the first
     #[arg(long, value_name = "N", requires = "pcap")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     packet: Option<u64>,
@@ -46,10 +43,9 @@ pub(super) struct TraceArgs {
     /// The side that it comes in on
     #[arg(long, value_enum)]
     side: SideName,
-    /// Without --node: functions that packets from inside pass, in order
-    #[arg(long, value_name = "LIST", default_value = "firewall,nat", value_delimiter = ',')]
-    #[arg(conflicts_with = "node")]
-    chain: Vec<String>,
+    #[arg(long, value_name = "LIST", default_value = "firewall,nat")]
+    #[arg(conflicts_with = "node", help = format!("Without --node: {CHAIN_HELP}"))]
+    chain: ChainList,
 }
 
 /// A side, on the command line.
@@ -86,8 +82,8 @@ pub(super) fn run(args: &TraceArgs) -> Ended {
         SideName::Inside => Side::Inside,
         SideName::Outside => Side::Outside,
     };
-    let lines = match args.node {
-        Some(address) => trace_at(&args.cluster, address, side, frame)?,
+    let lines = match &args.node {
+        Some(node) => trace_at(&args.cluster, node, side, frame)?,
         None => trace_here(&args.chain, side, &frame)?,
     };
     for line in lines {
@@ -98,23 +94,30 @@ pub(super) fn run(args: &TraceArgs) -> Ended {
 
 fn trace_at(
     cluster: &ClusterName,
-    address: SocketAddr,
+    node: &NodeAddress,
     side: Side,
     frame: Vec<u8>,
 ) -> Result<Vec<String>, AskError> {
-    let request = Request::Trace { side, tenant: DEMO_TENANT, frame };
-    match ask(cluster, address, &request)? {
-        Response::Trace(lines) => Ok(lines),
-        other => Err(AskError::unexpected(address, &other)),
+    let request = Request::Trace { side, tenant: DEMO_TENANT, frame, passed_on: false };
+    match ask(cluster, node, &request)? {
+        (_, Response::Trace(lines)) => Ok(lines),
+        (address, other) => Err(AskError::unexpected(address, &other)),
     }
 }
 
-fn trace_here(names: &[String], side: Side, frame: &[u8]) -> Result<Vec<String>, DemoError> {
-    let chain = Chain::new(&ChainConfig::named(names)?, SLOTS)?;
+fn trace_here(chain: &ChainList, side: Side, frame: &[u8]) -> Result<Vec<String>, DemoError> {
+    let chain = Chain::new(&chain.0, SLOTS)?;
     let nothing = Found { entry: None, shard: ShardId(1), access: Access::Local };
     let records =
         trace_packet(&chain, &chain.steering(0), Time(0), (side, frame), &mut |_, _| Some(nothing));
-    Ok(records.iter().map(ToString::to_string).collect())
+    let mut lines = Vec::new();
+    for record in records {
+        lines.extend(record.to_string().lines().map(str::to_owned));
+        if matches!(record, TraceRecord::Steered { .. }) {
+            lines.push("read      nowhere: a chain without state, since no --node is given".into());
+        }
+    }
+    Ok(lines)
 }
 
 /// The bytes that hexadecimal digits spell; blanks and colons between them do not matter.
@@ -150,13 +153,12 @@ mod tests {
     #[test]
     fn a_first_packet_from_inside_asks_for_state_and_one_from_outside_is_dropped() {
         let (host, server) = (Endpoint::v4([10, 0, 0, 1], 4000), Endpoint::v4([192, 0, 2, 1], 80));
-        let names = ["firewall".to_owned(), "nat".to_owned()];
+        let names: ChainList = "firewall,nat".parse().unwrap();
         let out = PacketBuilder::tcp(host, server).flags(SYN).build();
         let told = trace_here(&names, Side::Inside, &out).unwrap().join("\n");
-        assert!(told.contains("commit"), "{told}");
+        assert!(told.contains("commit") && told.contains("leaves    then"), "{told}");
         let strange = PacketBuilder::tcp(server, Endpoint::v4([198, 19, 0, 1], 2000)).build();
         let told = trace_here(&names, Side::Outside, &strange).unwrap().join("\n");
         assert!(told.contains("drop"), "{told}");
-        assert!(trace_here(&["nta".to_owned()], Side::Inside, &out).is_err());
     }
 }

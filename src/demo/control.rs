@@ -173,16 +173,16 @@ async fn serve(
     }
 }
 
-/// Tells of each Ctrl-C, and of each polite request to end.
+/// Tells of each Ctrl-C, of each polite request to end, and of a terminal that went away.
 async fn tell_signals(news: Sender<News>) -> std::io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
             _ = terminate.recv() => {}
-            _ = hang_up.recv() => {}
         }
         if news.send(News::Interrupted).is_err() {
             return Ok(());

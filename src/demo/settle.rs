@@ -99,6 +99,7 @@ mod tests {
             map_epoch: Epoch(2),
             shards: shards.iter().map(shard).collect(),
             counters: Vec::new(),
+            members: Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@
 use crate::connection::{Caller, Connection, Serve, run};
 use crate::consensus::CallError;
 use crate::serve::Server;
-use crate::transport::{GreetError, greet};
+use crate::transport::{GreetError, greet_on};
 use crate::types::NodeId;
 use crate::wire::{APP_BYTES_MAX, Hello, Refused, Request, Response};
 use core::net::SocketAddr;
@@ -13,6 +13,7 @@ use core::time::Duration;
 use std::io;
 use std::sync::{Arc, Weak};
 use thiserror::Error;
+use tokio::net::TcpStream;
 
 /// Why a node cannot be asked.
 #[derive(Debug, Error)]
@@ -25,6 +26,35 @@ pub enum ConnectError {
         /// What the system or the format of the stream says.
         source: io::Error,
     },
+    /// It belongs to another cluster.
+    #[error(
+        "the node at {0} belongs to another cluster: give the name that its configuration has as \
+         `cluster`, or the address of another node"
+    )]
+    OtherCluster(SocketAddr),
+    /// Something answers, but not as a node does.
+    #[error(
+        "what answers at {address} is no node of this version ({what}): another program listens \
+         there, or a node of another version; look for the address in the node's ready line"
+    )]
+    Stranger {
+        /// Where.
+        address: SocketAddr,
+        /// What it said.
+        what: String,
+    },
+    /// It hangs up on us.
+    #[error(
+        "{0} ends the connection without an answer: another program listens there, or a node that \
+         is just ending"
+    )]
+    Ended(SocketAddr),
+    /// Somebody takes connections there and then says nothing.
+    #[error(
+        "{0} takes connections but says nothing: another program listens there, or a node that \
+         hangs"
+    )]
+    Mute(SocketAddr),
     /// It does not want to talk to us.
     #[error("{address} refuses this connection: {reason}")]
     Refused {
@@ -33,9 +63,32 @@ pub enum ConnectError {
         /// Why.
         reason: Refused,
     },
-    /// It takes too long.
-    #[error("{0} does not answer in time")]
+    /// It takes too long to connect.
+    #[error("{0} cannot be reached in time")]
     Timeout(SocketAddr),
+}
+
+impl ConnectError {
+    /// Whether whoever listens there is no node of this cluster: trying again does not help.
+    #[must_use]
+    pub const fn is_stranger(&self) -> bool {
+        matches!(self, Self::OtherCluster(_) | Self::Stranger { .. })
+    }
+
+    fn of(address: SocketAddr, error: GreetError) -> Self {
+        match error {
+            GreetError::Refused(Refused::Cluster(_)) => Self::OtherCluster(address),
+            GreetError::Refused(reason) => Self::Refused { address, reason },
+            GreetError::Frame(source) => match source.kind() {
+                io::ErrorKind::InvalidData => Self::Stranger { address, what: source.to_string() },
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    Self::Ended(address)
+                }
+                _ => Self::Io { address, source },
+            },
+            GreetError::Io(source) => Self::Io { address, source },
+        }
+    }
 }
 
 /// A connection that has been made. Dropping it ends it.
@@ -56,18 +109,17 @@ impl Client {
         patience: Duration,
     ) -> Result<Self, ConnectError> {
         let hello = Hello { cluster, from: 0, to: 0, nonce: 0 };
-        let greeted = tokio::time::timeout(patience, greet(address, &hello))
+        let stream = tokio::time::timeout(patience, TcpStream::connect(address))
             .await
-            .map_err(|_| ConnectError::Timeout(address))?;
-        let (stream, decoder, theirs) = greeted.map_err(|error| match error {
-            GreetError::Refused(reason) => ConnectError::Refused { address, reason },
-            GreetError::Frame(source) | GreetError::Io(source) => {
-                ConnectError::Io { address, source }
-            }
-        })?;
+            .map_err(|_| ConnectError::Timeout(address))?
+            .map_err(|source| ConnectError::Io { address, source })?;
+        let greeted = tokio::time::timeout(patience, greet_on(stream, &hello))
+            .await
+            .map_err(|_| ConnectError::Mute(address))?;
+        let (stream, decoder, theirs) =
+            greeted.map_err(|error| ConnectError::of(address, error))?;
         if theirs.cluster != cluster {
-            let reason = Refused::Cluster(theirs.cluster);
-            return Err(ConnectError::Refused { address, reason });
+            return Err(ConnectError::OtherCluster(address));
         }
         let connection = Connection::new(Caller::Client, Arc::default());
         let running = connection.clone();

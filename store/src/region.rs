@@ -146,7 +146,7 @@ impl Region {
         check_size(bytes as u64)?;
         check_memory(bytes)?;
         let file = match create_locked(path) {
-            Err(RegionError::Exists(_)) if remove_orphan(path) => create_locked(path),
+            Err(RegionError::Exists(_)) if Self::remove_orphan(path) => create_locked(path),
             other => other,
         }?;
         let reserved = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
@@ -206,6 +206,14 @@ impl Region {
         );
         region.path = Some(path.to_owned());
         Ok(region)
+    }
+
+    /// Removes a file that nobody holds locked: whoever made it is dead. Gives whether it is gone.
+    pub fn remove_orphan(path: &Path) -> bool {
+        let is_orphan = File::open(path).is_ok_and(|file| {
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        });
+        is_orphan && std::fs::remove_file(path).is_ok()
     }
 
     fn new(map: MmapRaw, backing: Backing, writable: bool) -> Self {
@@ -362,14 +370,6 @@ fn create_locked(path: &Path) -> Result<File, RegionError> {
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|errno| io_error("lock", path, errno.into()))?;
     Ok(file)
-}
-
-/// Removes a file that nobody holds locked: whoever made it is dead. Gives whether it is gone.
-fn remove_orphan(path: &Path) -> bool {
-    let is_orphan = File::open(path).is_ok_and(|file| {
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-    });
-    is_orphan && std::fs::remove_file(path).is_ok()
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> RegionError {

@@ -175,7 +175,10 @@ impl Shard {
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
-        self.replica.status(self.parts.lease.until())
+        let mut status = self.replica.status(self.parts.lease.until());
+        let has_part = self.has_part.load(Ordering::SeqCst);
+        status.leader = status.leader.filter(|leader| has_part || *leader == self.node);
+        status
     }
 
     /// For the end, when nothing makes it longer any more.
@@ -309,9 +312,7 @@ impl Shard {
 
     fn publish(&self) {
         let status = self.status();
-        let has_part = self.has_part.load(Ordering::SeqCst);
-        let leader = status.leader.filter(|leader| has_part || *leader == self.node);
-        let leader = leader.map_or(0, |leader| leader.0);
+        let leader = status.leader.map_or(0, |leader| leader.0);
         let moved = self.view.leader.swap(leader, Ordering::SeqCst) != leader;
         self.status.send_if_modified(|old| {
             let changed = *old != status;

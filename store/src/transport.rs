@@ -490,7 +490,14 @@ pub(crate) async fn greet(
     address: SocketAddr,
     hello: &Hello,
 ) -> Result<(TcpStream, FrameDecoder, Hello), GreetError> {
-    let mut stream = TcpStream::connect(address).await?;
+    greet_on(TcpStream::connect(address).await?, hello).await
+}
+
+/// The same on a connection that has been made.
+pub(crate) async fn greet_on(
+    mut stream: TcpStream,
+    hello: &Hello,
+) -> Result<(TcpStream, FrameDecoder, Hello), GreetError> {
     stream.set_nodelay(true)?;
     let body = hello.encode().map_err(io::Error::other)?;
     let mut bytes = Vec::new();

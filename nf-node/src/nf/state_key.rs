@@ -70,6 +70,35 @@ impl fmt::Display for KeyKind {
     }
 }
 
+/// What an entry is about, in words for people.
+#[must_use]
+pub fn words(key: &Key) -> String {
+    let (a, b) = key.ends();
+    let protocol = match key.protocol() {
+        1 | 58 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => format!("protocol {other}"),
+    };
+    let mut words = match KeyKind::of(key) {
+        Some(KeyKind::NatOut) => format!("the mapping of inside endpoint {protocol} {a}"),
+        Some(KeyKind::NatIn) if a == TO_BE_FILLED => {
+            format!("the holder of the external {protocol} endpoint that is taken")
+        }
+        Some(KeyKind::NatIn) => format!("the holder of external endpoint {protocol} {a}"),
+        Some(KeyKind::Firewall) => format!("the flow {protocol} {a} <-> {b}"),
+        Some(KeyKind::Balance) => format!("the backend of {protocol} client {a} at service {b}"),
+        Some(KeyKind::BalanceReply) => {
+            format!("the service that backend {b} answers {protocol} client {a} for")
+        }
+        None => format!("an entry of kind {} about {protocol} {a} and {b}", key.kind()),
+    };
+    if key.tenant() != TenantId(0) {
+        words.push_str(&format!(" of tenant {}", key.tenant().0));
+    }
+    words
+}
+
 /// The key of the mapping of an inside endpoint.
 #[must_use]
 pub fn nat_out(tenant: TenantId, protocol: u8, inside: Endpoint) -> Key {
@@ -131,6 +160,9 @@ mod tests {
             assert_eq!(KeyKind::of(key), Some(*kind));
             assert_eq!(key.kind(), at as u8 + 1, "{kind}: numbers never change");
             assert_eq!((key.protocol(), key.tenant()), (6, TENANT));
+            let words = words(key);
+            assert!(words.contains("tcp") && words.contains("10.0.0.1:1000"), "{words}");
+            assert!(words.ends_with("of tenant 7"), "{words}");
             assert!(keys[..at].iter().all(|(other, _)| other.name() != kind.name()));
         }
         assert_eq!(KeyKind::of(&Key::new(200, 6, TENANT, (a, b))), None);

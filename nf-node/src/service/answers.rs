@@ -5,20 +5,15 @@ use super::replicas::ReplicaView;
 use super::system_view::SystemView;
 use crate::chain::Chain;
 use crate::counters::Counters;
-use crate::state_access::Access;
-use crate::trace::{Found, TraceRecord, trace_packet};
+use nearstate_placement::Steering;
 use nearstate_placement::api::{Request, Response, ShardRole, ShardStatus, StatusReport};
-use nearstate_placement::system::{SystemCommand, SystemReply};
-use nearstate_placement::{Side, Steering};
+use nearstate_placement::system::SystemCommand;
 use nearstate_store::clock::boot_now;
 use nearstate_store::driver::{AppHandler, Store};
-use nearstate_store::{Epoch, LogIndex, NodeId, Reply, ShardId, TableReader, Time};
+use nearstate_store::{LogIndex, NodeId, ShardId, TableReader, Time};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-
-/// How long a newcomer's map may take to come to this node.
-const JOINED_MAP_WAIT_MS: u32 = 2_000;
 
 /// Everything that answers come from.
 pub(super) struct Answers {
@@ -65,7 +60,8 @@ impl AppHandler for Handler {
     }
 }
 
-fn refused(reason: String, retry: bool) -> Response {
+/// Not done.
+pub(super) fn refused(reason: String, retry: bool) -> Response {
     Response::Refused { reason, retry }
 }
 
@@ -79,7 +75,8 @@ impl Answers {
                 false,
             ),
             Request::Join { name, address, ports, nonce, .. } => {
-                self.let_in(SystemCommand::Join { name, address, ports, nonce }).await
+                let join = SystemCommand::Join { name: name.clone(), address, ports, nonce };
+                self.admit(&name, join).await
             }
             Request::GetMap { newer_than, wait_ms } => {
                 match self.view.newer_than(newer_than, wait_ms).await {
@@ -88,42 +85,22 @@ impl Answers {
                 }
             }
             Request::Status => Response::Status(Box::new(self.status())),
-            Request::Trace { side, frame, .. } => Response::Trace(self.trace(side, &frame)),
+            Request::Shard(shard) => Response::Shard(self.shard_status(boot_now(), shard)),
+            Request::Trace { side, frame, passed_on, .. } => {
+                Response::Trace(self.trace(side, frame, passed_on).await)
+            }
             Request::Shutdown => {
-                self.view.stop();
+                self.view.ask_to_end();
                 Response::ShuttingDown
             }
-        }
-    }
-
-    async fn let_in(&self, join: SystemCommand) -> Response {
-        let Some(store) = self.store.get() else {
-            return refused("this node is only starting; try again".to_owned(), true);
-        };
-        let reply = match store.propose(ShardId::SYSTEM, join.encode()).await {
-            Ok(Reply::System(bytes)) => SystemReply::decode(&bytes),
-            Ok(_) => return refused("the system shard gave no answer".to_owned(), true),
-            Err(error) => return refused(error.to_string(), true),
-        };
-        match reply {
-            Ok(SystemReply::Joined(id, epoch)) => {
-                let before = Epoch(epoch.0.saturating_sub(1));
-                match self.view.newer_than(before, JOINED_MAP_WAIT_MS).await {
-                    Some(map) => Response::Joined { id, map: (*map).clone() },
-                    None => refused("this node is behind; ask another one".to_owned(), true),
-                }
-            }
-            Ok(SystemReply::Refused(refusal)) => refused(refusal.to_string(), true),
-            Ok(SystemReply::Done(_)) => refused("the system shard was confused".to_owned(), true),
-            Err(error) => refused(error.to_string(), true),
         }
     }
 
     fn status(&self) -> StatusReport {
         let map = self.view.map();
         let now = boot_now();
-        let shards =
-            (0..self.replicas.len()).filter_map(|number| self.shard_status(now, number)).collect();
+        let shards = (0..self.replicas.len() as u16).map(ShardId);
+        let shards = shards.filter_map(|shard| self.shard_status(now, shard)).collect();
         let counters = self.counters.get().map(|c| c.snapshot().named()).unwrap_or_default();
         StatusReport {
             node: self.node,
@@ -133,11 +110,11 @@ impl Answers {
             map_epoch: map.epoch,
             shards,
             counters,
+            members: self.view.member_ages(),
         }
     }
 
-    fn shard_status(&self, now: Time, number: usize) -> Option<ShardStatus> {
-        let shard = ShardId(number as u16);
+    fn shard_status(&self, now: Time, shard: ShardId) -> Option<ShardStatus> {
         let status = self.store.get()?.status(shard)?;
         let applied = status.applied.unwrap_or(LogIndex(0));
         let lease_left_ms = (status.lease_until.since_ns(now) / 1_000_000) as u32;
@@ -153,7 +130,7 @@ impl Answers {
         } else {
             ShardRole::None
         };
-        let reader = self.replicas[number].as_ref().map(|view| &view.reader);
+        let reader = self.replicas.get(usize::from(shard.0))?.as_ref().map(|view| &view.reader);
         let others = group.voters.iter().chain(&group.learners).filter(|id| **id != self.node);
         let lag = if group.is_leader() {
             others.map(|id| (*id, group.lag(*id).unwrap_or(u64::MAX))).collect()
@@ -172,48 +149,5 @@ impl Answers {
             voters: group.voters,
             lag,
         })
-    }
-
-    /// One packet's way, read from this node's replicas: they may be a moment behind their owners.
-    fn trace(&self, side: Side, frame: &[u8]) -> Vec<String> {
-        let map = self.view.map();
-        let mut lines = Vec::new();
-        let mut read = |slot, key: &_| {
-            let shard = map.shard_of(slot)?;
-            let reader = &self.replicas.get(usize::from(shard.0))?.as_ref()?.reader;
-            Some(Found { entry: reader.get(key), shard, access: Access::Local })
-        };
-        let way = (side, frame);
-        for record in trace_packet(&self.chain, &self.steering, boot_now(), way, &mut read) {
-            lines.push(record.to_string());
-            if let TraceRecord::Steered { slot } = record {
-                lines.push(place_in_words(&map, slot, self.node));
-            }
-        }
-        lines
-    }
-}
-
-fn place_in_words(
-    map: &nearstate_placement::Map,
-    slot: nearstate_store::SlotId,
-    me: NodeId,
-) -> String {
-    let Some(placement) = map.shard_of(slot).and_then(|shard| map.shard(shard)) else {
-        return format!("{slot} is in no shard of this map ({})", map.epoch);
-    };
-    let name = |id: NodeId| map.member(id).map_or_else(|| id.to_string(), |m| m.name.clone());
-    let replicas: Vec<String> = placement.replicas.iter().map(|id| name(*id)).collect();
-    match placement.owner {
-        Some((owner, term)) if owner == me => {
-            format!("{} is owned here ({term}); replicas {}", placement.shard, replicas.join(", "))
-        }
-        Some((owner, term)) => format!(
-            "{} is owned by {} ({term}); replicas {}",
-            placement.shard,
-            name(owner),
-            replicas.join(", ")
-        ),
-        None => format!("{} has no owner yet", placement.shard),
     }
 }

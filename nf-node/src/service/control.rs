@@ -2,13 +2,18 @@
 
 use super::system_view::SystemView;
 use nearstate_placement::Map;
+use nearstate_placement::api::{Request, Response, ShardRole, ShardStatus};
 use nearstate_placement::reconcile::GroupStatus;
 use nearstate_placement::service::{BoxFuture, ClusterControl, ControlError, Wake};
 use nearstate_store::clock::boot_now;
-use nearstate_store::consensus::ShardStatus;
+use nearstate_store::consensus;
 use nearstate_store::driver::Store;
 use nearstate_store::{LogIndex, NodeId, Reply, ShardId, Time};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long another node may take to tell of its replica: plans wait for it.
+const REPLICA_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A node as the placement service sees it.
 pub(super) struct Control {
@@ -21,7 +26,7 @@ pub(super) struct Control {
 }
 
 /// The store's words for a group in placement's.
-pub(super) fn group_status(me: NodeId, now: Time, status: ShardStatus) -> GroupStatus {
+pub(super) fn group_status(me: NodeId, now: Time, status: consensus::ShardStatus) -> GroupStatus {
     let is_owner = status.owns(now);
     let matched = status.matched.iter().filter_map(|(node, at)| Some((*node, (*at)?))).collect();
     GroupStatus {
@@ -35,6 +40,38 @@ pub(super) fn group_status(me: NodeId, now: Time, status: ShardStatus) -> GroupS
         matched,
         last: status.last_log.unwrap_or(LogIndex(0)),
         is_changing: status.changing,
+    }
+}
+
+impl Control {
+    /// What another node says of its replica.
+    async fn ask_replica(&self, node: NodeId, shard: ShardId) -> Option<GroupStatus> {
+        let request = Request::Shard(shard).encode();
+        let answer = self.store.call(node, request, REPLICA_PATIENCE).await.ok()?;
+        match Response::decode(&answer) {
+            Ok(Response::Shard(status)) => status.map(|status| told_status(node, status)),
+            _ => None,
+        }
+    }
+}
+
+/// What another node tells of its replica, as the placement service sees its own.
+fn told_status(me: NodeId, status: ShardStatus) -> GroupStatus {
+    let known = |lag: &&(NodeId, u64)| lag.1 < u64::MAX;
+    let behind = status.lag.iter().filter(known).map(|(_, lag)| *lag).max().unwrap_or(0);
+    let last = status.applied.0.max(behind);
+    let matched = status.lag.iter().filter(known).map(|(id, lag)| (*id, LogIndex(last - lag)));
+    GroupStatus {
+        shard: status.shard,
+        me,
+        term: status.term,
+        leader: status.leader,
+        is_owner: status.role == ShardRole::Owner,
+        matched: matched.collect(),
+        voters: status.voters,
+        learners: Vec::new(),
+        last: LogIndex(last),
+        is_changing: false,
     }
 }
 
@@ -55,6 +92,18 @@ impl ClusterControl for Control {
         let status = self.store.status(shard)?;
         let is_member = status.voters.contains(&self.me) || status.learners.contains(&self.me);
         is_member.then(|| group_status(self.me, boot_now(), status))
+    }
+
+    fn ask_status(&self, shard: ShardId) -> BoxFuture<'_, Option<GroupStatus>> {
+        Box::pin(async move {
+            let map = self.view.map();
+            let replicas = map.shard(shard)?.replicas.iter().copied();
+            let others = replicas.filter(|node| *node != self.me && map.state_of(*node).is_live());
+            let asked = others.map(|node| self.ask_replica(node, shard));
+            let answers = futures::future::join_all(asked).await;
+            // One that leads knows most; of two that think so, the later one is right.
+            answers.into_iter().flatten().max_by_key(|status| (status.is_leader(), status.term))
+        })
     }
 
     fn peer_contacts(&self) -> Vec<(NodeId, Time)> {
@@ -108,4 +157,32 @@ impl ClusterControl for Control {
 
 fn in_words(error: impl ToString) -> ControlError {
     ControlError(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearstate_store::Term;
+
+    #[test]
+    fn what_a_leader_tells_is_what_it_sees() {
+        let status = ShardStatus {
+            shard: ShardId(2),
+            role: ShardRole::Owner,
+            term: Term(4),
+            leader: Some(NodeId(7)),
+            applied: LogIndex(100),
+            lease_left_ms: 1,
+            entries: 0,
+            capacity: 1,
+            voters: vec![NodeId(7), NodeId(8), NodeId(9)],
+            lag: vec![(NodeId(8), 3), (NodeId(9), u64::MAX)],
+        };
+        let told = told_status(NodeId(7), status.clone());
+        assert!(told.is_leader() && told.is_owner);
+        let lags = [7, 8, 9].map(|node| told.lag(NodeId(node)));
+        assert_eq!(lags, [Some(0), Some(3), None]);
+        let follower = told_status(NodeId(8), ShardStatus { lag: vec![], ..status });
+        assert!(!follower.is_leader());
+    }
 }

@@ -22,8 +22,10 @@ use std::time::Duration;
 pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
 /// How long one seed may take to answer.
 const SEED_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two rounds over the seeds.
-const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// Between the first two rounds over the seeds; each pause after that is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// But no longer than this.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A number that no other life of any node draws.
 pub(super) fn draw_nonce() -> std::io::Result<u64> {
@@ -76,6 +78,18 @@ pub(super) struct Newcomer {
     pub(super) settings: u64,
 }
 
+/// What came of asking one seed.
+enum Answer {
+    /// It lets the node in.
+    Joined(NodeId, Map),
+    /// It never will, nor will the others.
+    Never(NodeError),
+    /// This seed never will: it is of another cluster, or no node at all.
+    NotThisOne(String),
+    /// Another try may help.
+    NotYet(String),
+}
+
 /// Asks the seeds, one after the other and again, until one lets the node in.
 pub(super) async fn join(
     newcomer: &Newcomer,
@@ -89,33 +103,55 @@ pub(super) async fn join(
         settings: newcomer.settings,
     }
     .encode();
+    // Nodes may all have the same list; one that is not in yet cannot let itself in.
+    let seeds = || seeds.iter().filter(|seed| **seed != newcomer.address);
+    if seeds().next().is_none() {
+        return Err(NodeError::OnlySeed(newcomer.address));
+    }
     let give_up = boot_now().plus_ms(JOIN_PATIENCE_MS);
-    let mut last = "no seed answered".to_owned();
-    while boot_now() < give_up {
-        for seed in seeds {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let mut last = Vec::new();
+        let mut is_hopeless = true;
+        for seed in seeds() {
             match ask(newcomer.cluster, *seed, &request).await {
-                Ok(Response::Joined { id, map }) if map.state_of(id).is_live() => {
-                    return Ok((id, map));
+                Answer::Joined(id, map) => return Ok((id, map)),
+                Answer::Never(error) => return Err(error),
+                Answer::NotThisOne(why) => last.push(why),
+                Answer::NotYet(why) => {
+                    is_hopeless = false;
+                    last.push(why);
                 }
-                Ok(Response::Joined { .. }) => return Err(NodeError::GivenUp),
-                Ok(Response::Refused { reason, retry: false }) => {
-                    return Err(NodeError::NotLetIn(reason));
-                }
-                Ok(Response::Refused { reason, .. }) => last = reason,
-                Ok(_) => last = format!("{seed} answered something else"),
-                Err(error) => last = format!("{seed}: {error}"),
             }
         }
+        let last = last.join("; ");
+        if is_hopeless || boot_now() >= give_up {
+            return Err(NodeError::NoSeed(last));
+        }
         tracing::debug!(%last, "not let in yet");
-        tokio::time::sleep(ROUND_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
-    Err(NodeError::NotLetIn(last))
 }
 
-async fn ask(cluster: u64, seed: SocketAddr, request: &[u8]) -> Result<Response, String> {
-    let client = Client::connect(cluster, seed, SEED_TIMEOUT).await.map_err(|e| e.to_string())?;
-    let answer = client.call(request.to_vec(), SEED_TIMEOUT).await.map_err(|e| e.to_string())?;
-    Response::decode(&answer).map_err(|e| e.to_string())
+async fn ask(cluster: u64, seed: SocketAddr, request: &[u8]) -> Answer {
+    let client = match Client::connect(cluster, seed, SEED_TIMEOUT).await {
+        Ok(client) => client,
+        Err(error) if error.is_stranger() => return Answer::NotThisOne(error.to_string()),
+        Err(error) => return Answer::NotYet(error.to_string()),
+    };
+    let answer = client.call(request.to_vec(), SEED_TIMEOUT).await.map_err(|e| e.to_string());
+    let response = answer.and_then(|bytes| Response::decode(&bytes).map_err(|e| e.to_string()));
+    match response {
+        Ok(Response::Joined { id, map }) if map.state_of(id).is_live() => Answer::Joined(id, map),
+        Ok(Response::Joined { .. }) => Answer::Never(NodeError::GivenUp),
+        Ok(Response::Refused { reason, retry: false }) => {
+            Answer::Never(NodeError::NotLetIn(reason))
+        }
+        Ok(Response::Refused { reason, .. }) => Answer::NotYet(format!("{seed}: {reason}")),
+        Ok(_) => Answer::NotYet(format!("{seed} answered something else")),
+        Err(error) => Answer::NotYet(format!("{seed}: {error}")),
+    }
 }
 
 #[cfg(test)]

@@ -105,20 +105,34 @@ fn prefix(config: &NodeConfig) -> String {
     format!("{}.{}.", config.cluster, config.name)
 }
 
-/// Removes the region files of this node's name. Before a life begins: what a killed one left
-/// behind holds memory. After it has ended: readers that have a file mapped keep it, and nobody is
-/// to map it again.
-pub(super) fn remove_region_files(config: &NodeConfig) {
-    let Ok(files) = std::fs::read_dir(&config.directory) else { return };
-    let prefix = prefix(config);
-    for file in files.flatten() {
-        let name = file.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(&prefix) && name.ends_with(".region") {
-            // Somebody else may have been faster; what stays is found the next time.
-            let _ = std::fs::remove_file(file.path());
+/// Removes the region files that dead lives of this node's name have left behind: they hold memory.
+/// What a living process still has locked stays.
+pub(super) fn remove_orphans(config: &NodeConfig) {
+    for path in region_files(config, "") {
+        if Region::remove_orphan(&path) {
+            tracing::info!(path = %path.display(), "removed what a dead node left behind");
         }
     }
+}
+
+/// Removes the region files of this life, after it has ended: readers that have one mapped keep it,
+/// and nobody is to map it again.
+pub(super) fn remove_region_files(config: &NodeConfig, node: NodeId) {
+    for path in region_files(config, &format!("{}.", node.0)) {
+        // Somebody else may have been faster; what stays is found the next time.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Region files of this node's name whose names go on like this.
+fn region_files(config: &NodeConfig, more: &str) -> Vec<PathBuf> {
+    let Ok(files) = std::fs::read_dir(&config.directory) else { return Vec::new() };
+    let start = format!("{}{more}", prefix(config));
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(&start) && name.ends_with(".region")
+    };
+    files.flatten().map(|file| file.path()).filter(is_one).collect()
 }
 
 fn system_setup(view: &SystemView) -> ShardSetup {

@@ -1,10 +1,13 @@
 //! The newest map that a node knows, and who waits for news of it. The edge: waits for a time.
 #![expect(clippy::disallowed_methods, reason = "the edge: a wait has an end")]
 
-use nearstate_placement::Map;
+use nearstate_placement::api::MemberAge;
 use nearstate_placement::service::Wake;
-use nearstate_store::Epoch;
-use std::sync::Arc;
+use nearstate_placement::{Map, MemberState};
+use nearstate_store::clock::boot_now;
+use nearstate_store::{Epoch, NodeId, Time};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -15,15 +18,43 @@ pub(super) struct SystemView {
     /// Counts what wakes the placement loops: changes of the map and of groups.
     changes: watch::Sender<u64>,
     stop: watch::Sender<bool>,
+    end: watch::Sender<bool>,
+    /// Since when each member has been what it is, as this node saw it.
+    ages: Arc<Mutex<MemberAges>>,
+}
+
+/// Since when each member has been in the state that the map says.
+#[derive(Default)]
+struct MemberAges {
+    since: BTreeMap<NodeId, (MemberState, Time, bool)>,
+    /// Whether a map was seen before: what the first map says may be older than this node.
+    has_begun: bool,
+}
+
+impl MemberAges {
+    fn note(&mut self, now: Time, map: &Map) {
+        self.since.retain(|id, _| map.member(*id).is_some());
+        for member in &map.members {
+            let known = self.since.get(&member.id);
+            if known.is_none_or(|(state, ..)| *state != member.state) {
+                self.since.insert(member.id, (member.state, now, self.has_begun));
+            }
+        }
+        self.has_begun |= map.is_formed();
+    }
 }
 
 impl SystemView {
     /// A view that begins with this map.
     pub(super) fn new(map: Map) -> Self {
+        let mut ages = MemberAges::default();
+        ages.note(boot_now(), &map);
         Self {
             map: watch::Sender::new(Arc::new(map)),
             changes: watch::Sender::new(0),
             stop: watch::Sender::new(false),
+            end: watch::Sender::new(false),
+            ages: Arc::new(Mutex::new(ages)),
         }
     }
 
@@ -37,6 +68,7 @@ impl SystemView {
         let taken = self.map.send_if_modified(|known| {
             let newer = map.epoch > known.epoch;
             if newer {
+                self.ages().note(boot_now(), &map);
                 *known = map;
             }
             newer
@@ -44,6 +76,23 @@ impl SystemView {
         if taken {
             self.nudge();
         }
+    }
+
+    fn ages(&self) -> MutexGuard<'_, MemberAges> {
+        // What the lock guards is whole after every statement.
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when each member has been what the map says, as this node saw it.
+    pub(super) fn member_ages(&self) -> Vec<MemberAge> {
+        let now = boot_now();
+        let age = |(id, (state, since, seen)): (&NodeId, &(MemberState, Time, bool))| MemberAge {
+            node: *id,
+            state: *state,
+            for_ms: now.since_ns(*since) / 1_000_000,
+            is_exact: *seen,
+        };
+        self.ages().since.iter().map(age).collect()
     }
 
     /// News of maps.
@@ -70,6 +119,17 @@ impl SystemView {
     pub(super) async fn stopped(&self) {
         // The sender lives in this very view, so this cannot fail before a stop.
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Asks this node to end in good order.
+    pub(super) fn ask_to_end(&self) {
+        self.end.send_replace(true);
+    }
+
+    /// Resolves when [`SystemView::ask_to_end`] is called.
+    pub(super) async fn asked_to_end(&self) {
+        // The sender lives in this very view, so this cannot fail before it is asked.
+        let _ = self.end.subscribe().wait_for(|end| *end).await;
     }
 
     /// Waits until there have been more than `seen` changes, at most so long.

@@ -4,6 +4,7 @@
 use super::*;
 use crate::check::check;
 use crate::inventory::{Exit, ReadyNode};
+use nearstate_placement::MemberState;
 use nearstate_store::{NodeId, Time};
 use proptest::prelude::*;
 

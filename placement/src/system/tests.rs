@@ -208,3 +208,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_is_free_once_its_holder_has_left() {
+    let mut m = machine();
+    run(&mut m, &form());
+    run(&mut m, &join("n2", 1));
+    run(&mut m, &set(2, MemberState::Leaving));
+    let taken = refusal(run(&mut m, &join("n2", 2)));
+    assert_eq!(taken, SystemRefusal::NameTaken(NodeId(2)), "it may still own something");
+    run(&mut m, &set(2, MemberState::Left));
+    run(&mut m, &join("n2", 3));
+    assert_eq!(m.map().state_of(NodeId(2)), MemberState::Left);
+    assert_eq!(m.map().live_member_named("n2").map(|member| member.id), Some(NodeId(3)));
+    let back = refusal(run(&mut m, &set(2, MemberState::Alive)));
+    assert!(matches!(back, SystemRefusal::BadMap(_)), "{back:?}");
+}
