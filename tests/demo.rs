@@ -34,6 +34,26 @@ fn a_kill_in_the_middle_loses_no_state_and_no_packet() {
     }
 }
 
+#[test]
+fn more_nodes_than_replicas_share_the_shards_and_one_may_be_killed() {
+    for nodes in [4, 5] {
+        let words = format!("--nodes {nodes} --flows 600 --packets 12000 --kill 40 --json -");
+        let report = report(&demo(&words).output().unwrap());
+        let count = |key: &str| report[key].as_u64().unwrap();
+        assert_eq!((count("mismatches"), count("state_lost")), (0, 0), "{nodes}: {report:#}");
+        assert!(report["kills"][0]["replaced_by"].is_string(), "{nodes}: {report:#}");
+        let seen = report["nodes"].as_array().unwrap();
+        assert_eq!(seen.len(), nodes + 1, "each, and a new one in the place of the killed");
+        for node in &seen[..nodes] {
+            let commits = node["commits"].as_u64().unwrap();
+            assert!(commits > 0, "{nodes}: {} was given nothing to own: {report:#}", node["name"]);
+        }
+        // A cluster that steers packets to nodes that cannot own their slots would be far below.
+        let locality = report["locality"].as_f64().unwrap();
+        assert!(locality > 0.6, "{nodes}: {report:#}");
+    }
+}
+
 /// Run directories of this demo, wherever they may be.
 fn run_directories(demo: u32, temporary: &Path) -> Vec<PathBuf> {
     let prefix = format!("nearstate-demo-{demo}-");
