@@ -363,7 +363,7 @@ mod tests {
             join("n1", vec![String::new(); limits::PORTS_MAX + 1]),
             join("n1", vec!["p".repeat(limits::PORT_BYTES_MAX + 1)]),
             Request::GetMap { newer_than: Epoch(0), wait_ms: limits::MAP_WAIT_MS_MAX + 1 },
-            Request::Trace { side: Side::Inside, tenant: TenantId(0), frame },
+            Request::Trace { side: Side::Inside, tenant: TenantId(0), frame, passed_on: false },
         ];
         for request in requests {
             assert!(Request::decode(&request.encode()).is_err(), "{request:?}");
