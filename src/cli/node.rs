@@ -1,8 +1,8 @@
 //! `nearstate node`: reads a configuration and runs one node until it is told to end.
 //!
-//! It ends by SIGINT, SIGTERM, SIGHUP or a shutdown message, and, if its configuration says so, when
-//! standard input closes: that is how a launcher's children never outlive it. It hands over what it
-//! owns first; a second signal ends it at once.
+//! It ends by SIGINT, SIGTERM, SIGHUP or a shutdown message, and, if its configuration says so,
+//! when standard input closes: that is how a launcher's children never outlive it. It hands over
+//! what it owns first; a second signal ends it at once.
 
 use super::Ended;
 use clap::{Args, ValueHint};
