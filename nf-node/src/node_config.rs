@@ -225,9 +225,8 @@ impl NodeConfig {
         check_name("cluster", &self.cluster)?;
         check_name("name", &self.name)?;
         if !self.listen.ip().is_loopback() {
-            return Err(NodeConfigError::Conflict(
-                "`listen` must be a loopback address: the cluster's messages are not encrypted yet",
-            ));
+            let expected = "a loopback address: what nodes say to each other is not encrypted yet";
+            return Err(range("listen", &self.listen, expected));
         }
         in_range("table-capacity", self.table_capacity, 64, CAPACITY_MAX)?;
         if let PortConfig::Shm { ring, .. } = &self.port

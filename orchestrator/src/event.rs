@@ -78,10 +78,12 @@ impl fmt::Display for Event {
                 write!(f, "{name} launched (generation {generation}, pid {pid})")
             }
             Self::Ready { name, node, .. } => {
-                write!(f, "{name} is ready as {} at {}", node.node, node.listen)
+                write!(f, "{name} (id {}) is ready at {}", node.node.0, node.listen)
             }
             Self::Died { name, exit, .. } => write!(f, "{name} died: {exit}"),
-            Self::Replaced { name, old, new } => write!(f, "{name}: {new} replaces {old}"),
+            Self::Replaced { name, old, new } => {
+                write!(f, "{name} (id {}) replaces {name} (id {})", new.0, old.0)
+            }
             Self::StartFailed { name, exit, log_tail } => {
                 write!(f, "{name} failed to start ({exit}): {}", log_tail.trim_end())
             }

@@ -76,8 +76,7 @@ impl Membership {
             .map(|(&id, &heard)| (id, now.since_ns(heard) / 1_000_000))
             .map(|(id, silent_ms)| MemberChange { id, state: self.judge(silent_ms), silent_ms })
             .filter(|change| match map.state_of(change.id) {
-                // It has said so itself. Only its death is news, if that comes before it is
-                // through.
+                // It has said so itself. Only its death is news, if it does not get that far.
                 MemberState::Leaving => change.state == MemberState::Dead,
                 known => change.state != known,
             })

@@ -83,10 +83,10 @@ fn waits_for(store: &Store, map: &Map, me: NodeId) -> Vec<ShardId> {
     shards
 }
 
-/// Whether another member runs that would want to know.
+/// Whether another member runs that would want to know: not if all others leave as well.
 fn has_company(store: &Store, map: &Map, me: NodeId) -> bool {
     let heard = heard_of(store);
-    map.members.iter().any(|m| m.id != me && m.state.is_live() && heard.contains(&m.id))
+    map.alive().any(|member| member.id != me && heard.contains(&member.id))
 }
 
 /// Nodes that were heard of just now.
