@@ -78,7 +78,8 @@ pub enum NodeError {
     /// It was a member in an earlier life.
     #[error(
         "{} says that this node was a member of a cluster of this name, and forming one would \
-         make two; start it with `start = {{ join = ... }}`, or remove the file if that cluster is gone",
+         make two; start it with `start = {{ join = ... }}`, or remove the file if that cluster \
+         is gone",
         .0.display()
     )]
     JoinedBefore(PathBuf),
