@@ -5,7 +5,7 @@
 use crate::connection::{Caller, Connection, Serve, run};
 use crate::consensus::CallError;
 use crate::serve::Server;
-use crate::transport::{GreetError, greet_on};
+use crate::transport::{GreetError, greet_on, same_lineage};
 use crate::types::NodeId;
 use crate::wire::{APP_BYTES_MAX, Hello, Refused, Request, Response};
 use core::net::SocketAddr;
@@ -98,8 +98,17 @@ pub struct Client {
     node: NodeId,
 }
 
+/// Whom a client wants to talk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The cluster's number.
+    pub cluster: u64,
+    /// Which forming of it; 0 for any.
+    pub lineage: u64,
+}
+
 impl Client {
-    /// Connects to a node of the cluster.
+    /// Connects to a node of the cluster, whenever that was formed.
     ///
     /// # Errors
     /// If nobody of this cluster and of this program's version answers there.
@@ -108,7 +117,20 @@ impl Client {
         address: SocketAddr,
         patience: Duration,
     ) -> Result<Self, ConnectError> {
-        let hello = Hello { cluster, from: 0, to: 0, nonce: 0 };
+        Self::connect_to(Wanted { cluster, lineage: 0 }, address, patience).await
+    }
+
+    /// Connects to a node of the cluster that is wanted.
+    ///
+    /// # Errors
+    /// If nobody of this cluster and of this program's version answers there.
+    pub async fn connect_to(
+        wanted: Wanted,
+        address: SocketAddr,
+        patience: Duration,
+    ) -> Result<Self, ConnectError> {
+        let Wanted { cluster, lineage } = wanted;
+        let hello = Hello { cluster, lineage, from: 0, to: 0, nonce: 0 };
         let stream = tokio::time::timeout(patience, TcpStream::connect(address))
             .await
             .map_err(|_| ConnectError::Timeout(address))?
@@ -121,6 +143,8 @@ impl Client {
         if theirs.cluster != cluster {
             return Err(ConnectError::OtherCluster(address));
         }
+        same_lineage(lineage, theirs.lineage)
+            .map_err(|reason| ConnectError::Refused { address, reason })?;
         let connection = Connection::new(Caller::Client, Arc::default());
         let running = connection.clone();
         tokio::spawn(async move {
