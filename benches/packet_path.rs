@@ -142,7 +142,7 @@ impl Output for Sink {
         clock::boot_now()
     }
 
-    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
         self.left += 1;
         self.pool.give(frame);
         Ok(())

@@ -149,7 +149,7 @@ mod tests {
             Time::from_ms(1000)
         }
 
-        fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+        fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
             self.left.push((frame.side, packet::parse(frame.as_slice()).unwrap().tuple));
             Ok(())
         }

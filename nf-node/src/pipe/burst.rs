@@ -163,7 +163,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 (Ok(()), Ok(parsed)) => {
                     rewrite::apply(frame.as_mut_slice(), parsed, &lane.tuple);
                     frame.side = frame.side.opposite();
-                    Ok(())
+                    Ok(lane.valid_until)
                 }
                 (Err(reason), _) | (_, Err(reason)) => Err(*reason),
             };

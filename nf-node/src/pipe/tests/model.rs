@@ -34,6 +34,7 @@ struct Weather {
     lose: u64,
     refuse: u64,
     unknown: u64,
+    mute: u64,
 }
 
 struct Storm(Dice, Weather);
@@ -76,6 +77,9 @@ impl Script for Storm {
                 Some(refusal) => OnSubmit::Refuse(*refusal),
                 None => OnSubmit::Full,
             };
+        }
+        if self.is(self.1.mute) {
+            return OnSubmit::NeverAnswered;
         }
         if self.is(self.1.unknown) {
             return OnSubmit::Unknown { applied: after_ns.is_multiple_of(2) };
@@ -153,6 +157,7 @@ fn whatever_the_delays_the_verdicts_are_those_of_a_synchronous_run() {
         lose: 0,
         refuse: 0,
         unknown: 0,
+        mute: 0,
     };
     let weathers = [
         calm,
@@ -194,6 +199,7 @@ fn in_any_weather_order_and_commit_hold_and_every_packet_ends_once() {
             lose: 600,
             refuse: 100,
             unknown: 50,
+            mute: 5,
         };
         let (sent, world) = run(&[Toy::Flow, Toy::Host], seed, weather, 1000);
         check_order(&sent, &world);

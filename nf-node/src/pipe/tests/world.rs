@@ -45,6 +45,8 @@ pub(super) enum OnSubmit {
         applied: bool,
     },
     Full,
+    /// Taken, and never heard of again.
+    NeverAnswered,
 }
 
 /// What the world does next.
@@ -74,6 +76,8 @@ pub(super) struct World {
     pub(super) left: Vec<u64>,
     /// Packets that may leave.
     pub(super) room: usize,
+    /// How long each of them takes to leave.
+    pub(super) leaves_in_ns: u64,
     /// Called for each packet that leaves, with the entry of its flow.
     pub(super) on_leave: fn(&Packet<'_>, Option<&Entry>),
 }
@@ -90,6 +94,7 @@ impl World {
             ends: BTreeMap::new(),
             left: vec![],
             room: usize::MAX,
+            leaves_in_ns: 0,
             on_leave: |_, _| {},
         }
     }
@@ -166,6 +171,10 @@ impl StateAccess for Shared {
         let mut world = self.0.borrow_mut();
         let (after_ns, pending) = match world.script.on_submit() {
             OnSubmit::Full => return Err(QueueFull),
+            OnSubmit::NeverAnswered => {
+                world.serial += 1;
+                return Ok(());
+            }
             OnSubmit::Decide { after_ns } => {
                 (after_ns, Pending::Decide(token, Box::new(transaction.clone())))
             }
@@ -216,10 +225,15 @@ impl Output for Shared {
         world.now
     }
 
-    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn leave(&mut self, frame: Frame, valid_until: Time) -> Result<(), (Frame, DropReason)> {
         let mut world = self.0.borrow_mut();
         if world.left.len() == world.room {
-            return Err(frame);
+            return Err((frame, DropReason::OutputFull));
+        }
+        assert!(world.now <= valid_until || world.leaves_in_ns > 0, "only a slow port is too late");
+        world.now = world.now.plus_ns(world.leaves_in_ns);
+        if world.now > valid_until {
+            return Err((frame, DropReason::LeaseOver));
         }
         assert_eq!(frame.side, Side::Outside, "what came from inside leaves outside");
         let parsed = packet::parse(frame.as_slice()).expect("what leaves is well-formed");
