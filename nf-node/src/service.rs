@@ -1,8 +1,9 @@
 //! The whole node: put together, run until told to stop, taken apart.
 //!
 //! The edge where all others meet; it decides nothing. The order matters. Everything that can be
-//! wrong with a configuration is found before the node has an id; the id is there before any
-//! replica votes; a port is open before the node says that it is ready.
+//! wrong with a configuration is found, and the memory for all tables is had, before the node has
+//! an id: a node that cannot be leaves no trace in the cluster. The id is there before any replica
+//! votes; a port is open before the node says that it is ready.
 
 mod answers;
 mod control;
@@ -32,7 +33,7 @@ use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{StartError, Store, StoreConfig};
 use nearstate_store::{NodeId, RegionError, Reply, ShardId, TableError};
-use replicas::{ReplicaView, Replicas, Shape};
+use replicas::{ReplicaView, Replicas};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -93,9 +94,26 @@ pub enum NodeError {
     /// The system shard refused to be formed.
     #[error("the cluster cannot be formed: {0}")]
     NotFormed(String),
-    /// A table's region cannot be had.
-    #[error("no memory for a table: {0}")]
-    Region(#[from] RegionError),
+    /// The tables' memory cannot be had.
+    #[error(
+        "no memory for the tables: `table-capacity` = {capacity} takes {bytes} bytes from {place} \
+         for each of {shards} shards: {source}"
+    )]
+    Memory {
+        /// The setting.
+        capacity: u32,
+        /// Bytes of one table.
+        bytes: u64,
+        /// Where they were to be.
+        place: String,
+        /// Tables wanted.
+        shards: u16,
+        /// What was missing.
+        source: RegionError,
+    },
+    /// What wakes the pipe cannot be had.
+    #[error("no memory for the doorbell of the pipe: {0}")]
+    Doorbell(#[from] RegionError),
     /// A table cannot be made.
     #[error("no table: {0}")]
     Table(#[from] TableError),
@@ -169,13 +187,25 @@ impl PipeStop {
     }
 }
 
+/// What a cluster is like for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ClusterShape {
+    slots: u32,
+    /// Flow shards.
+    shards: u16,
+}
+
+impl ClusterShape {
+    /// As a map of a formed cluster says; shard 0 is the system's.
+    fn of(map: &Map) -> Self {
+        Self { slots: map.slots, shards: (map.shards.len() as u16).saturating_sub(1) }
+    }
+}
+
 /// The id and what came with it.
 struct Identity {
     node: NodeId,
-    nonce: u64,
     map: Map,
-    slots: u32,
-    shards: u16,
 }
 
 impl Node {
@@ -187,12 +217,14 @@ impl Node {
         // Built once before the node has an id, so that a wrong chain costs nobody an id.
         drop(Chain::new(&config.chain, early)?);
         let port = open_port(config)?;
-        let identity = identify(config, listen).await?;
-        let chain = Arc::new(Chain::new(&config.chain, identity.slots)?);
+        let shape = find_shape(config).await?;
+        let chain = Arc::new(Chain::new(&config.chain, shape.slots)?);
         let steering = chain.steering(config.steer_seed);
-        let view = SystemView::new(identity.map.clone());
-        let shape = Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
-        let replicas = Replicas::new(config, identity.node, &shape, &view)?;
+        let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
+        let view = SystemView::new(Map::unformed());
+        let replicas = Replicas::new(config, nonce, (shape, chain.pools()), &view)?;
+        let identity = identify(config, (listen, nonce), shape).await?;
+        view.publish(Arc::new(identity.map.clone()));
         let answers = Arc::new(Answers {
             node: identity.node,
             name: config.name.clone(),
@@ -209,7 +241,7 @@ impl Node {
             cluster: config.cluster_id(),
             node: identity.node,
             timing: config.timing(),
-            nonce: identity.nonce,
+            nonce,
         };
         let handler = Arc::new(Handler(answers.clone()));
         let store = Store::start(store_config, listener, replicas.setups, handler).await?;
@@ -224,11 +256,11 @@ impl Node {
             };
             form(&store, identity.node, shards, &shape).await?;
         }
-        let slots: SlotTable = (0..identity.slots).map(|_| AtomicU16::new(0)).collect();
-        load_slots(&slots, &Map::first_slots(identity.slots, identity.shards));
+        let slots: SlotTable = (0..shape.slots).map(|_| AtomicU16::new(0)).collect();
+        load_slots(&slots, &Map::first_slots(shape.slots, shape.shards));
         let stages = SteeredChain::new(chain, config.steer_seed);
-        let parts = PipeParts { stages, port, slots: slots.clone() };
-        let (pipe, pipe_stop) = start_pipe(config, &identity, &store, &replicas.views, parts)?;
+        let parts = PipeParts { stages, port, slots: slots.clone(), seed: nonce };
+        let (pipe, pipe_stop) = start_pipe(config, &store, &replicas.views, parts)?;
         answers.counters.get_or_init(|| pipe.counters().clone());
         let ready = Ready {
             node: identity.node,
@@ -323,14 +355,27 @@ fn member(config: &NodeConfig, address: SocketAddr) -> Member {
     }
 }
 
-/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
-async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, NodeError> {
-    let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
+/// The shape of the cluster that this node is to form, or to join: the members are asked for that
+/// one, and do not hear of the node by it.
+async fn find_shape(config: &NodeConfig) -> Result<ClusterShape, NodeError> {
     match &config.start {
-        Start::Form { slots, shards, .. } => {
+        Start::Form { slots, shards, .. } => Ok(ClusterShape { slots: *slots, shards: *shards }),
+        Start::Join { seeds } => {
+            Ok(ClusterShape::of(&formation::find_map(config.cluster_id(), seeds).await?))
+        }
+    }
+}
+
+/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
+async fn identify(
+    config: &NodeConfig,
+    (address, nonce): (SocketAddr, u64),
+    shape: ClusterShape,
+) -> Result<Identity, NodeError> {
+    match &config.start {
+        Start::Form { .. } => {
             formation::mark_as_former(&config.directory, &config.cluster, &config.name, nonce)?;
-            let map = Map::unformed();
-            Ok(Identity { node: NodeId(1), nonce, map, slots: *slots, shards: *shards })
+            Ok(Identity { node: NodeId(1), map: Map::unformed() })
         }
         Start::Join { seeds } => {
             let newcomer = Newcomer {
@@ -342,8 +387,12 @@ async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, 
                 settings: config.shared_settings(),
             };
             let (node, map) = formation::join(&newcomer, seeds).await?;
-            let (slots, shards) = (map.slots, map.shards.len() as u16 - 1);
-            Ok(Identity { node, nonce, map, slots, shards })
+            if ClusterShape::of(&map) != shape {
+                return Err(NodeError::NotLetIn(
+                    "the seeds are of two clusters of this name: name seeds of one".to_owned(),
+                ));
+            }
+            Ok(Identity { node, map })
         }
     }
 }
@@ -380,11 +429,12 @@ struct PipeParts {
     stages: SteeredChain,
     port: Box<dyn Port>,
     slots: SlotTable,
+    /// Random, of this life.
+    seed: u64,
 }
 
 fn start_pipe(
     config: &NodeConfig,
-    identity: &Identity,
     store: &Arc<Store>,
     views: &[Option<ReplicaView>],
     parts: PipeParts,
@@ -393,7 +443,7 @@ fn start_pipe(
         Some(bell) => bell,
         None => Arc::new(Doorbell::new()?),
     };
-    let client = identity.node.0 << 16;
+    let client = store.node().0 << 16;
     let link = store.pipe_link(client, bell.clone());
     let local = views.iter().map(|view| view.as_ref().map(ReplicaView::to_local)).collect();
     let access = ClusterAccess::new(
@@ -403,7 +453,7 @@ fn start_pipe(
         link,
         config.shared_memory_reads,
     );
-    let settings = PipeSettings { client, parked_max: PARKED_MAX, seed: identity.nonce };
+    let settings = PipeSettings { client, parked_max: PARKED_MAX, seed: parts.seed };
     let pipe = Pipe::new(parts.stages, access, settings);
     let stop = PipeStop { flag: Arc::default(), bell: bell.clone() };
     let handle = pipe_driver::spawn("pipe-0", pipe, parts.port, bell, stop.flag.clone())

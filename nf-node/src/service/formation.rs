@@ -22,6 +22,8 @@ use std::time::Duration;
 pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
 /// How long one seed may take to answer.
 const SEED_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a seed waits for the first map of a cluster that is just being formed.
+const MAP_WAIT_MS: u32 = 500;
 /// Between two rounds over the seeds.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
@@ -76,6 +78,16 @@ pub(super) struct Newcomer {
     pub(super) settings: u64,
 }
 
+/// What a seed's answer is worth.
+enum Said<T> {
+    /// What was asked for.
+    Yes(T),
+    /// No, and asking again is no use.
+    No(NodeError),
+    /// Not now, for this reason.
+    NotNow(String),
+}
+
 /// Asks the seeds, one after the other and again, until one lets the node in.
 pub(super) async fn join(
     newcomer: &Newcomer,
@@ -87,22 +99,43 @@ pub(super) async fn join(
         ports: newcomer.ports.clone(),
         nonce: newcomer.nonce,
         settings: newcomer.settings,
-    }
-    .encode();
+    };
+    ask_seeds(newcomer.cluster, seeds, &request, |answer| match answer {
+        Response::Joined { id, map } if map.state_of(id).is_live() => Said::Yes((id, map)),
+        Response::Joined { .. } => Said::No(NodeError::GivenUp),
+        Response::Refused { reason, retry: false } => Said::No(NodeError::NotLetIn(reason)),
+        Response::Refused { reason, .. } => Said::NotNow(reason),
+        _ => Said::NotNow("a seed answered something else".to_owned()),
+    })
+    .await
+}
+
+/// Asks the seeds for the map of their cluster.
+pub(super) async fn find_map(cluster: u64, seeds: &[SocketAddr]) -> Result<Map, NodeError> {
+    let request = Request::GetMap { newer_than: Map::unformed().epoch, wait_ms: MAP_WAIT_MS };
+    ask_seeds(cluster, seeds, &request, |answer| match answer {
+        Response::Map(map) if map.is_formed() => Said::Yes(map),
+        Response::Refused { reason, .. } => Said::NotNow(reason),
+        _ => Said::NotNow("the cluster has no map yet".to_owned()),
+    })
+    .await
+}
+
+async fn ask_seeds<T>(
+    cluster: u64,
+    seeds: &[SocketAddr],
+    request: &Request,
+    judge: impl Fn(Response) -> Said<T>,
+) -> Result<T, NodeError> {
+    let request = request.encode();
     let give_up = boot_now().plus_ms(JOIN_PATIENCE_MS);
     let mut last = "no seed answered".to_owned();
     while boot_now() < give_up {
         for seed in seeds {
-            match ask(newcomer.cluster, *seed, &request).await {
-                Ok(Response::Joined { id, map }) if map.state_of(id).is_live() => {
-                    return Ok((id, map));
-                }
-                Ok(Response::Joined { .. }) => return Err(NodeError::GivenUp),
-                Ok(Response::Refused { reason, retry: false }) => {
-                    return Err(NodeError::NotLetIn(reason));
-                }
-                Ok(Response::Refused { reason, .. }) => last = reason,
-                Ok(_) => last = format!("{seed} answered something else"),
+            match ask(cluster, *seed, &request).await.map(&judge) {
+                Ok(Said::Yes(what)) => return Ok(what),
+                Ok(Said::No(error)) => return Err(error),
+                Ok(Said::NotNow(reason)) => last = reason,
                 Err(error) => last = format!("{seed}: {error}"),
             }
         }
