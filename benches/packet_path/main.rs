@@ -11,6 +11,8 @@
 
 mod allocations;
 mod cluster;
+#[path = "../report/mod.rs"]
+mod report;
 
 use cluster::{Cluster, Shape};
 use nearstate_nf_node::baseline::{Baseline, BaselineConfig};
@@ -22,10 +24,8 @@ use nearstate_nf_node::{Chain, ChainConfig, CounterSnapshot, DropReason, Event};
 use nearstate_placement::Side;
 use nearstate_store::link::LINK_CAPACITY;
 use nearstate_store::{Endpoint, Region, Table, Time, clock};
+use report::{Options, Report};
 use std::error::Error;
-use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -251,15 +251,8 @@ impl<'a> Contestant<'a> {
     }
 }
 
-struct Row {
-    name: String,
-    value: f64,
-    unit: &'static str,
-}
-
 struct Bench {
-    quick: bool,
-    rows: Vec<Row>,
+    report: Report,
     /// For the regions that are shared; on tmpfs, as in a node.
     dir: tempfile::TempDir,
 }
@@ -267,8 +260,7 @@ struct Bench {
 impl Bench {
     fn note_opened(&mut self, (name, what): (String, String), ns: f64) {
         println!("{what:<44} {ns:>9.1} ns {:>9.2} M/s", 1e3 / ns);
-        let name = format!("{name}_mops");
-        self.rows.push(Row { name, value: 1e3 / ns, unit: "M flows/s" });
+        self.report.keep(format!("{name}_mops"), 1e3 / ns, "M flows/s");
     }
 
     fn note(&mut self, name: &str, what: &str, measured: &Measured) {
@@ -280,10 +272,9 @@ impl Bench {
         if measured.share < 1.0 {
             println!("    {:.4} % of its reads took another way", 100.0 * (1.0 - measured.share));
         }
-        self.rows.push(Row { name: format!("{name}_mpps"), value: mpps, unit: "Mpps" });
-        self.rows.push(Row { name: format!("{name}_ns"), value: measured.ns, unit: "ns/packet" });
-        let value = measured.allocations;
-        self.rows.push(Row { name: format!("{name}_allocs"), value, unit: "1/packet" });
+        self.report.keep(format!("{name}_mpps"), mpps, "Mpps");
+        self.report.keep(format!("{name}_ns"), measured.ns, "ns/packet");
+        self.report.keep(format!("{name}_allocs"), measured.allocations, "1/packet");
     }
 
     fn run(
@@ -314,7 +305,7 @@ impl Bench {
         self.note_opened((format!("{name}_new"), format!("{name} new flow, one replica")), ns);
         let mut remote = Way::new(&chain, side, cluster.reader_access()?);
 
-        let count = if self.quick { 1 << 18 } else { packets.len().max(1 << 21) };
+        let count = if self.report.quick() { 1 << 18 } else { packets.len().max(1 << 21) };
         let mut contestants = [
             Contestant::new("_baseline", "baseline", &mut baseline, Access::Local),
             Contestant::new("", "owner-local", &mut local, Access::Local),
@@ -346,53 +337,22 @@ fn baseline(shape: &Shape) -> Result<Baseline, Box<dyn Error>> {
     Ok(Baseline::in_region(Arc::new(region), config)?)
 }
 
-fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{}, {cores} cores", model.map_or("unknown processor", |(_, name)| name))
-}
-
-fn json(rows: &[Row]) -> serde_json::Value {
-    let row =
-        |row: &Row| serde_json::json!({"name": row.name, "value": row.value, "unit": row.unit});
-    rows.iter().map(row).collect()
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let (mut quick, mut only, mut file) = (false, String::new(), None);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--quick" => quick = true,
-            "--only" => only = arguments.next().ok_or("--only needs the begin of a name")?,
-            "--json" => file = Some(PathBuf::from(arguments.next().ok_or("--json needs a FILE")?)),
-            // Given by cargo.
-            "--bench" => {}
-            other => {
-                return Err(
-                    format!("unknown option {other}; there are --quick, --only, --json").into()
-                );
+    let settings = format!(
+        "{PACKET_BYTES}-byte UDP packets, uniform flows, bursts of {BURST_MAX}, {SLOTS} slots, \
+         tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks, the three \
+         ways of each chunk in turn"
+    );
+    let report = Report::begin(Options::parse(std::env::args().skip(1))?, &settings);
+    // On tmpfs, as the regions of nodes are.
+    let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
+    let mut bench = Bench { report, dir };
+    for function in &FUNCTIONS {
+        for size in SIZES {
+            if bench.report.wants(&format!("{}_{}", function.name, size.0)) {
+                bench.run(function, size)?;
             }
         }
     }
-    let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
-    let mut bench = Bench { quick, rows: vec![], dir };
-    println!("machine: {}", machine());
-    println!(
-        "settings: {PACKET_BYTES}-byte UDP packets, uniform flows, bursts of {BURST_MAX}, {SLOTS} \
-         slots, tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks{}",
-        if quick { ", quick" } else { "" }
-    );
-    for function in &FUNCTIONS {
-        let is_wanted = |size: &str| format!("{}_{size}", function.name).starts_with(&only);
-        for size in SIZES.into_iter().filter(|(size, _)| is_wanted(size)) {
-            bench.run(function, size)?;
-        }
-    }
-    if let Some(path) = file {
-        let mut file = fs::File::create(&path)?;
-        writeln!(file, "{:#}", json(&bench.rows))?;
-    }
-    Ok(())
+    bench.report.finish()
 }
