@@ -19,7 +19,7 @@ use crate::verdict::DropReason;
 use arrayvec::ArrayVec;
 use nearstate_placement::FlowTuple;
 use nearstate_store::{
-    Entry, Key, Outcome, Refusal, SlotId, Time, Transaction, TransactionId, Write,
+    Entry, Key, KeyHash, Outcome, Refusal, SlotId, Time, Transaction, TransactionId, Write,
 };
 
 impl<S: StateAccess, C: Stages> Pipe<S, C> {
@@ -204,7 +204,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             if let Some(answer) = Answer::find(answers, now, key) {
                 return Ok((answer.entry, answer.valid_until));
             }
-            match access.read(now, token, slot, key) {
+            match access.read(now, token, slot, (key, KeyHash::UNKNOWN)) {
                 ReadAnswer::Here { entry, access, valid_until } => {
                     counters.add_accesses(access, 1);
                     Answer { key: *key, entry, valid_until, asked: numbered }.keep_in(answers);

@@ -9,8 +9,8 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, LogIndex, Outcome, Refusal, SlotId, TenantId, Time,
-    Transaction, Value, Version, Write,
+    Condition, Endpoint, Entry, Fill, Key, KeyHash, LogIndex, Outcome, Refusal, SlotId, TenantId,
+    Time, Transaction, Value, Version, Write,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -132,9 +132,19 @@ impl World {
 pub(super) struct Shared(pub(super) Rc<RefCell<World>>);
 
 impl StateAccess for Shared {
-    fn prefetch(&self, _: SlotId, _: &Key) {}
+    fn prefetch(&self, _: SlotId, _: &Key) -> KeyHash {
+        KeyHash::UNKNOWN
+    }
 
-    fn read(&mut self, now: Time, token: Token, _: SlotId, key: &Key) -> ReadAnswer {
+    fn prefetch_entry(&self, _: SlotId, _: KeyHash) {}
+
+    fn read(
+        &mut self,
+        now: Time,
+        token: Token,
+        _: SlotId,
+        (key, _): (&Key, KeyHash),
+    ) -> ReadAnswer {
         let mut world = self.0.borrow_mut();
         let is_same = |pending: &Pending| match pending {
             Pending::Read { token: other, .. }
