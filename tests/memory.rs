@@ -54,12 +54,17 @@ fn join(seed: &str) -> String {
 fn command(directory: &Path, config: &str, limit_kib: Option<u32>) -> Command {
     let path = directory.join("node.toml");
     std::fs::write(&path, config).unwrap();
-    let limit = limit_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -v \"$0\"; exec \"$@\"", &limit, PROGRAM, "node", "--config"]);
+    let mut command = match limit_kib {
+        Some(kib) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "ulimit -v \"$0\" && exec \"$@\"", &kib.to_string(), PROGRAM]);
+            shell
+        }
+        None => Command::new(PROGRAM),
+    };
     // Neither the number of processors nor the allocator's reserves are to count.
     command.env("TOKIO_WORKER_THREADS", "2").env("MALLOC_ARENA_MAX", "1");
-    command.arg(path).stdin(Stdio::null());
+    command.args(["node", "--config"]).arg(path).stdin(Stdio::null());
     command
 }
 
