@@ -1,5 +1,5 @@
-//! The shape that ICMP and ICMPv6 messages share: a view over the bytes. What differs, the types and
-//! what the checksum covers, is in [`super::icmp`] and [`super::icmpv6`].
+//! The shape that ICMP and ICMPv6 messages share: a view over the bytes. What differs, the types
+//! and what the checksum covers, is in [`super::icmp`] and [`super::icmpv6`].
 
 use crate::packet::word::{get_u16, set_u16, set_u32};
 use crate::verdict::DropReason;

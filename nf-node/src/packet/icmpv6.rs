@@ -1,5 +1,5 @@
-//! ICMPv6 messages (RFC 4443): ICMP's shape, other types, and a checksum that covers a pseudo header
-//! as well, so those who know the addresses compute it.
+//! ICMPv6 messages (RFC 4443): ICMP's shape, other types, and a checksum that covers a pseudo
+//! header as well, so those who know the addresses compute it.
 
 use crate::packet::icmp_message::Message;
 use core::fmt;

@@ -1,9 +1,9 @@
 //! The passes over a burst: what nearly every packet goes through, and nothing more.
 //!
-//! Pass 1 parses all and draws their entries near, in two steps whose waits overlap; pass 2 sends each through the chain, up to the
-//! first that cannot be decided at once; pass 3 reads the clock once and lets the decided ones go.
-//! The one that could not be decided is parked, and the passes go on behind it: so order is kept
-//! although some packets of a burst stay.
+//! Pass 1 parses all and draws their entries near, in two steps whose waits overlap; pass 2 sends
+//! each through the chain, up to the first that cannot be decided at once; pass 3 reads the clock
+//! once and lets the decided ones go. The one that could not be decided is parked, and the passes
+//! go on behind it: so order is kept although some packets of a burst stay.
 //!
 //! If a lease ended before the clock was read, the packets that hung on it and all behind them are
 //! processed one by one.
