@@ -10,7 +10,7 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::slot_set::SlotSet;
 use nearstate_store::{
-    Key, LogIndex, PoolSpec, Region, RegionError, RegionIdentity, ShardId, SlotId, Table,
+    Key, KeyHash, LogIndex, PoolSpec, Region, RegionError, RegionIdentity, ShardId, SlotId, Table,
     TableError, TableReader, Time, Transaction,
 };
 use std::collections::VecDeque;
@@ -90,14 +90,21 @@ impl Baseline {
 
 impl StateAccess for Baseline {
     #[inline]
-    fn prefetch(&self, _: SlotId, key: &Key) {
-        self.reader.prefetch(key);
+    fn prefetch(&self, _: SlotId, key: &Key) -> KeyHash {
+        let hash = self.reader.hash(key);
+        self.reader.prefetch_tags(hash);
+        hash
     }
 
     #[inline]
-    fn read(&mut self, _: Time, _: Token, _: SlotId, key: &Key) -> ReadAnswer {
+    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) {
+        self.reader.prefetch_cell(hash);
+    }
+
+    #[inline]
+    fn read(&mut self, _: Time, _: Token, _: SlotId, (key, hash): (&Key, KeyHash)) -> ReadAnswer {
         ReadAnswer::Here {
-            entry: self.reader.get(key),
+            entry: self.reader.get_hashed(key, hash),
             access: Access::Local,
             valid_until: Time(u64::MAX),
         }
@@ -149,7 +156,7 @@ mod tests {
             Time::from_ms(1000)
         }
 
-        fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+        fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
             self.left.push((frame.side, packet::parse(frame.as_slice()).unwrap().tuple));
             Ok(())
         }

@@ -11,7 +11,7 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::{Key, ShardId, SlotId, Time, Transaction};
+use nearstate_store::{Key, KeyHash, ShardId, SlotId, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -68,12 +68,24 @@ impl ClusterAccess {
         ShardId(shard)
     }
 
+    /// The table in which a key of this shard is most probably read: only prefetches go by it.
+    #[inline]
+    fn nearest(&self, slot: SlotId) -> Option<&TableReader> {
+        let shard = usize::from(self.shard_of(slot).0);
+        match self.local.get(shard)? {
+            Some(local) if local.lease.until() > Time(0) => Some(&local.reader),
+            _ => self.remote.get(shard)?.as_ref()?.reader.as_ref(),
+        }
+    }
+
     /// The table that the current grant for `shard` names, mapped when the grant is new.
     fn remote_table(&mut self, shard: ShardId) -> Option<(&TableReader, &ReadGrant)> {
         let grant = self.link.grant(shard)?;
         let place = self.remote.get_mut(usize::from(shard.0))?;
         let same = place.as_ref().is_some_and(|table| {
-            table.grant.generation == grant.generation && table.grant.path == grant.path
+            // A renewal is the same grant; another one may still name the same region.
+            Arc::ptr_eq(&table.grant, &grant)
+                || (table.grant.generation == grant.generation && table.grant.path == grant.path)
         });
         if same {
             if let Some(table) = place {
@@ -90,13 +102,18 @@ impl ClusterAccess {
         Some((table.reader.as_ref()?, &table.grant))
     }
 
-    fn read_mapped(&mut self, now: Time, shard: ShardId, key: &Key) -> Option<ReadAnswer> {
+    fn read_mapped(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        (key, hash): (&Key, KeyHash),
+    ) -> Option<ReadAnswer> {
         let (reader, grant) = self.remote_table(shard)?;
         let valid_until = grant.valid_until();
         if valid_until <= now {
             return None;
         }
-        let entry = reader.try_get(key).ok()?;
+        let entry = reader.try_get_hashed(key, hash).ok()?;
         // After the value is in hand: a region whose owner changed meanwhile says so.
         if reader.generation() != grant.generation {
             return None;
@@ -106,23 +123,39 @@ impl ClusterAccess {
 }
 
 impl StateAccess for ClusterAccess {
-    fn prefetch(&self, slot: SlotId, key: &Key) {
-        if let Some(Some(local)) = self.local.get(usize::from(self.shard_of(slot).0)) {
-            local.reader.prefetch(key);
+    #[inline]
+    fn prefetch(&self, slot: SlotId, key: &Key) -> KeyHash {
+        let Some(reader) = self.nearest(slot) else { return KeyHash::UNKNOWN };
+        let hash = reader.hash(key);
+        reader.prefetch_tags(hash);
+        hash
+    }
+
+    #[inline]
+    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) {
+        if let Some(reader) = self.nearest(slot) {
+            reader.prefetch_cell(hash);
         }
     }
 
-    fn read(&mut self, now: Time, token: Token, slot: SlotId, key: &Key) -> ReadAnswer {
+    #[inline]
+    fn read(
+        &mut self,
+        now: Time,
+        token: Token,
+        slot: SlotId,
+        (key, hash): (&Key, KeyHash),
+    ) -> ReadAnswer {
         let shard = self.shard_of(slot);
         if let Some(Some(local)) = self.local.get(usize::from(shard.0)) {
             let valid_until = local.lease.until();
             if now < valid_until {
-                let entry = local.reader.get(key);
+                let entry = local.reader.get_hashed(key, hash);
                 return ReadAnswer::Here { entry, access: Access::Local, valid_until };
             }
         }
         if self.shared_memory_reads
-            && let Some(answer) = self.read_mapped(now, shard, key)
+            && let Some(answer) = self.read_mapped(now, shard, (key, hash))
         {
             return answer;
         }

@@ -7,7 +7,7 @@
 //! deadline. So idle nodes cost next to nothing, and several share a processor.
 //!
 //! This is an edge: it reads the clock and decides nothing about packets, except that one whose
-//! port stays full is given back to the pipe.
+//! port stays full, or stays full until its lease is over, is given back to the pipe.
 
 use crate::counters::Counters;
 use crate::frame::{BURST_MAX, Burst, Frame, FramePool};
@@ -135,7 +135,7 @@ impl<S: StateAccess, C: Stages> Driver<S, C> {
         let Self { pipe, port, pool, burst, .. } = self;
         let now = clock::boot_now();
         let received = port.receive(pool, burst);
-        let mut exit = Exit { port: &mut **port, pool, sent: false, is_full: false };
+        let mut exit = Exit::new(&mut **port, pool);
         if received > 0 {
             pipe.on_burst(now, burst, &mut exit);
         }
@@ -163,30 +163,44 @@ struct Exit<'a> {
     sent: bool,
     /// The port stayed full: the rest of this round is not kept waiting for it.
     is_full: bool,
+    /// Time has passed since the pipe looked at the clock.
+    waited: bool,
+}
+
+impl<'a> Exit<'a> {
+    fn new(port: &'a mut dyn Port, pool: &'a mut FramePool) -> Self {
+        Self { port, pool, sent: false, is_full: false, waited: false }
+    }
+
+    /// Offers a frame to the port, unless it has become too late for it (P2): the pipe has looked
+    /// at the clock, but since then the port may have let others wait.
+    fn offer(&mut self, frame: Frame, valid_until: Time) -> Result<(), (Frame, DropReason)> {
+        if self.waited && clock::boot_now() > valid_until {
+            return Err((frame, DropReason::LeaseOver));
+        }
+        self.port.send(frame, self.pool).map_err(|frame| (frame, DropReason::OutputFull))
+    }
 }
 
 impl Output for Exit<'_> {
     fn clock(&mut self) -> Time {
+        self.waited = false;
         clock::boot_now()
     }
 
-    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn leave(&mut self, frame: Frame, valid_until: Time) -> Result<(), (Frame, DropReason)> {
         self.sent = true;
-        let mut frame = match self.port.send(frame, self.pool) {
-            Ok(()) => return Ok(()),
-            Err(frame) => frame,
-        };
+        let mut offered = self.offer(frame, valid_until);
         for _ in 0..if self.is_full { 0 } else { SEND_TRIES } {
+            let Err((frame, DropReason::OutputFull)) = offered else { return offered };
             // What is queued must be seen before there can be room.
             self.port.flush();
             thread::yield_now();
-            frame = match self.port.send(frame, self.pool) {
-                Ok(()) => return Ok(()),
-                Err(frame) => frame,
-            };
+            self.waited = true;
+            offered = self.offer(frame, valid_until);
         }
-        self.is_full = true;
-        Err(frame)
+        self.is_full |= offered.is_err();
+        offered
     }
 
     fn dropped(&mut self, frame: Frame, reason: DropReason) {
@@ -265,6 +279,73 @@ mod tests {
         fn exhausted(&self) -> bool {
             self.exhausted
         }
+    }
+
+    /// Full for so many tries; the last flush before there is room lasts until the clock shows
+    /// `busy_until`, as if this thread had not been let run.
+    struct SlowPort {
+        full_for: usize,
+        busy_until: Time,
+        sent: Vec<u64>,
+    }
+
+    impl Port for SlowPort {
+        fn receive(&mut self, _: &mut FramePool, _: &mut Burst) -> usize {
+            0
+        }
+
+        fn send(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+            if self.full_for > 0 {
+                self.full_for -= 1;
+                return Err(frame);
+            }
+            self.sent.push(frame.tag);
+            pool.give(frame);
+            Ok(())
+        }
+
+        fn flush(&mut self) {
+            while self.full_for == 0 && clock::boot_now() <= self.busy_until {
+                thread::yield_now();
+            }
+        }
+
+        fn report_drop(&mut self, _: u64, _: DropReason) {}
+
+        fn bell(&self) -> Option<Arc<Doorbell>> {
+            None
+        }
+    }
+
+    fn tagged(tag: u64) -> Frame {
+        Frame { tag, ..Frame::new() }
+    }
+
+    #[test]
+    fn what_waits_for_room_leaves_while_its_lease_holds() {
+        let mut port = SlowPort { full_for: 3, busy_until: Time(0), sent: vec![] };
+        let mut pool = FramePool::new(0);
+        let mut exit = Exit::new(&mut port, &mut pool);
+        let long = exit.clock().plus_ms(3_600_000);
+        for tag in 0..2 {
+            exit.leave(tagged(tag), long).expect("there is room in the end");
+        }
+        assert_eq!(port.sent, [0, 1]);
+    }
+
+    #[test]
+    fn nothing_leaves_after_the_end_of_its_lease_however_long_the_port_was_full() {
+        let short = clock::boot_now().plus_ns(1_000_000);
+        let mut port = SlowPort { full_for: 3, busy_until: short, sent: vec![] };
+        let mut pool = FramePool::new(0);
+        let mut exit = Exit::new(&mut port, &mut pool);
+        let long = short.plus_ms(3_600_000);
+        let reason = |left: Result<(), (Frame, DropReason)>| left.map_err(|(_, reason)| reason);
+        assert_eq!(reason(exit.leave(tagged(0), short)), Err(DropReason::LeaseOver));
+        // Its burst was looked at before the wait, so those behind it are looked at again.
+        assert_eq!(reason(exit.leave(tagged(1), short)), Err(DropReason::LeaseOver));
+        assert_eq!(reason(exit.leave(tagged(2), long)), Ok(()));
+        assert_eq!(port.sent, [2]);
     }
 
     struct Running {

@@ -17,7 +17,7 @@
 //! On the packet path: no allocation, no check that parsing has done already.
 
 use crate::packet::checksum::{Sum, update_at};
-use crate::packet::icmp;
+use crate::packet::icmp_message;
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
 use crate::packet::word::{get_u16, set_u16};
 use crate::packet::{ipv4, ipv6, tcp, udp};
@@ -38,10 +38,15 @@ pub fn apply(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
     );
     match parsed.transport {
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { .. } => {
-            apply_to_flow(frame, parsed, tuple);
+            let headers = Headers {
+                ip: usize::from(parsed.ip),
+                transport: usize::from(parsed.transport_at),
+                protocol: tuple.protocol,
+            };
+            write_flow(frame, parsed, &headers, tuple);
         }
         Transport::IcmpError { inner_ip, inner_transport, inner_protocol } => {
-            let quote = Quote {
+            let quote = Headers {
                 ip: usize::from(inner_ip),
                 transport: usize::from(inner_transport),
                 protocol: inner_protocol,
@@ -51,8 +56,8 @@ pub fn apply(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
     }
 }
 
-/// Where a quoted packet is.
-struct Quote {
+/// Where the headers of a packet, or of one that is quoted, are in a frame.
+struct Headers {
     ip: usize,
     transport: usize,
     protocol: u8,
@@ -117,34 +122,44 @@ fn echo_ident(old: &FlowTuple, new: &FlowTuple) -> u16 {
     if new.source.port == old.source.port { new.destination.port } else { new.source.port }
 }
 
+/// Writes a flow into the headers of a packet. Of a quoted packet the end may be missing, and with
+/// it TCP's checksum.
 #[inline]
-fn apply_to_flow(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
-    let at = usize::from(parsed.transport_at);
-    let ends = (&tuple.source, &tuple.destination);
-    let addresses = write_addresses(frame, parsed.version, usize::from(parsed.ip), ends);
-    match parsed.transport {
-        Transport::Tcp { .. } => {
-            let ports = write_port(frame, at + tcp::field::SOURCE_PORT, tuple.source.port)
-                .plus(write_port(frame, at + tcp::field::DESTINATION_PORT, tuple.destination.port));
-            update_at(frame, at + tcp::field::CHECKSUM, addresses.plus(ports));
+fn write_flow(frame: &mut [u8], parsed: &Parsed, headers: &Headers, tuple: &FlowTuple) {
+    let FlowTuple { source, destination, .. } = tuple;
+    let addresses = write_addresses(frame, parsed.version, headers.ip, (source, destination));
+    let at = headers.transport;
+    match headers.protocol {
+        tcp::PROTOCOL | udp::PROTOCOL => {
+            let ports = write_port(frame, at + udp::field::SOURCE_PORT, source.port)
+                .plus(write_port(frame, at + udp::field::DESTINATION_PORT, destination.port));
+            let difference = addresses.plus(ports);
+            if headers.protocol == udp::PROTOCOL {
+                update_udp(frame, at + udp::field::CHECKSUM, difference);
+            } else if at + CHANGED_BYTES <= usize::from(parsed.end) {
+                update_at(frame, at + tcp::field::CHECKSUM, difference);
+            }
         }
-        Transport::Udp => {
-            let ports = write_port(frame, at + udp::field::SOURCE_PORT, tuple.source.port)
-                .plus(write_port(frame, at + udp::field::DESTINATION_PORT, tuple.destination.port));
-            update_udp(frame, at + udp::field::CHECKSUM, addresses.plus(ports));
-        }
-        Transport::Echo { .. } => {
+        _ => {
             let ident = echo_ident(&parsed.tuple, tuple);
-            let ident = write_port(frame, at + icmp::field::IDENT, ident);
+            let ident = write_port(frame, at + icmp_message::field::IDENT, ident);
             let difference = match parsed.version {
                 IpVersion::V4 => ident,
                 IpVersion::V6 => ident.plus(addresses),
             };
-            update_at(frame, at + icmp::field::CHECKSUM, difference);
+            update_at(frame, at + icmp_message::field::CHECKSUM, difference);
         }
-        Transport::IcmpError { .. } => debug_assert!(false, "errors take the other way"),
     }
 }
+
+/// The ports of both stand in the same places.
+const _: () = assert!(
+    tcp::field::SOURCE_PORT == udp::field::SOURCE_PORT
+        && tcp::field::DESTINATION_PORT == udp::field::DESTINATION_PORT
+);
+
+/// Bytes of a transport header that a translation may change: up to the end of TCP's checksum.
+const CHANGED_BYTES: usize = tcp::field::CHECKSUM + 2;
 
 /// Adds a difference to a UDP checksum, unless there is none.
 #[inline]
@@ -158,14 +173,15 @@ fn update_udp(frame: &mut [u8], at: usize, difference: Sum) {
     }
 }
 
-fn apply_to_error(frame: &mut [u8], parsed: &Parsed, quote: &Quote, tuple: &FlowTuple) {
+fn apply_to_error(frame: &mut [u8], parsed: &Parsed, quote: &Headers, tuple: &FlowTuple) {
     let version = parsed.version;
     let (icmp_at, end) = (usize::from(parsed.transport_at), usize::from(parsed.end));
     // The message before and after: the sum of its first bytes up to the quoted transport checksum
     // is what changes, so the difference of the two sums is the difference of the whole message.
-    let changed = quote.ip..end.min(quote.transport + QUOTE_CHANGED_BYTES);
+    let changed = quote.ip..end.min(quote.transport + CHANGED_BYTES);
     let before = Sum::of(&frame[changed.clone()]);
-    rewrite_quote(frame, parsed, quote, tuple);
+    // The error is an answer: what it quotes went the other way.
+    write_flow(frame, parsed, quote, &tuple.reversed());
     let after = Sum::of(&frame[changed]);
     let inside = Sum::ZERO.change_word(before.fold(), after.fold());
 
@@ -176,12 +192,8 @@ fn apply_to_error(frame: &mut [u8], parsed: &Parsed, quote: &Quote, tuple: &Flow
         IpVersion::V4 => inside,
         IpVersion::V6 => inside.plus(outer),
     };
-    update_at(frame, icmp_at + icmp::field::CHECKSUM, difference);
+    update_at(frame, icmp_at + icmp_message::field::CHECKSUM, difference);
 }
-
-/// Bytes of a quoted transport header that a translation may change: up to the end of TCP's
-/// checksum.
-const QUOTE_CHANGED_BYTES: usize = tcp::field::CHECKSUM + 2;
 
 /// Writes the error's own addresses; the difference they make to its pseudo header.
 fn write_outer(
@@ -205,38 +217,6 @@ fn outer_source(frame: &[u8], version: IpVersion, ip: usize) -> Endpoint {
         IpVersion::V6 => {
             let packet = ipv6::Ipv6Packet::new_unchecked(&frame[ip..]);
             Endpoint { address: packet.source().octets(), port: 0 }
-        }
-    }
-}
-
-/// Writes the tuple into the quoted packet, turned round.
-fn rewrite_quote(frame: &mut [u8], parsed: &Parsed, quote: &Quote, tuple: &FlowTuple) {
-    let (source, destination) = (&tuple.destination, &tuple.source);
-    let end = usize::from(parsed.end);
-    let addresses = write_addresses(frame, parsed.version, quote.ip, (source, destination));
-    let at = quote.transport;
-    match quote.protocol {
-        tcp::PROTOCOL | udp::PROTOCOL => {
-            let ports = write_port(frame, at, source.port).plus(write_port(
-                frame,
-                at + 2,
-                destination.port,
-            ));
-            let difference = addresses.plus(ports);
-            if quote.protocol == udp::PROTOCOL {
-                update_udp(frame, at + udp::field::CHECKSUM, difference);
-            } else if at + QUOTE_CHANGED_BYTES <= end {
-                update_at(frame, at + tcp::field::CHECKSUM, difference);
-            }
-        }
-        _ => {
-            let ident = echo_ident(&parsed.tuple, tuple);
-            let ident = write_port(frame, at + icmp::field::IDENT, ident);
-            let difference = match parsed.version {
-                IpVersion::V4 => ident,
-                IpVersion::V6 => ident.plus(addresses),
-            };
-            update_at(frame, at + icmp::field::CHECKSUM, difference);
         }
     }
 }

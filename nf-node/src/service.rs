@@ -1,8 +1,9 @@
 //! The whole node: put together, run until told to stop, taken apart.
 //!
 //! The edge where all others meet; it decides nothing. The order matters. Everything that can be
-//! wrong with a configuration is found before the node has an id; the id is there before any
-//! replica votes; a port is open before the node says that it is ready.
+//! wrong with a configuration is found, and the memory for all tables is had, before the node has
+//! an id: a node that cannot be leaves no trace in the cluster. The id is there before any replica
+//! votes; a port is open before the node says that it is ready.
 
 mod admission;
 mod answers;
@@ -11,6 +12,7 @@ mod formation;
 mod leaving;
 mod map_feed;
 mod replicas;
+mod seeds;
 mod system_view;
 mod tracer;
 
@@ -26,7 +28,7 @@ use crate::port::pcap::{Outputs, PcapPort, SideRule};
 use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
-use formation::{Newcomer, Origin};
+use formation::Origin;
 use map_feed::MapFeed;
 use nearstate_placement::service::ServiceConfig;
 use nearstate_placement::system::{SystemCommand, SystemReply};
@@ -37,7 +39,8 @@ use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{StartError, Store, StoreConfig};
 use nearstate_store::{NodeId, RegionError, Reply, ShardId, TableError};
-use replicas::{ReplicaView, Replicas, Shape};
+use replicas::{ReplicaView, Replicas};
+use seeds::{Newcomer, Seeds};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -137,9 +140,26 @@ pub enum NodeError {
     /// The system shard refused to be formed.
     #[error("the cluster cannot be formed: {0}")]
     NotFormed(String),
-    /// A table's region cannot be had.
-    #[error("no memory for a table (`table-capacity` says how large each is): {0}")]
-    Region(#[from] RegionError),
+    /// The tables' memory cannot be had.
+    #[error(
+        "no memory for the tables: `table-capacity` = {capacity} takes {bytes} bytes from {place} \
+         for each of {shards} shards: {source}"
+    )]
+    Memory {
+        /// The setting.
+        capacity: u32,
+        /// Bytes of one table.
+        bytes: u64,
+        /// Where they were to be.
+        place: String,
+        /// Tables wanted.
+        shards: u16,
+        /// What was missing.
+        source: RegionError,
+    },
+    /// What wakes the pipe cannot be had.
+    #[error("no memory for the doorbell of the pipe: {0}")]
+    Doorbell(#[from] RegionError),
     /// A table cannot be made.
     #[error("no table: {0}")]
     Table(#[from] TableError),
@@ -201,11 +221,14 @@ where
     A: Future<Output = ()>,
     O: Future<Output = ()>,
 {
-    let started = Node::start(&config).await?;
-    on_ready(&started.ready);
-    let node = started.ready.node;
-    let ended = started.run(stop).await;
-    replicas::remove_region_files(&config, node);
+    let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
+    let ended = async {
+        let started = Node::start(&config, nonce).await?;
+        on_ready(&started.ready);
+        started.run(stop).await
+    };
+    let ended = ended.await;
+    replicas::remove_region_files(&config, nonce);
     ended
 }
 
@@ -232,18 +255,31 @@ impl PipeStop {
     }
 }
 
-/// The id and what came with it.
-struct Identity {
-    node: NodeId,
-    nonce: u64,
-    lineage: u64,
-    map: Map,
+/// What a cluster is like for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ClusterShape {
     slots: u32,
+    /// Flow shards.
     shards: u16,
 }
 
+impl ClusterShape {
+    /// As a map of a formed cluster says; shard 0 is the system's.
+    fn of(map: &Map) -> Self {
+        Self { slots: map.slots, shards: (map.shards.len() as u16).saturating_sub(1) }
+    }
+}
+
+/// The id and what came with it.
+struct Identity {
+    node: NodeId,
+    lineage: u64,
+    map: Map,
+}
+
 impl Node {
-    async fn start(config: &NodeConfig) -> Result<Self, NodeError> {
+    /// `nonce` is drawn for this life.
+    async fn start(config: &NodeConfig, nonce: u64) -> Result<Self, NodeError> {
         make_directory(config)?;
         replicas::remove_orphans(config);
         let (listener, listen) = listen(config.listen)?;
@@ -251,12 +287,13 @@ impl Node {
         // Built once before the node has an id, so that a wrong chain costs nobody an id.
         drop(Chain::new(&config.chain, early)?);
         let port = open_port(config)?;
-        let identity = identify(config, listen).await?;
-        let chain = Arc::new(Chain::new(&config.chain, identity.slots)?);
+        let shape = find_shape(config, listen).await?;
+        let chain = Arc::new(Chain::new(&config.chain, shape.slots)?);
         let steering = chain.steering(config.steer_seed);
-        let view = SystemView::new(identity.map.clone());
-        let shape = Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
-        let replicas = Replicas::new(config, identity.node, &shape, &view)?;
+        let view = SystemView::new(Map::unformed());
+        let replicas = Replicas::new(config, nonce, (shape, chain.pools()), &view)?;
+        let identity = identify(config, (listen, nonce), shape).await?;
+        view.publish(Arc::new(identity.map.clone()));
         let answers = Arc::new(Answers {
             node: identity.node,
             name: config.name.clone(),
@@ -274,7 +311,7 @@ impl Node {
             lineage: identity.lineage,
             node: identity.node,
             timing: config.timing(),
-            nonce: identity.nonce,
+            nonce,
         };
         let handler = Arc::new(Handler(answers.clone()));
         let store = Store::start(store_config, listener, replicas.setups, handler).await?;
@@ -290,11 +327,11 @@ impl Node {
             };
             form(&store, identity.node, shards, &shape).await?;
         }
-        let slots: SlotTable = (0..identity.slots).map(|_| AtomicU16::new(0)).collect();
-        load_slots(&slots, &Map::first_slots(identity.slots, identity.shards));
+        let slots: SlotTable = (0..shape.slots).map(|_| AtomicU16::new(0)).collect();
+        load_slots(&slots, &Map::first_slots(shape.slots, shape.shards));
         let stages = SteeredChain::new(chain, config.steer_seed);
-        let parts = PipeParts { stages, port, slots: slots.clone() };
-        let (pipe, pipe_stop) = start_pipe(config, &identity, &store, &replicas.views, parts)?;
+        let parts = PipeParts { stages, port, slots: slots.clone(), seed: nonce };
+        let (pipe, pipe_stop) = start_pipe(config, &store, &replicas.views, parts)?;
         answers.counters.get_or_init(|| pipe.counters().clone());
         let ready = Ready {
             node: identity.node,
@@ -421,19 +458,33 @@ fn member(config: &NodeConfig, address: SocketAddr) -> Member {
     }
 }
 
-/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
-async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, NodeError> {
-    let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
+/// The shape of the cluster that this node is to form, or to join: the members are asked for that
+/// one, and do not hear of the node by it.
+async fn find_shape(config: &NodeConfig, address: SocketAddr) -> Result<ClusterShape, NodeError> {
     match &config.start {
-        Start::Form { slots, shards, .. } => {
+        Start::Form { slots, shards, .. } => Ok(ClusterShape { slots: *slots, shards: *shards }),
+        Start::Join { seeds } => {
+            let cluster = config.cluster_id();
+            let asker = Seeds::new(cluster, &origin(config), seeds, address)?;
+            Ok(ClusterShape::of(&asker.find_map().await?))
+        }
+    }
+}
+
+/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
+async fn identify(
+    config: &NodeConfig,
+    (address, nonce): (SocketAddr, u64),
+    shape: ClusterShape,
+) -> Result<Identity, NodeError> {
+    match &config.start {
+        Start::Form { .. } => {
             let lineage = formation::draw_nonce().map_err(NodeError::Random)?;
             origin(config).mark_as_former(lineage)?;
-            let map = Map::unformed();
-            Ok(Identity { node: NodeId(1), nonce, lineage, map, slots: *slots, shards: *shards })
+            Ok(Identity { node: NodeId(1), lineage, map: Map::unformed() })
         }
         Start::Join { seeds } => {
             let newcomer = Newcomer {
-                cluster: config.cluster_id(),
                 name: config.name.clone(),
                 address,
                 ports: port_names(config),
@@ -441,10 +492,15 @@ async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, 
                 settings: config.shared_settings(),
             };
             let origin = origin(config);
-            let (node, map) = formation::join(&newcomer, &origin, seeds).await?;
+            let asker = Seeds::new(config.cluster_id(), &origin, seeds, address)?;
+            let (node, map) = asker.join(newcomer).await?;
+            if ClusterShape::of(&map) != shape {
+                return Err(NodeError::NotLetIn(
+                    "the seeds are of two clusters of this name: name seeds of one".to_owned(),
+                ));
+            }
             origin.mark_as_member(map.lineage)?;
-            let (slots, shards) = (map.slots, map.shards.len() as u16 - 1);
-            Ok(Identity { node, nonce, lineage: map.lineage, map, slots, shards })
+            Ok(Identity { node, lineage: map.lineage, map })
         }
     }
 }
@@ -485,11 +541,12 @@ struct PipeParts {
     stages: SteeredChain,
     port: Box<dyn Port>,
     slots: SlotTable,
+    /// Random, of this life.
+    seed: u64,
 }
 
 fn start_pipe(
     config: &NodeConfig,
-    identity: &Identity,
     store: &Arc<Store>,
     views: &[Option<ReplicaView>],
     parts: PipeParts,
@@ -498,7 +555,7 @@ fn start_pipe(
         Some(bell) => bell,
         None => Arc::new(Doorbell::new()?),
     };
-    let client = identity.node.0 << 16;
+    let client = store.node().0 << 16;
     let link = store.pipe_link(client, bell.clone());
     let local = views.iter().map(|view| view.as_ref().map(ReplicaView::to_local)).collect();
     let access = ClusterAccess::new(
@@ -508,7 +565,7 @@ fn start_pipe(
         link,
         config.shared_memory_reads,
     );
-    let settings = PipeSettings { client, parked_max: PARKED_MAX, seed: identity.nonce };
+    let settings = PipeSettings { client, parked_max: PARKED_MAX, seed: parts.seed };
     let pipe = Pipe::new(parts.stages, access, settings);
     let stop = PipeStop { flag: Arc::default(), bell: bell.clone() };
     let handle = pipe_driver::spawn("pipe-0", pipe, parts.port, bell, stop.flag.clone())

@@ -4,7 +4,7 @@
 //! ([`crate::baseline`]), and the simulator's. A pipe is generic over it, so the packet path pays
 //! no indirect call.
 
-use nearstate_store::{Entry, Key, Outcome, SlotId, Time, Transaction};
+use nearstate_store::{Entry, Key, KeyHash, Outcome, SlotId, Time, Transaction};
 
 /// Names a parked packet: answers that come later carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,11 +68,21 @@ pub struct QueueFull;
 
 /// Reads and transactions, as a pipe asks for them. Nothing here blocks or allocates.
 pub trait StateAccess {
-    /// Draws the cell that this key would lie in towards the processor, if it is local.
-    fn prefetch(&self, slot: SlotId, key: &Key);
+    /// First step for the keys of a burst: draws near what says where the entry lies, if it lies in
+    /// memory that can be read here. The hash is for the next two calls.
+    fn prefetch(&self, slot: SlotId, key: &Key) -> KeyHash;
 
-    /// Reads an entry.
-    fn read(&mut self, now: Time, token: Token, slot: SlotId, key: &Key) -> ReadAnswer;
+    /// Second step: draws the entry itself near.
+    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash);
+
+    /// Reads an entry. With the key comes its hash, or [`KeyHash::UNKNOWN`].
+    fn read(
+        &mut self,
+        now: Time,
+        token: Token,
+        slot: SlotId,
+        wanted: (&Key, KeyHash),
+    ) -> ReadAnswer;
 
     /// Sends a transaction to the owner of its slot. It is retried under its id until it is decided
     /// or its deadline has passed; exactly one completion follows. On `QueueFull` nothing follows.

@@ -105,6 +105,9 @@ drop_reasons! {
     Contention = "contention",
     /// The outgoing port has no room.
     OutputFull = "output-full",
+    /// The outgoing port had no room before the right to use the state had ended that the packet
+    /// was decided on.
+    LeaseOver = "lease-over",
     /// A transaction was refused for a reason that is a fault of ours; see the log.
     StoreRefused = "store-refused",
 }

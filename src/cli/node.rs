@@ -17,9 +17,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-/// Threads of the control side: packets have threads of their own.
-const WORKERS: usize = 2;
-
 /// Says what is logged to standard error, as `tracing-subscriber` reads it: `debug`,
 /// `info,nearstate_store=trace`.
 const LOG_VARIABLE: &str = "NEARSTATE_LOG";
@@ -94,8 +91,7 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
         .map_err(|source| NodeError::Unreadable { path: path.clone(), source })?;
     let config = NodeConfig::parse(&text)
         .map_err(|source| NodeError::Unusable { path: path.clone(), source })?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let runtime = nearstate_store::driver::runtime()?;
     let is_launched = config.end_with_stdin;
     runtime.block_on(async {
         // Before the node is ready: from then on a signal is to end it in good order.

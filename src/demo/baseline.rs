@@ -60,7 +60,7 @@ impl Output for Said {
         boot_now()
     }
 
-    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
         self.0.push_back((frame, None));
         Ok(())
     }

@@ -127,7 +127,7 @@ impl Region {
         {
             return Ok(Self::new(MmapRaw::from(map), Backing::HugePages, true));
         }
-        check_memory(bytes)?;
+        require_memory(bytes as u64)?;
         let map = MmapOptions::new().len(bytes).map_anon().map_err(io_error)?;
         let backing = match map.advise(Advice::HugePage) {
             Ok(()) if bytes >= 1 << HUGE_PAGE_BITS => Backing::Transparent,
@@ -144,7 +144,7 @@ impl Region {
     /// If the size is impossible, the file is somebody's, or its space cannot be had.
     pub fn create_shared(path: &Path, bytes: usize) -> Result<Self, RegionError> {
         check_size(bytes as u64)?;
-        check_memory(bytes)?;
+        require_memory(bytes as u64)?;
         let file = match create_locked(path) {
             Err(RegionError::Exists(_)) if Self::remove_orphan(path) => create_locked(path),
             other => other,
@@ -396,12 +396,16 @@ fn map_file(
 }
 
 /// Refuses what the kernel says it cannot give. Without this an overcommitting kernel maps anything
-/// and kills the process when it fills the memory.
-fn check_memory(wanted: usize) -> Result<(), RegionError> {
+/// and kills the process when it fills the memory. Who makes several regions asks for all of them
+/// at once first: each alone might fit.
+///
+/// # Errors
+/// If that much is not available.
+pub fn require_memory(wanted: u64) -> Result<(), RegionError> {
     let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
     let Some(available) = memory_available(&text) else { return Ok(()) };
-    if wanted as u64 > available {
-        return Err(RegionError::TooLittleMemory { wanted: wanted as u64, available });
+    if wanted > available {
+        return Err(RegionError::TooLittleMemory { wanted, available });
     }
     Ok(())
 }

@@ -15,6 +15,7 @@
 use crate::packet::checksum::pseudo_header;
 use crate::packet::ethernet::{self, EthernetFrame, MacAddress};
 use crate::packet::icmp::{self, IcmpMessage};
+use crate::packet::icmp_message;
 use crate::packet::icmpv6::{self, Icmpv6Message};
 use crate::packet::ipv4::{self, Ipv4Packet};
 use crate::packet::ipv6::{self, Ipv6Packet};
@@ -351,7 +352,7 @@ impl PacketBuilder {
                 bytes
             }
             Kind::Icmp { kind, code, rest } => {
-                let mut bytes = self.behind_header(icmp::HEADER_BYTES, &[]);
+                let mut bytes = self.behind_header(icmp_message::HEADER_BYTES, &[]);
                 if self.source.ipv4().is_some() {
                     let mut message = IcmpMessage::new_unchecked(&mut bytes);
                     message.set_kind(*kind, *code);

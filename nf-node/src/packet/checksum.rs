@@ -33,10 +33,26 @@ impl Sum {
             low += word & 0xffff_ffff;
             high += word >> 32;
         }
-        let mut tail = [0; 8];
-        tail[..rest.len()].copy_from_slice(rest);
-        let tail = u64::from_ne_bytes(tail);
-        Self(low + high + (tail & 0xffff_ffff) + (tail >> 32))
+        Self(low + high).tail(rest)
+    }
+
+    /// Adds fewer than eight bytes. Piece by piece: a copy of a length that is known only now would
+    /// be a call.
+    #[inline]
+    fn tail(self, bytes: &[u8]) -> Self {
+        let mut total = self.0;
+        let (quads, rest) = bytes.as_chunks::<4>();
+        for quad in quads {
+            total += u64::from(u32::from_ne_bytes(*quad));
+        }
+        let (pairs, last) = rest.as_chunks::<2>();
+        for pair in pairs {
+            total += u64::from(u16::from_ne_bytes(*pair));
+        }
+        if let [byte] = last {
+            total += u64::from(u16::from_ne_bytes([*byte, 0]));
+        }
+        Self(total)
     }
 
     /// Adds one 16-bit word, given as a number.

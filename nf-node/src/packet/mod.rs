@@ -7,6 +7,7 @@ pub mod builder;
 pub mod checksum;
 pub mod ethernet;
 pub mod icmp;
+pub mod icmp_message;
 pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;

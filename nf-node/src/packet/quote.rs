@@ -5,6 +5,7 @@
 //! header must be there: the ports.
 
 use crate::packet::icmp;
+use crate::packet::icmp_message;
 use crate::packet::icmpv6;
 use crate::packet::ipv4::{self, Ipv4Packet, OFFSET_MASK};
 use crate::packet::ipv6::{self, Ipv6Packet};
@@ -30,7 +31,7 @@ struct Quoted {
 
 /// The error's flow, from a quoted IPv4 packet.
 pub(crate) fn parse_v4(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
-    let ip = network.transport_at + icmp::HEADER_BYTES;
+    let ip = network.transport_at + icmp_message::HEADER_BYTES;
     let quote = &frame[ip..network.end];
     if quote.len() < ipv4::HEADER_BYTES {
         return Err(DropReason::BadIcmpHeader);
@@ -67,7 +68,7 @@ pub(crate) fn parse_v4(frame: &[u8], network: &Network) -> Result<Parsed, DropRe
 
 /// The error's flow, from a quoted IPv6 packet.
 pub(crate) fn parse_v6(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
-    let ip = network.transport_at + icmpv6::HEADER_BYTES;
+    let ip = network.transport_at + icmp_message::HEADER_BYTES;
     let quote = &frame[ip..network.end];
     if quote.len() < ipv6::HEADER_BYTES {
         return Err(DropReason::BadIcmpHeader);
@@ -139,5 +140,9 @@ fn echo_ident(protocol: u8, network: &Network, header: &[u8]) -> Result<u16, Dro
         ipv4::PROTOCOL_ICMP => is_v4 && matches!(header[0], icmp::ECHO_REQUEST | icmp::ECHO_REPLY),
         _ => !is_v4 && matches!(header[0], icmpv6::ECHO_REQUEST | icmpv6::ECHO_REPLY),
     };
-    if is_echo { Ok(get_u16(header, icmp::field::IDENT)) } else { Err(DropReason::BadIcmpHeader) }
+    if is_echo {
+        Ok(get_u16(header, icmp_message::field::IDENT))
+    } else {
+        Err(DropReason::BadIcmpHeader)
+    }
 }

@@ -1,9 +1,9 @@
 //! The passes over a burst: what nearly every packet goes through, and nothing more.
 //!
-//! Pass 1 parses all and draws their entries near; pass 2 sends each through the chain, up to the
-//! first that cannot be decided at once; pass 3 reads the clock once and lets the decided ones go.
-//! The one that could not be decided is parked, and the passes go on behind it: so order is kept
-//! although some packets of a burst stay.
+//! Pass 1 parses all and draws their entries near, in two steps whose waits overlap; pass 2 sends
+//! each through the chain, up to the first that cannot be decided at once; pass 3 reads the clock
+//! once and lets the decided ones go. The one that could not be decided is parked, and the passes
+//! go on behind it: so order is kept although some packets of a burst stay.
 //!
 //! If a lease ended before the clock was read, the packets that hung on it and all behind them are
 //! processed one by one.
@@ -19,7 +19,7 @@ use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
-use nearstate_store::{Endpoint, Key, SlotId, Time};
+use nearstate_store::{Endpoint, Key, KeyHash, SlotId, Time};
 
 /// What is known of one packet of a burst.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Lane {
     pub(super) slot: SlotId,
     /// The first key of its way.
     pub(super) key: Option<Key>,
+    /// The hash of that key.
+    hash: KeyHash,
     verdict: Result<(), DropReason>,
     /// The flow as which it is to leave.
     tuple: FlowTuple,
@@ -44,6 +46,7 @@ impl Lanes {
             parsed: Err(DropReason::ShortEthernet),
             slot: SlotId(0),
             key: None,
+            hash: KeyHash::UNKNOWN,
             verdict: Err(DropReason::ShortEthernet),
             tuple: FlowTuple {
                 protocol: 0,
@@ -99,8 +102,15 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             lane.slot = self.chain.slot(side, &parsed.tuple);
             let packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
             lane.key = self.chain.function(side, 0).and_then(|first| first.key(&packet));
-            if let Some(key) = &lane.key {
-                self.access.prefetch(lane.slot, key);
+            lane.hash = match &lane.key {
+                Some(key) => self.access.prefetch(lane.slot, key),
+                None => KeyHash::UNKNOWN,
+            };
+        }
+        // By now what was asked for first has come, or is about to.
+        for lane in &self.lanes.0[..frames.len()] {
+            if lane.parsed.is_ok() {
+                self.access.prefetch_entry(lane.slot, lane.hash);
             }
         }
     }
@@ -111,7 +121,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let (tenant, token) = (chain.tenant(), parking.next_token());
         let mut decided = Decided { count: 0, valid_until: Time(u64::MAX), stopped: None };
         for (lane, frame) in lanes.0[done..].iter_mut().zip(frames) {
-            let Lane { parsed, slot, key: first, verdict, tuple, valid_until } = lane;
+            let Lane { parsed, slot, key: first, hash, verdict, tuple, valid_until } = lane;
             let parsed = match parsed {
                 Ok(parsed) => &*parsed,
                 Err(reason) => {
@@ -123,6 +133,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let (bytes, side) = (frame.as_slice(), frame.side);
             let mut packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
             let (mut is_first, mut found_first) = (true, None);
+            let mut hash = Some(*hash);
             let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key| {
                 if core::mem::take(&mut is_first) {
                     if first.is_none() {
@@ -132,7 +143,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                         return Err(Stop::Behind(*key));
                     }
                 }
-                match access.read(now, token, *slot, key) {
+                let hash = hash.take().unwrap_or(KeyHash::UNKNOWN);
+                match access.read(now, token, *slot, (key, hash)) {
                     ReadAnswer::Here { entry, access, valid_until } => {
                         counters.add_accesses(access, 1);
                         Ok((entry, valid_until))
@@ -163,7 +175,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 (Ok(()), Ok(parsed)) => {
                     rewrite::apply(frame.as_mut_slice(), parsed, &lane.tuple);
                     frame.side = frame.side.opposite();
-                    Ok(())
+                    Ok(lane.valid_until)
                 }
                 (Err(reason), _) | (_, Err(reason)) => Err(*reason),
             };

@@ -23,6 +23,7 @@ mod walk;
 
 use crate::chain::{Chain, Function};
 use crate::chain_config::FunctionName;
+use crate::cluster_access::STORE_PATIENCE_MS;
 use crate::counters::{Counters, Event};
 use crate::frame::Frame;
 use crate::nf::{Changes, NetworkFunction};
@@ -54,7 +55,11 @@ pub const QUICK_TRY_NS: u64 = 300_000;
 pub const SLOW_TRY_NS: u64 = 3_000_000;
 /// How long a packet waits for a store that does not answer.
 pub const GIVE_UP_NS: u64 = 2_000_000_000;
-/// How often the parking place is looked through for reads that were never answered.
+/// How long a packet waits for its transaction. Longer than the store's own patience
+/// ([`crate::cluster_access::STORE_PATIENCE_MS`]), whose answer says more than none.
+pub const COMMIT_GIVE_UP_NS: u64 = 3_000_000_000;
+const _: () = assert!(COMMIT_GIVE_UP_NS > STORE_PATIENCE_MS * 1_000_000);
+/// How often the parking place is looked through for what was never answered.
 pub const SWEEP_NS: u64 = 250_000_000;
 /// Completions that are taken in one go, so that packets are not kept waiting.
 pub const COMPLETIONS_AT_ONCE: usize = 256;
@@ -126,11 +131,13 @@ pub trait Output {
     /// once for each parked packet.
     fn clock(&mut self) -> Time;
 
-    /// A packet leaves; its frame names the side that it leaves on.
+    /// A packet leaves; its frame names the side that it leaves on. After `valid_until`, the end of
+    /// the leases that it was decided under, it must not leave any more (P2): whoever lets time
+    /// pass here looks at the clock again.
     ///
     /// # Errors
-    /// Gives it back if there is no room: it is then dropped.
-    fn leave(&mut self, frame: Frame) -> Result<(), Frame>;
+    /// Gives it back with the reason why it cannot leave: it is then dropped.
+    fn leave(&mut self, frame: Frame, valid_until: Time) -> Result<(), (Frame, DropReason)>;
 
     /// A packet ends here.
     fn dropped(&mut self, frame: Frame, reason: DropReason);
@@ -150,7 +157,8 @@ pub struct PipeSettings {
 /// What has become of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    Leave(FlowTuple),
+    /// As this flow, until then.
+    Leave(FlowTuple, Time),
     Drop(DropReason),
 }
 
@@ -253,13 +261,13 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
     }
 
-    /// A packet that was not parked, or no longer is, goes out or ends.
+    /// A packet that was not parked, or no longer is, goes out (until when it may) or ends.
     #[inline]
-    fn hand_over(&self, frame: Frame, end: Result<(), DropReason>, out: &mut impl Output) {
+    fn hand_over(&self, frame: Frame, end: Result<Time, DropReason>, out: &mut impl Output) {
         let (frame, reason) = match end {
-            Ok(()) => match out.leave(frame) {
+            Ok(valid_until) => match out.leave(frame, valid_until) {
                 Ok(()) => return self.counters.add(Event::PacketsOut, 1),
-                Err(frame) => (frame, DropReason::OutputFull),
+                Err(returned) => returned,
             },
             Err(reason) => (frame, reason),
         };

@@ -8,7 +8,7 @@
 
 use crate::frame::Frame;
 use crate::packet::parsed::Parsed;
-use crate::pipe::STAGES_MAX;
+use crate::pipe::{COMMIT_GIVE_UP_NS, GIVE_UP_NS, STAGES_MAX};
 use crate::state_access::Token;
 use arrayvec::ArrayVec;
 use nearstate_store::{Entry, Key, SlotId, Time};
@@ -21,7 +21,10 @@ pub(super) enum Phase {
     /// For the answer to a read of this key.
     Reading(Key),
     /// For its transaction.
-    Committing,
+    Committing {
+        /// When it was sent.
+        since: Time,
+    },
     /// For another try.
     Retrying,
 }
@@ -182,14 +185,16 @@ impl Parking {
         same.then_some(place)
     }
 
-    /// The place after `from` (or the first) whose packet waits for a read since before `since`.
-    pub(super) fn next_reader(&self, from: u32, since: Time) -> Option<u32> {
-        let places = self.places.iter().enumerate().skip(from as usize);
-        let waits_long =
-            |parked: &Parked| matches!(parked.phase, Phase::Reading(_)) && parked.since <= since;
-        places
-            .filter(|(_, place)| place.parked.as_ref().is_some_and(waits_long))
-            .map(|(index, _)| index as u32)
-            .next()
+    /// The first place from `from` on whose packet has waited too long for an answer.
+    pub(super) fn next_forgotten(&self, from: u32, now: Time) -> Option<u32> {
+        let is_forgotten = |parked: &Parked| match parked.phase {
+            Phase::Reading(_) => now.since_ns(parked.since) >= GIVE_UP_NS,
+            Phase::Committing { since } => now.since_ns(since) >= COMMIT_GIVE_UP_NS,
+            // Those behind others wait for them, and retries have a time of their own.
+            Phase::Waiting | Phase::Retrying => false,
+        };
+        let mut places = self.places.iter().skip(from as usize);
+        let found = places.position(|place| place.parked.as_ref().is_some_and(is_forgotten))?;
+        Some(from + found as u32)
     }
 }

@@ -19,7 +19,7 @@ use crate::verdict::DropReason;
 use arrayvec::ArrayVec;
 use nearstate_placement::FlowTuple;
 use nearstate_store::{
-    Entry, Key, Outcome, Refusal, SlotId, Time, Transaction, TransactionId, Write,
+    Entry, Key, KeyHash, Outcome, Refusal, SlotId, Time, Transaction, TransactionId, Write,
 };
 
 impl<S: StateAccess, C: Stages> Pipe<S, C> {
@@ -100,8 +100,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         out: &mut impl Output,
     ) {
         let place = self.parking.find(token);
-        let Some(place) = place.filter(|at| self.parking.get_mut(*at).phase == Phase::Committing)
-        else {
+        let is_committing = |phase| matches!(phase, Phase::Committing { .. });
+        let Some(place) = place.filter(|at| is_committing(self.parking.get_mut(*at).phase)) else {
             return self.counters.add(Event::StaleCompletions, 1);
         };
         let parked = self.parking.get_mut(place);
@@ -169,7 +169,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let after = out.clock();
             if after <= valid_until {
                 return Some(match verdict {
-                    Ok(()) => End::Leave(tuple),
+                    Ok(()) => End::Leave(tuple, valid_until),
                     Err(reason) => End::Drop(reason),
                 });
             }
@@ -204,7 +204,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             if let Some(answer) = Answer::find(answers, now, key) {
                 return Ok((answer.entry, answer.valid_until));
             }
-            match access.read(now, token, slot, key) {
+            match access.read(now, token, slot, (key, KeyHash::UNKNOWN)) {
                 ReadAnswer::Here { entry, access, valid_until } => {
                     counters.add_accesses(access, 1);
                     Answer { key: *key, entry, valid_until, asked: numbered }.keep_in(answers);
@@ -257,7 +257,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             Ok(()) => {
                 self.serial += 1;
                 parked.transactions += 1;
-                parked.phase = Phase::Committing;
+                parked.phase = Phase::Committing { since: now };
                 self.claim_first_key(place);
                 self.claim_written(place, &transaction.writes);
                 None
@@ -322,21 +322,21 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             self.sweep_at = None;
         }
         let end = match end {
-            End::Leave(tuple) => {
+            End::Leave(tuple, valid_until) => {
                 rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
                 frame.side = frame.side.opposite();
-                Ok(())
+                Ok(valid_until)
             }
             End::Drop(reason) => Err(reason),
         };
         self.hand_over(frame, end, out);
     }
 
-    /// Gives up the packets whose reads were never answered.
+    /// Gives up the packets whose reads or transactions were never answered. Such a transaction may
+    /// have taken effect; its packet has not left, so nobody has relied on it.
     pub(super) fn sweep(&mut self, now: Time, out: &mut impl Output) {
-        let oldest = Time(now.0.saturating_sub(GIVE_UP_NS));
         let mut from = 0;
-        while let Some(place) = self.parking.next_reader(from, oldest) {
+        while let Some(place) = self.parking.next_forgotten(from, now) {
             self.end(now, place, DropReason::StoreUnavailable, out);
             from = place + 1;
         }

@@ -7,28 +7,12 @@
 #![expect(clippy::disallowed_methods, reason = "the edge: waits between two tries to join")]
 
 use super::NodeError;
-use nearstate_placement::Map;
-use nearstate_placement::api::{Request, Response};
-use nearstate_store::NodeId;
-use nearstate_store::client::{Client, ConnectError, Wanted};
-use nearstate_store::clock::boot_now;
-use nearstate_store::wire::Refused;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-/// How long a node tries to be let in.
-pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
-/// How long one seed may take to answer.
-const SEED_TIMEOUT: Duration = Duration::from_secs(3);
 /// What stands in a mark before the lineage.
 const MARK: &str = "lineage ";
-/// Between the first two rounds over the seeds; each pause after that is twice as long.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// But no longer than this.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A number that no other life of any node draws.
 pub(super) fn draw_nonce() -> std::io::Result<u64> {
@@ -114,113 +98,6 @@ impl Origin<'_> {
         file.sync_all().map_err(failed)?;
         let directory = File::open(self.directory).and_then(|directory| directory.sync_all());
         directory.map_err(failed).map(|()| true)
-    }
-}
-
-/// What a node says of itself when it joins.
-pub(super) struct Newcomer {
-    /// The cluster's number.
-    pub(super) cluster: u64,
-    /// Its name.
-    pub(super) name: String,
-    /// Where it listens.
-    pub(super) address: SocketAddr,
-    /// How packets reach it.
-    pub(super) ports: Vec<String>,
-    /// Of this life.
-    pub(super) nonce: u64,
-    /// [`crate::node_config::NodeConfig::shared_settings`].
-    pub(super) settings: u64,
-}
-
-/// What came of asking one seed.
-enum Answer {
-    /// It lets the node in.
-    Joined(NodeId, Map),
-    /// It never will, nor will the others.
-    Never(NodeError),
-    /// This seed never will: it is of another cluster, or no node at all.
-    NotThisOne(String),
-    /// This seed belongs to another cluster of the same name.
-    OtherLineage(String),
-    /// Another try may help.
-    NotYet(String),
-}
-
-/// Asks the seeds, one after the other and again, until one lets the node in. A node that belonged
-/// to a cluster joins no other of the same name.
-pub(super) async fn join(
-    newcomer: &Newcomer,
-    origin: &Origin<'_>,
-    seeds: &[SocketAddr],
-) -> Result<(NodeId, Map), NodeError> {
-    let known = origin.lineage()?;
-    let lineage = known.as_ref().map_or(0, |(lineage, _)| *lineage);
-    let wanted = Wanted { cluster: newcomer.cluster, lineage };
-    let request = Request::Join {
-        name: newcomer.name.clone(),
-        address: newcomer.address,
-        ports: newcomer.ports.clone(),
-        nonce: newcomer.nonce,
-        settings: newcomer.settings,
-    }
-    .encode();
-    // Nodes may all have the same list; one that is not in yet cannot let itself in.
-    let seeds = || seeds.iter().filter(|seed| **seed != newcomer.address);
-    if seeds().next().is_none() {
-        return Err(NodeError::OnlySeed(newcomer.address));
-    }
-    let give_up = boot_now().plus_ms(JOIN_PATIENCE_MS);
-    let mut pause = PAUSE_MIN;
-    loop {
-        let mut last = Vec::new();
-        let (mut is_hopeless, mut strangers) = (true, true);
-        for seed in seeds() {
-            let answer = ask(wanted, *seed, &request).await;
-            strangers &= matches!(answer, Answer::OtherLineage(_));
-            match answer {
-                Answer::Joined(id, map) => return Ok((id, map)),
-                Answer::Never(error) => return Err(error),
-                Answer::NotThisOne(why) | Answer::OtherLineage(why) => last.push(why),
-                Answer::NotYet(why) => {
-                    is_hopeless = false;
-                    last.push(why);
-                }
-            }
-        }
-        if let Some((_, mark)) = known.as_ref().filter(|_| strangers) {
-            return Err(NodeError::OtherLineage(mark.clone()));
-        }
-        let last = last.join("; ");
-        if is_hopeless || boot_now() >= give_up {
-            return Err(NodeError::NoSeed(last));
-        }
-        tracing::debug!(%last, "not let in yet");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
-async fn ask(wanted: Wanted, seed: SocketAddr, request: &[u8]) -> Answer {
-    let client = match Client::connect_to(wanted, seed, SEED_TIMEOUT).await {
-        Ok(client) => client,
-        Err(error @ ConnectError::Refused { reason: Refused::Lineage(_), .. }) => {
-            return Answer::OtherLineage(error.to_string());
-        }
-        Err(error) if error.is_stranger() => return Answer::NotThisOne(error.to_string()),
-        Err(error) => return Answer::NotYet(error.to_string()),
-    };
-    let answer = client.call(request.to_vec(), SEED_TIMEOUT).await.map_err(|e| e.to_string());
-    let response = answer.and_then(|bytes| Response::decode(&bytes).map_err(|e| e.to_string()));
-    match response {
-        Ok(Response::Joined { id, map }) if map.state_of(id).is_live() => Answer::Joined(id, map),
-        Ok(Response::Joined { .. }) => Answer::Never(NodeError::GivenUp),
-        Ok(Response::Refused { reason, retry: false }) => {
-            Answer::Never(NodeError::NotLetIn(reason))
-        }
-        Ok(Response::Refused { reason, .. }) => Answer::NotYet(format!("{seed}: {reason}")),
-        Ok(_) => Answer::NotYet(format!("{seed} answered something else")),
-        Err(error) => Answer::NotYet(format!("{seed}: {error}")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tables of a node: a region a shard, the machine that writes it, and what reads it.
 
-use super::NodeError;
+use super::{ClusterShape, NodeError};
 use crate::cluster_access::LocalShard;
 use crate::node_config::NodeConfig;
 use nearstate_placement::Map;
@@ -8,25 +8,15 @@ use nearstate_placement::system::SystemMachine;
 use nearstate_store::driver::{LocalReads, RegionAddress, ShardSetup};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
-use nearstate_store::region::Region;
+use nearstate_store::region::{Region, require_memory};
 use nearstate_store::{
-    Entry, Key, Machine, NodeId, PoolSpec, RegionIdentity, ShardId, SlotId, SlotSet, Table,
+    Entry, Key, Machine, PoolSpec, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table,
     TableReader,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::system_view::SystemView;
-
-/// What a cluster's shape says of every replica.
-pub(super) struct Shape<'a> {
-    /// Slots of the cluster.
-    pub(super) slots: u32,
-    /// Flow shards of the cluster.
-    pub(super) shards: u16,
-    /// NAT pools of the chain.
-    pub(super) pools: &'a [PoolSpec],
-}
 
 /// All replicas of a node: setups for the store driver, and views for pipes, by shard number.
 pub(super) struct Replicas {
@@ -61,13 +51,20 @@ impl LocalReads for TableReads {
 }
 
 impl Replicas {
-    /// Makes regions and machines. The files go when the regions are dropped.
+    /// Makes regions and machines for this life of the node, which its nonce names. The files go
+    /// when the regions are dropped.
+    ///
+    /// # Errors
+    /// If the memory for all of them cannot be had; then none is taken.
     pub(super) fn new(
         config: &NodeConfig,
-        node: NodeId,
-        shape: &Shape<'_>,
+        nonce: u64,
+        (shape, pools): (ClusterShape, &[PoolSpec]),
         view: &SystemView,
     ) -> Result<Self, NodeError> {
+        let bytes = Table::bytes_for(config.table_capacity)?;
+        require_memory(bytes as u64 * u64::from(shape.shards))
+            .map_err(|source| too_little(config, shape.shards, source))?;
         let mut replicas = Self { setups: vec![system_setup(view)], views: vec![None] };
         let shard_of_slot = Map::first_slots(shape.slots, shape.shards);
         for number in 1..=shape.shards {
@@ -76,21 +73,25 @@ impl Replicas {
             for (slot, _) in shard_of_slot.iter().enumerate().filter(|(_, s)| **s == number) {
                 slots.insert(SlotId(slot as u16));
             }
-            let table = make_table(config, node, shard)?;
-            let reader = table.0.reader();
+            let path = region_path(config, nonce, shard);
+            let region = if config.shared_memory_reads {
+                Region::create_shared(&path, bytes)
+            } else {
+                Region::anonymous(bytes)
+            };
+            let region = region.map_err(|source| too_little(config, shape.shards, source))?;
+            let table = make_table(config, shard, region)?;
+            let reader = table.reader();
             let lease = Arc::new(LeaseCell::none());
-            let generation = table.0.generation_cell();
-            let machine = FlowMachine::new(FlowMachineConfig {
-                table: table.0,
-                slots,
-                pools: shape.pools.to_vec(),
-            });
+            let generation = table.generation_cell();
+            let machine =
+                FlowMachine::new(FlowMachineConfig { table, slots, pools: pools.to_vec() });
             replicas.setups.push(ShardSetup {
                 id: shard,
                 machine: Box::new(machine),
                 check: FlowMachine::check,
                 reads: Some(Arc::new(TableReads(reader.clone()))),
-                region: config.shared_memory_reads.then_some(RegionAddress { path: table.1 }),
+                region: config.shared_memory_reads.then_some(RegionAddress { path }),
                 lease: lease.clone(),
                 generation: Some(Arc::new(move |term| generation.set(term))),
             });
@@ -117,8 +118,8 @@ pub(super) fn remove_orphans(config: &NodeConfig) {
 
 /// Removes the region files of this life, after it has ended: readers that have one mapped keep it,
 /// and nobody is to map it again.
-pub(super) fn remove_region_files(config: &NodeConfig, node: NodeId) {
-    for path in region_files(config, &format!("{}.", node.0)) {
+pub(super) fn remove_region_files(config: &NodeConfig, nonce: u64) {
+    for path in region_files(config, &format!("{nonce:016x}.")) {
         // Somebody else may have been faster; what stays is found the next time.
         let _ = std::fs::remove_file(path);
     }
@@ -135,6 +136,21 @@ fn region_files(config: &NodeConfig, more: &str) -> Vec<PathBuf> {
     files.flatten().map(|file| file.path()).filter(is_one).collect()
 }
 
+fn region_path(config: &NodeConfig, nonce: u64, shard: ShardId) -> PathBuf {
+    config.directory.join(format!("{}{nonce:016x}.{shard}.region", prefix(config)))
+}
+
+fn too_little(config: &NodeConfig, shards: u16, source: RegionError) -> NodeError {
+    let capacity = config.table_capacity;
+    let place = if config.shared_memory_reads {
+        config.directory.display().to_string()
+    } else {
+        "anonymous memory".to_owned()
+    };
+    let bytes = Table::bytes_for(capacity).map_or(0, |bytes| bytes as u64);
+    NodeError::Memory { capacity, bytes, place, shards, source }
+}
+
 fn system_setup(view: &SystemView) -> ShardSetup {
     let publisher = view.clone();
     ShardSetup {
@@ -148,23 +164,11 @@ fn system_setup(view: &SystemView) -> ShardSetup {
     }
 }
 
-fn make_table(
-    config: &NodeConfig,
-    node: NodeId,
-    shard: ShardId,
-) -> Result<(Table, PathBuf), NodeError> {
-    let cluster = config.cluster_id();
-    let path = config.directory.join(format!("{}{}.{shard}.region", prefix(config), node.0));
-    let bytes = Table::bytes_for(config.table_capacity)?;
-    let region = if config.shared_memory_reads {
-        Region::create_shared(&path, bytes)?
-    } else {
-        Region::anonymous(bytes)?
-    };
-    tracing::info!(%shard, bytes, backing = ?region.backing(), "made a table");
+fn make_table(config: &NodeConfig, shard: ShardId, region: Region) -> Result<Table, NodeError> {
+    let (bytes, backing) = (region.len_bytes(), region.backing());
+    tracing::info!(%shard, bytes, ?backing, "made a table");
     // Each region hashes in its own way, so nobody can know which keys collide in it.
     let hash_key = super::formation::draw_nonce().map_err(NodeError::Random)?;
-    let identity = RegionIdentity { cluster, shard };
-    let table = Table::format(Arc::new(region), identity, config.table_capacity, hash_key)?;
-    Ok((table, path))
+    let identity = RegionIdentity { cluster: config.cluster_id(), shard };
+    Ok(Table::format(Arc::new(region), identity, config.table_capacity, hash_key)?)
 }

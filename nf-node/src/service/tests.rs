@@ -334,22 +334,19 @@ async fn a_node_joins_no_other_cluster_of_the_same_name() {
     let founded_anew = Whole::start(new.path(), "n1", FORM).await;
     assert_ne!(first.map().await.lineage, founded_anew.map().await.lineage);
 
-    let newcomer = Newcomer {
-        cluster: crate::node_config::cluster_id("test"),
-        name: "n2".to_owned(),
-        address: first.ready.listen,
-        ports: vec![],
-        nonce: 99,
-        settings: 0,
-    };
+    let own = SocketAddr::from(([127, 0, 0, 1], 9));
+    let newcomer =
+        || Newcomer { name: "n2".to_owned(), address: own, ports: vec![], nonce: 99, settings: 0 };
     let origin = Origin { directory: members.path(), cluster: "test", name: "n2" };
     let mut seeds = vec![founded_anew.ready.listen];
-    let stranger = formation::join(&newcomer, &origin, &seeds);
-    let refused = soon("a refusal", stranger).await.map(|_| ());
+    let cluster = crate::node_config::cluster_id("test");
+    let asker = Seeds::new(cluster, &origin, &seeds, own).unwrap();
+    let refused = soon("a refusal", asker.join(newcomer())).await.map(|_| ());
     assert!(matches!(refused, Err(NodeError::OtherLineage(_))), "{refused:?}");
     // At a seed of its own cluster it is asked for its settings, which the test does not have.
     seeds.push(first.ready.listen);
-    let refused = soon("an answer", formation::join(&newcomer, &origin, &seeds)).await;
+    let asker = Seeds::new(cluster, &origin, &seeds, own).unwrap();
+    let refused = soon("an answer", asker.join(newcomer())).await;
     let said = refused.map(|_| ()).unwrap_err().to_string();
     assert!(said.contains("is not that of the cluster"), "{said}");
     founded_anew.end().await.unwrap();

@@ -35,6 +35,7 @@ struct Weather {
     refuse: u64,
     unknown: u64,
     forget: u64,
+    mute: u64,
 }
 
 struct Storm(Dice, Weather);
@@ -80,6 +81,9 @@ impl Script for Storm {
         }
         if self.is(self.1.forget) {
             return OnSubmit::Forgotten { applied: after_ns.is_multiple_of(2) };
+        }
+        if self.is(self.1.mute) {
+            return OnSubmit::NeverAnswered;
         }
         if self.is(self.1.unknown) {
             return OnSubmit::Unknown { applied: after_ns.is_multiple_of(2) };
@@ -158,6 +162,7 @@ fn whatever_the_delays_the_verdicts_are_those_of_a_synchronous_run() {
         refuse: 0,
         unknown: 0,
         forget: 0,
+        mute: 0,
     };
     let weathers = [
         calm,
@@ -201,6 +206,7 @@ fn in_any_weather_order_and_commit_hold_and_every_packet_ends_once() {
             refuse: 100,
             unknown: 50,
             forget: 50,
+            mute: 5,
         };
         let (sent, world) = run(&[Toy::Flow, Toy::Host], seed, weather, 1000);
         check_order(&sent, &world);

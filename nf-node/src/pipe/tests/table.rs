@@ -5,6 +5,7 @@ use super::world::{
     OnRead, OnSubmit, Script, Toy, World, port_of, run_dry, toy_frame, toy_pipe, turn,
 };
 use crate::frame::Burst;
+use crate::pipe::{COMMIT_GIVE_UP_NS, SWEEP_NS};
 use crate::verdict::DropReason;
 use nearstate_store::Refusal;
 use std::collections::VecDeque;
@@ -229,6 +230,14 @@ const ROWS: &[Row] = &[
         ..PLAIN
     },
     Row {
+        what: "a transaction that is never answered is given up",
+        submits: &[OnSubmit::NeverAnswered],
+        packets: &[(0, 1, true, Err(DropReason::StoreUnavailable)), (0, 2, false, Ok(0))],
+        counters: "packets_in=2 packets_out=1 waits_behind=1 parked_most=2 access:local=2 \
+                   drop:store-unavailable=1",
+        ..PLAIN
+    },
+    Row {
         what: "a lease that ends between read and release leads to another reading",
         reads: &[OnRead::Here { lease_ns: 10 }, HERE],
         clock_ns: &[11, 0],
@@ -331,6 +340,59 @@ fn a_port_without_room_makes_a_counted_drop_of_fast_and_of_parked_packets() {
     run_dry(&mut pipe, &mut shared);
     let words = "packets_in=3 packets_out=1 commits=1 parked_most=1 access:local=4 \
                  drop:output-full=2";
+    assert_eq!(pipe.counters().snapshot().to_string(), words);
+}
+
+#[test]
+fn a_slow_port_lets_nothing_leave_later_than_its_own_lease() {
+    let reads = [HERE, OnRead::Here { lease_ns: 10 }, OnRead::Here { lease_ns: 10 }, HERE];
+    let script = InOrder { reads: reads.into(), submits: [].into(), clock_ns: [].into() };
+    let mut world = World::new(script);
+    world.leaves_in_ns = 6;
+    let (mut pipe, mut shared) = toy_pipe(&[Toy::Flow], world, 8);
+    let frames = (0..4).map(|tag| toy_frame(tag, 2 * tag as u8, 1, false));
+    turn(&mut pipe, &mut shared, &mut frames.collect());
+    // At 6, 12, 18 and 24: the second and the third are too late, and only they.
+    assert_eq!(shared.0.borrow().left, [0, 3]);
+    assert_eq!(shared.0.borrow().ends[&1], Err(DropReason::LeaseOver));
+    let words = "packets_in=4 packets_out=2 access:local=4 drop:lease-over=2";
+    assert_eq!(pipe.counters().snapshot().to_string(), words);
+}
+
+#[test]
+fn a_parked_packet_too_leaves_no_later_than_its_lease() {
+    let reads = [LATER, OnRead::Later { after_ns: 1000, lease_ns: 10 }];
+    let script = InOrder { reads: reads.into(), submits: [].into(), clock_ns: [].into() };
+    let mut world = World::new(script);
+    world.leaves_in_ns = 20;
+    let (mut pipe, mut shared) = toy_pipe(&[Toy::Flow], world, 8);
+    let frames = (0..2).map(|tag| toy_frame(tag, 2 * tag as u8, 1, false));
+    turn(&mut pipe, &mut shared, &mut frames.collect());
+    run_dry(&mut pipe, &mut shared);
+    assert_eq!(shared.0.borrow().left, [0]);
+    assert_eq!(shared.0.borrow().ends[&1], Err(DropReason::LeaseOver));
+}
+
+#[test]
+fn a_transaction_that_is_answered_after_its_packet_was_given_up_finds_nobody() {
+    let late = OnSubmit::Decide { after_ns: COMMIT_GIVE_UP_NS + 2 * SWEEP_NS };
+    let script = InOrder { reads: [].into(), submits: [late].into(), clock_ns: [].into() };
+    let (mut pipe, mut shared) = toy_pipe(&[Toy::Flow], World::new(script), 8);
+    let begun = shared.0.borrow().now;
+    turn(&mut pipe, &mut shared, &mut [toy_frame(0, 0, 1, true)].into_iter().collect());
+    run_dry(&mut pipe, &mut shared);
+    assert_eq!(shared.0.borrow().ends[&0], Err(DropReason::StoreUnavailable));
+    let waited = shared.0.borrow().now.since_ns(begun);
+    assert!((COMMIT_GIVE_UP_NS..COMMIT_GIVE_UP_NS + SWEEP_NS).contains(&waited), "{waited}");
+    let answer = shared.0.borrow().next_answer().expect("it is still to come");
+    shared.0.borrow_mut().now = answer;
+    // The next of the flow sees what it did.
+    turn(&mut pipe, &mut shared, &mut [toy_frame(1, 0, 2, false)].into_iter().collect());
+    turn(&mut pipe, &mut shared, &mut [toy_frame(2, 0, 3, false)].into_iter().collect());
+    let port = |tag| shared.0.borrow().ends[&tag].map(|tuple| tuple.destination.port);
+    assert_eq!((port(1), port(2)), (Ok(port_of(0)), Ok(port_of(1))));
+    let words = "packets_in=3 packets_out=2 stale_completions=1 parked_most=1 access:local=3 \
+                 drop:store-unavailable=1";
     assert_eq!(pipe.counters().snapshot().to_string(), words);
 }
 

@@ -9,8 +9,8 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, LogIndex, Outcome, Refusal, SlotId, TenantId, Time,
-    Transaction, Value, Version, Write,
+    Condition, Endpoint, Entry, Fill, Key, KeyHash, LogIndex, Outcome, Refusal, SlotId, TenantId,
+    Time, Transaction, Value, Version, Write,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -49,6 +49,8 @@ pub(super) enum OnSubmit {
         applied: bool,
     },
     Full,
+    /// Taken, and never heard of again.
+    NeverAnswered,
 }
 
 /// What the world does next.
@@ -78,6 +80,8 @@ pub(super) struct World {
     pub(super) left: Vec<u64>,
     /// Packets that may leave.
     pub(super) room: usize,
+    /// How long each of them takes to leave.
+    pub(super) leaves_in_ns: u64,
     /// Called for each packet that leaves, with the entry of its flow.
     pub(super) on_leave: fn(&Packet<'_>, Option<&Entry>),
 }
@@ -94,6 +98,7 @@ impl World {
             ends: BTreeMap::new(),
             left: vec![],
             room: usize::MAX,
+            leaves_in_ns: 0,
             on_leave: |_, _| {},
         }
     }
@@ -131,9 +136,19 @@ impl World {
 pub(super) struct Shared(pub(super) Rc<RefCell<World>>);
 
 impl StateAccess for Shared {
-    fn prefetch(&self, _: SlotId, _: &Key) {}
+    fn prefetch(&self, _: SlotId, _: &Key) -> KeyHash {
+        KeyHash::UNKNOWN
+    }
 
-    fn read(&mut self, now: Time, token: Token, _: SlotId, key: &Key) -> ReadAnswer {
+    fn prefetch_entry(&self, _: SlotId, _: KeyHash) {}
+
+    fn read(
+        &mut self,
+        now: Time,
+        token: Token,
+        _: SlotId,
+        (key, _): (&Key, KeyHash),
+    ) -> ReadAnswer {
         let mut world = self.0.borrow_mut();
         let is_same = |pending: &Pending| match pending {
             Pending::Read { token: other, .. }
@@ -170,6 +185,10 @@ impl StateAccess for Shared {
         let mut world = self.0.borrow_mut();
         let (after_ns, pending) = match world.script.on_submit() {
             OnSubmit::Full => return Err(QueueFull),
+            OnSubmit::NeverAnswered => {
+                world.serial += 1;
+                return Ok(());
+            }
             OnSubmit::Decide { after_ns } => {
                 (after_ns, Pending::Decide(token, Box::new(transaction.clone())))
             }
@@ -227,10 +246,15 @@ impl Output for Shared {
         world.now
     }
 
-    fn leave(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn leave(&mut self, frame: Frame, valid_until: Time) -> Result<(), (Frame, DropReason)> {
         let mut world = self.0.borrow_mut();
         if world.left.len() == world.room {
-            return Err(frame);
+            return Err((frame, DropReason::OutputFull));
+        }
+        assert!(world.now <= valid_until || world.leaves_in_ns > 0, "only a slow port is too late");
+        world.now = world.now.plus_ns(world.leaves_in_ns);
+        if world.now > valid_until {
+            return Err((frame, DropReason::LeaseOver));
         }
         assert_eq!(frame.side, Side::Outside, "what came from inside leaves outside");
         let parsed = packet::parse(frame.as_slice()).expect("what leaves is well-formed");
