@@ -156,7 +156,7 @@ mod tests {
         let mut table = TextTable::new(&[("node", Align::Left), ("packets", Align::Right)]);
         table.row(vec!["n1 (id 1)".into(), "7".into()], None);
         table.row(vec!["n2".into()], Some("no answer at all".into()));
-        let expected = "node       packets\nn1 (id 1)        7\nn2\n    no answer\n    at all\n";
+        let expected = "node       packets\nn1 (id 1)        7\nn2\n    no answer at\n    all\n";
         assert_eq!(table.render(18), expected);
         table.row(vec!["a".repeat(50), "1".into()], None);
         for width in [20, 40, 59, 100] {
