@@ -165,11 +165,13 @@ pub struct KeyHash {
     pub(crate) hash: u64,
     /// Which hash function; see [`Hasher::id`].
     pub(crate) hasher: u64,
+    /// Where the key probably lies; no more than a hint.
+    pub(crate) cell: u32,
 }
 
 impl KeyHash {
     /// No hash: whoever gets it computes its own.
-    pub const UNKNOWN: Self = Self { hash: 0, hasher: 0 };
+    pub const UNKNOWN: Self = Self { hash: 0, hasher: 0, cell: u32::MAX };
 }
 
 impl Hasher {

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod lease;
 pub mod limits;
 pub mod link;
+pub mod location_cache;
 mod lookup;
 pub mod machine;
 pub mod outcome_memory;
@@ -42,6 +43,7 @@ pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats, encode_
 pub use key::{Endpoint, Key, Value};
 pub use layout::KeyHash;
 pub use lease::LeaseCell;
+pub use location_cache::LocationCache;
 pub use machine::{Machine, Reply};
 pub use pool_spec::PoolSpec;
 pub use region::{Backing, Region, RegionError};
