@@ -2,10 +2,13 @@
 //!
 //! The library calls `apply` from one task, so entries are applied in order by one writer. A
 //! snapshot is taken in the same task between two entries; it is the machine's state at one index.
+//! A machine that panics has a bug, and its state is worth nothing: its replica stops, and says so.
 
 use super::convert::StoredGroup;
 use super::{SnapshotBytes, Types};
+use crate::clock::boot_now;
 use crate::machine::{Machine, Reply};
+use crate::shard_time::ShardTime;
 use crate::transport::lock;
 use crate::types::LogIndex;
 use futures::{Stream, StreamExt};
@@ -13,7 +16,15 @@ use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+
+/// Lets a machine apply an entry, and makes a panic of it an error: the library would not notice
+/// that its task is gone, and the replica would seem to live.
+fn apply(machine: &mut dyn Machine, index: LogIndex, payload: &[u8]) -> Result<Reply, io::Error> {
+    let applied = catch_unwind(AssertUnwindSafe(|| machine.apply(index, payload)));
+    applied.map_err(|_| io::Error::other(format!("the shard's machine stopped at {index}")))
+}
 
 struct Applied {
     machine: Box<dyn Machine>,
@@ -27,12 +38,13 @@ pub(crate) struct StateMachine {
     // need not be.
     applied: Mutex<Applied>,
     current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
+    time: Arc<ShardTime>,
 }
 
 impl StateMachine {
-    pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
+    pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Mutex::new(applied), current: Arc::default() }
+        Self { applied: Mutex::new(applied), current: Arc::default(), time }
     }
 }
 
@@ -74,7 +86,10 @@ impl RaftStateMachine<Types> for StateMachine {
                 match entry.payload {
                     EntryPayload::Blank => Reply::None,
                     EntryPayload::Normal(payload) => {
-                        applied.machine.apply(LogIndex(entry.log_id.index), &payload.0)
+                        let index = LogIndex(entry.log_id.index);
+                        let reply = apply(applied.machine.as_mut(), index, &payload.0)?;
+                        self.time.applied(applied.machine.time_ms(), boot_now());
+                        reply
                     }
                     EntryPayload::Membership(group) => {
                         applied.group = StoredGroup::new(Some(entry.log_id), group);
@@ -106,6 +121,7 @@ impl RaftStateMachine<Types> for StateMachine {
     ) -> Result<(), io::Error> {
         let mut applied = lock(&self.applied);
         applied.machine.install(&snapshot).map_err(io::Error::other)?;
+        self.time.installed(applied.machine.time_ms());
         applied.last = meta.last_log_id;
         applied.group = meta.last_membership.clone();
         *lock(&self.current) = Some(SnapshotOf::<Types, _> { meta: meta.clone(), snapshot });
