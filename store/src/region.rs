@@ -1,12 +1,13 @@
 //! A memory mapping seen as words: the one place of the crate that touches raw memory.
 //!
 //! A region is anonymous memory or a named file that several processes map. Either gets huge pages
-//! if the system has some set aside (a file: if it lies on a hugetlbfs), else transparent ones where
-//! the kernel allows them, else ordinary ones; the log says which, once a region. On a tmpfs such
-//! as /dev/shm transparent ones are off unless `transparent_hugepage/shmem_enabled` or the mount's
-//! `huge=` says otherwise, so a file there has ordinary pages on most systems. All access goes through atomics, so a
-//! process that writes at the same moment, even a hostile one, can make values wrong but not
-//! behaviour undefined; what values mean, and whether they may be believed, is the caller's matter.
+//! if the system has some set aside (a file: if it lies on a hugetlbfs), else transparent ones
+//! where the kernel allows them, else ordinary ones; the log says which, once a region. On a tmpfs
+//! such as /dev/shm transparent ones are off unless `transparent_hugepage/shmem_enabled` or the
+//! mount's `huge=` says otherwise, so a file there has ordinary pages on most systems. All access
+//! goes through atomics, so a process that writes at the same moment, even a hostile one, can make
+//! values wrong but not behaviour undefined; what values mean, and whether they may be believed, is
+//! the caller's matter.
 //!
 //! A region never grows, and its space is reserved when it is made: too little memory is an error
 //! at start, not a signal later. A file must not be cut short while it is mapped; files are made

@@ -4,7 +4,8 @@
 //!
 //! A checker tries every interleaving and every value that a load may see, so the words that differ
 //! in a scenario are few: one word of the key, one of the value in each line. All others are zero
-//! throughout, which is checked. Preemptions are bounded (`LOOM_MAX_PREEMPTIONS` changes that).
+//! throughout, which is checked. Preemptions are bounded; for more than the ordinary tests try:
+//! `LOOM_MAX_PREEMPTIONS=3 cargo test --release -p nearstate-store model`.
 //! What is checked: a reader never gets a value that nobody wrote, and never misses a key that is
 //! there all the time. (That it gets any answer is not: it asks again.)
 
@@ -136,15 +137,16 @@ fn present(view: &View<ModelMemory>, key: &Key, verified: bool) -> Option<u64> {
     }
 }
 
-fn check(scenario: impl Fn() + Send + Sync + 'static) {
+/// Checks a scenario with so many preemptions, unless the environment asks for another number.
+fn check(preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound.get_or_insert(2);
+    model.preemption_bound.get_or_insert(preemptions);
     model.check(scenario);
 }
 
 #[test]
 fn a_value_that_is_written_over_is_the_old_or_the_new_one_and_never_goes_back() {
-    check(|| {
+    check(2, || {
         let (key, _) = keys();
         let mut writer = writer(&[HOME]);
         writer.place(HOME, content(key, 1));
@@ -165,7 +167,7 @@ fn a_value_that_is_written_over_is_the_old_or_the_new_one_and_never_goes_back() 
 #[test]
 fn a_key_that_is_moved_is_never_missed_whichever_way() {
     for (from, to) in [(HOME, HOME + 2), (HOME + 2, HOME)] {
-        check(move || {
+        check(2, move || {
             let (key, _) = keys();
             let mut writer = writer(&[from, to]);
             writer.place(from, content(key, 1));
@@ -182,7 +184,8 @@ fn a_key_that_is_moved_is_never_missed_whichever_way() {
 
 #[test]
 fn a_key_whose_cell_another_one_takes_is_neither_missed_nor_mistaken() {
-    check(|| {
+    // The longest one: with two preemptions it takes half a minute.
+    check(1, || {
         let (key, other) = keys();
         let mut writer = writer(&[HOME, HOME + 2]);
         writer.place(HOME, content(key, 1));
@@ -199,7 +202,7 @@ fn a_key_whose_cell_another_one_takes_is_neither_missed_nor_mistaken() {
 
 #[test]
 fn a_remembered_cell_is_believed_only_for_what_it_holds_itself() {
-    check(|| {
+    check(2, || {
         let (key, other) = keys();
         let mut writer = writer(&[HOME]);
         writer.place(HOME, content(key, 1));
@@ -217,7 +220,7 @@ fn a_remembered_cell_is_believed_only_for_what_it_holds_itself() {
 
 #[test]
 fn a_key_that_comes_back_from_the_overflow_area_is_never_missed() {
-    check(|| {
+    check(2, || {
         let (key, _) = keys();
         let overflow = layout().buckets_of(HOME).next().unwrap();
         let mut writer = writer(&[HOME + 1, overflow]);
@@ -235,7 +238,7 @@ fn a_key_that_comes_back_from_the_overflow_area_is_never_missed() {
 
 #[test]
 fn a_key_that_goes_and_comes_is_absent_or_whole() {
-    check(|| {
+    check(2, || {
         let (key, _) = keys();
         let mut writer = writer(&[HOME]);
         writer.place(HOME, content(key, 1));
