@@ -34,6 +34,8 @@ const SHM: &str = "shm_read_1m_mops";
 const BYTES: &str = "bytes_per_flow";
 
 type Failure = Box<dyn Error>;
+/// Reads so many entries so often and gives millions a second.
+type Body = fn(u64, usize) -> Result<f64, Failure>;
 
 /// Measures the rows of this file.
 pub(crate) fn run(report: &mut Report) -> Result<(), Failure> {
@@ -45,7 +47,7 @@ pub(crate) fn run(report: &mut Report) -> Result<(), Failure> {
         (MILLION, ["local_read_1m_mops", "mutex_read_1m_mops", "sharded_read_1m_mops"]),
         (10 * MILLION, ["local_read_10m_mops", "mutex_read_10m_mops", "sharded_read_10m_mops"]),
     ] {
-        let bodies: [fn(u64, usize) -> Result<f64, Failure>; 3] = [local, one_lock, many_locks];
+        let bodies: [Body; 3] = [local, one_lock, many_locks];
         for (row, body) in rows.into_iter().zip(bodies) {
             if report.wants(row) {
                 let mops = body(entries, reads_a_round(report))?;

@@ -24,6 +24,7 @@ pub mod pool;
 pub mod pool_spec;
 mod raft;
 pub mod region;
+pub mod remote_read;
 mod serve;
 mod shard;
 mod shard_time;
