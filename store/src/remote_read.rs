@@ -1,10 +1,10 @@
-//! Reads of a shard that another node owns, whatever way they take: one trait, so that whoever reads
-//! need not know whether the owner's memory is mapped here, or is asked for over TCP (or, one day,
-//! is fetched by a network card).
+//! Reads of a shard that another node owns, whatever way they take: one trait, so that whoever
+//! reads need not know whether the owner's memory is mapped here, or is asked for over TCP (or, one
+//! day, is fetched by a network card).
 //!
-//! Reads are posted, go out together, and come back one by one. A posted read is answered once: with
-//! the entry or its absence and the end of the right to use that, or with a reason to ask some other
-//! way. Whether that right is still good when something is made of it is the caller's matter.
+//! Reads are posted, go out together, and come back one by one. A posted read is answered once:
+//! with the entry or its absence and the end of the right to use that, or with a reason to ask some
+//! other way. Whether that right is still good when something is made of it is the caller's matter.
 
 use crate::Entry;
 use crate::key::Key;
@@ -141,7 +141,7 @@ impl RemoteReads for LinkReads {
                 Some(RemoteAnswer { token, found: answer.ok_or(RemoteError::NoAnswer) })
             }
             LinkCompletion::Transaction { .. } => {
-                unreachable!("nothing but reads is asked over this link")
+                unreachable!("nothing but reads is asked over this link: our own bug")
             }
         }
     }
