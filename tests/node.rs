@@ -9,6 +9,7 @@ use nearstate_placement::{Map, MemberState};
 use nearstate_store::client::Client;
 use nearstate_store::{Epoch, NodeId, ShardId, Term};
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

@@ -30,11 +30,11 @@ pub(super) fn as_tables(seen: &Seen, width: usize) -> String {
     let mut text = String::new();
     let live = members.iter().filter(|member| member.answer.is_some()).count();
     let shards = map.shards.len().saturating_sub(1);
-    let _ = writeln!(
-        text,
-        "map version {}: {live} members, {} slots in {shards} shards, {} replicas wanted\n",
+    let head = format!(
+        "map version {}: {live} members, {} slots in {shards} shards, {} replicas wanted",
         map.epoch.0, map.slots, map.replicas_wanted
     );
+    let _ = writeln!(text, "{}\n", wrapped(&head, width).join("\n"));
     text.push_str(&members_table(members).render(width));
     if members.iter().any(|member| member.answer.is_none()) {
         let kept = format!(
