@@ -4,7 +4,6 @@
 //! before it votes for the first time, and refuses to form again: its memory is gone, so it must
 //! come back as somebody else. A node that joins gets an id that the system shard never gives
 //! twice. The edge: reads and writes the mark, and connects to the seeds.
-#![expect(clippy::disallowed_methods, reason = "the edge: waits between two tries to join")]
 
 use super::NodeError;
 use std::fs::{File, OpenOptions};
