@@ -5,13 +5,14 @@
 //! It never acts, never looks at a clock, and never gives a shard to a node that has not caught up.
 //!
 //! Steps, in the order in which they run:
-//! 1. `own-nothing`: nodes that are suspected, leaving or gone own nothing;
-//! 2. `replace-dead`: replicas of a dead node go to its successor of the same name;
-//! 3. `fill-up`: shards with too few replicas get more, on the least loaded nodes;
-//! 4. `level`: when all groups are settled, one replica moves from a node that keeps many to one
+//! 1. `own-nothing`: suspected and dead nodes own nothing;
+//! 2. `adopt`: who has won an election keeps the shard, if ownership is as even that way;
+//! 3. `spread`: ownership is spread evenly over nodes that have caught up, with few moves;
+//! 4. `replace-dead`: replicas of a dead node go to its successor of the same name;
+//! 5. `fill-up`: shards with too few replicas get more, on the least loaded nodes;
+//! 6. `level`: when all groups are settled, one replica moves from a node that keeps many to one
 //!    that keeps few;
-//! 5. `spread`: ownership is spread evenly over nodes that have caught up, with few moves;
-//! 6. `retire`: the dead that no group knows any more are retired.
+//! 7. `retire`: the dead that no group knows any more are retired.
 
 use crate::map::{Map, Member, MemberState, ShardPlacement};
 use core::fmt;
@@ -76,10 +77,11 @@ pub fn plan(map: &Map, facts: &[ShardFact], policy: &PlanPolicy) -> MapPlan {
     let mut planner = Planner { map: map.clone(), facts, policy, report: Vec::new() };
     if map.is_formed() {
         planner.plan_own_nothing();
+        // Neither makes ownership less even, and a move of `spread` makes it more so.
+        while planner.plan_adopt() || planner.plan_spread() {}
         planner.plan_replace_dead();
         planner.plan_fill_up();
         planner.plan_level();
-        planner.plan_spread();
         planner.plan_retire();
     }
     let Planner { map: mut next, report, .. } = planner;
@@ -184,6 +186,24 @@ impl Planner<'_> {
             state if state.is_live() => ready,
             _ => ready.or_else(|| alive().min()).or_else(|| live().min()),
         }
+    }
+
+    /// A shard whose wanted owner was only a guess stays where its group has put it: each change
+    /// of owner costs locality. False if there is none.
+    fn plan_adopt(&mut self) -> bool {
+        let found = self.map.shards.iter().enumerate().find_map(|(at, placement)| {
+            let ShardPlacement { shard, preferred, replicas, .. } = placement;
+            let leader = self.fact(*shard).filter(|fact| fact.said_by_leader)?.leader?;
+            let is_able = replicas.contains(&leader)
+                && self.is_alive(leader)
+                && self.has_caught_up(*shard, leader);
+            (is_able && self.load(leader).0 < self.load(*preferred).0).then_some((at, leader))
+        });
+        let Some((at, leader)) = found else { return false };
+        let ShardPlacement { shard, preferred, .. } = self.map.shards[at];
+        self.map.shards[at].preferred = leader;
+        self.say("adopt", format!("{shard} stays with {leader}, not {preferred}"));
+        true
     }
 
     fn plan_replace_dead(&mut self) {
@@ -340,13 +360,14 @@ impl Planner<'_> {
         flow.filter(|shard| shard.replicas.contains(&node)).count()
     }
 
-    fn plan_spread(&mut self) {
-        while let Some((at, to)) = self.best_move() {
-            let placement = &mut self.map.shards[at];
-            let text = format!("{} from {} to {to}", placement.shard, placement.preferred);
-            placement.preferred = to;
-            self.say("spread", text);
-        }
+    /// False if ownership is as even as can be.
+    fn plan_spread(&mut self) -> bool {
+        let Some((at, to)) = self.best_move() else { return false };
+        let placement = &mut self.map.shards[at];
+        let text = format!("{} from {} to {to}", placement.shard, placement.preferred);
+        placement.preferred = to;
+        self.say("spread", text);
+        true
     }
 
     /// The move of a flow shard that evens ownership out most: from a node that owns at least two

@@ -227,7 +227,7 @@ impl Report {
     /// Sets the speed.
     pub(crate) fn set_speed(&mut self, elapsed_s: f64) {
         let speed = if elapsed_s > 0.0 { self.packets_in as f64 / elapsed_s / 1e6 } else { 0.0 };
-        self.mpps = round3(speed * 1e3) / 1e3;
+        self.mpps = (speed * 1e6).round() / 1e6;
     }
 }
 
