@@ -28,6 +28,7 @@ pub mod slot_set;
 pub mod snapshot;
 pub mod table;
 pub mod table_reader;
+pub mod timer_wheel;
 pub mod transaction;
 pub mod transport;
 pub mod types;
