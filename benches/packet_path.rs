@@ -10,6 +10,8 @@
 
 #![expect(unsafe_code, reason = "an allocator that counts can only be written so")]
 
+mod report;
+
 use nearstate_nf_node::baseline::{Baseline, BaselineConfig};
 use nearstate_nf_node::frame::{BURST_MAX, Burst, Frame, FramePool};
 use nearstate_nf_node::packet::PacketBuilder;
@@ -23,11 +25,10 @@ use nearstate_store::{
     Endpoint, Key, LeaseCell, Region, RegionIdentity, ShardId, SlotId, Table, TableReader, Time,
     Transaction, clock,
 };
+use report::{Options, Report};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::error::Error;
 use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -281,15 +282,8 @@ fn pipe_over<S: StateAccess>(chain: &SteeredChain, access: S) -> Pipe<S> {
     Pipe::new(chain.clone(), access, settings)
 }
 
-struct Row {
-    name: String,
-    value: f64,
-    unit: &'static str,
-}
-
 struct Bench {
-    quick: bool,
-    rows: Vec<Row>,
+    report: Report,
     /// For the regions that are shared; on tmpfs, as in a node.
     dir: tempfile::TempDir,
 }
@@ -301,10 +295,9 @@ impl Bench {
             "{what:<44} {:>9.1} ns {mpps:>9.2} Mpps {:>9.3} allocations",
             measured.ns, measured.allocations
         );
-        self.rows.push(Row { name: format!("{name}_mpps"), value: mpps, unit: "Mpps" });
-        self.rows.push(Row { name: format!("{name}_ns"), value: measured.ns, unit: "ns/packet" });
-        let value = measured.allocations;
-        self.rows.push(Row { name: format!("{name}_allocs"), value, unit: "1/packet" });
+        self.report.keep(format!("{name}_mpps"), mpps, "Mpps");
+        self.report.keep(format!("{name}_ns"), measured.ns, "ns/packet");
+        self.report.keep(format!("{name}_allocs"), measured.allocations, "1/packet");
     }
 
     fn run(
@@ -313,7 +306,7 @@ impl Bench {
         (size, flows): (&str, u32),
     ) -> Result<(), Box<dyn Error>> {
         let packets = packets(function, flows);
-        let count = if self.quick { 1 << 18 } else { packets.len().max(1 << 21) };
+        let count = if self.report.quick() { 1 << 18 } else { packets.len().max(1 << 21) };
         let config: ChainConfig = toml::from_str(function.chain)?;
         let chain = SteeredChain::new(Arc::new(Chain::new(&config, SLOTS)?), 7);
         let path = self.dir.path().join(format!("{}-{size}", function.name));
@@ -336,8 +329,7 @@ impl Bench {
         assert_eq!((sink.left, sink.dropped), (u64::from(flows), None), "every flow opens");
         assert_eq!(pipe.counters().snapshot().event(Event::Commits), u64::from(flows));
         println!("{:<44} {ns:>9.1} ns {:>9.2} M/s", format!("{name} new flow, baseline"), 1e3 / ns);
-        let row = format!("{name}_new_baseline_mops");
-        self.rows.push(Row { name: row, value: 1e3 / ns, unit: "M flows/s" });
+        self.report.keep(format!("{name}_new_baseline_mops"), 1e3 / ns, "M flows/s");
 
         let measured = measure(&mut pipe, &packets, function.side, count);
         self.note(format!("{name}_baseline"), &format!("{name} baseline"), &measured);
@@ -359,53 +351,20 @@ impl Bench {
     }
 }
 
-fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{}, {cores} cores", model.map_or("unknown processor", |(_, name)| name))
-}
-
-fn json(rows: &[Row]) -> serde_json::Value {
-    let row =
-        |row: &Row| serde_json::json!({"name": row.name, "value": row.value, "unit": row.unit});
-    rows.iter().map(row).collect()
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let (mut quick, mut only, mut file) = (false, String::new(), None);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--quick" => quick = true,
-            "--only" => only = arguments.next().ok_or("--only needs the begin of a name")?,
-            "--json" => file = Some(PathBuf::from(arguments.next().ok_or("--json needs a FILE")?)),
-            // Given by cargo.
-            "--bench" => {}
-            other => {
-                return Err(
-                    format!("unknown option {other}; there are --quick, --only, --json").into()
-                );
+    let settings = format!(
+        "{PACKET_BYTES}-byte UDP packets, uniform flows, bursts of {BURST_MAX}, {SLOTS} slots, \
+         tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks"
+    );
+    let report = Report::begin(Options::parse(std::env::args().skip(1))?, &settings);
+    let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
+    let mut bench = Bench { report, dir };
+    for function in &FUNCTIONS {
+        for size in SIZES {
+            if bench.report.wants(&format!("{}_{}", function.name, size.0)) {
+                bench.run(function, size)?;
             }
         }
     }
-    let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
-    let mut bench = Bench { quick, rows: vec![], dir };
-    println!("machine: {}", machine());
-    println!(
-        "settings: {PACKET_BYTES}-byte UDP packets, uniform flows, bursts of {BURST_MAX}, {SLOTS} \
-         slots, tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks{}",
-        if quick { ", quick" } else { "" }
-    );
-    for function in &FUNCTIONS {
-        let is_wanted = |size: &str| format!("{}_{size}", function.name).starts_with(&only);
-        for size in SIZES.into_iter().filter(|(size, _)| is_wanted(size)) {
-            bench.run(function, size)?;
-        }
-    }
-    if let Some(path) = file {
-        let mut file = fs::File::create(&path)?;
-        writeln!(file, "{:#}", json(&bench.rows))?;
-    }
-    Ok(())
+    bench.report.finish()
 }

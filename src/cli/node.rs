@@ -14,9 +14,6 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Threads of the control side: packets have threads of their own.
-const WORKERS: usize = 2;
-
 /// The options of `nearstate node`.
 #[derive(Debug, Args)]
 pub(super) struct NodeArgs {
@@ -53,8 +50,7 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
         .map_err(|source| NodeError::Unreadable { path: path.clone(), source })?;
     let config = NodeConfig::parse(&text)
         .map_err(|source| NodeError::Unusable { path: path.clone(), source })?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let runtime = nearstate_store::driver::runtime()?;
     let end_with_stdin = config.end_with_stdin;
     runtime.block_on(async {
         // Before the node is ready: from then on a signal is to end it in good order.

@@ -40,6 +40,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two tries to find a shard's owner, if nothing is heard meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// Worker threads of [`runtime`].
+const WORKERS: usize = 2;
+
+/// The runtime that a store is made for: what a node runs on, and what benchmarks measure.
+///
+/// # Errors
+/// If the system gives no threads.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()
+}
+
 /// What a store needs to know.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreConfig {

@@ -18,8 +18,9 @@ use crate::pool::{PoolCounts, SlotPool};
 use crate::pool_spec::PoolSpec;
 use crate::slot_set::SlotSet;
 use crate::snapshot::{self, Meta};
-use crate::table::{Table, TableStats};
+use crate::table::Table;
 use crate::table_reader::TableReader;
+use crate::table_stats::TableStats;
 use crate::transaction::{
     ArchivedBatch, Batch, CONDITIONS_MAX, Condition, Outcome, Refusal, Transaction, WRITES_MAX,
 };

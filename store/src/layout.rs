@@ -1,12 +1,39 @@
 //! Where things lie in a table's region, and where a key belongs: arithmetic only.
 //!
 //! ```text
-//! header    512 words: magic, layout version, cluster, shard, generation, capacity, hash key, ...
-//! tags      a byte a cell, 0 = empty, else 1..=255 from the key's hash; 8 are read as one word
-//! overflow  a bit a home: some key of this home lies in the overflow area
-//! spilled   a bit a bucket of the overflow area: a key of this bucket lies in the next one
-//! cells     128 bytes each: homes, 7 spare ones (a neighbourhood never wraps), overflow area
+//! word 0          512                                                   a multiple of 16
+//! +--------------+---------------+-----------------+--------------+-------------------------------+
+//! | header       | tags          | flags           | spills       | cells, 128 bytes each         |
+//! | magic,       | a byte a cell | a bit a home:   | a bit a      | homes      | 7..22  | overflow |
+//! | geometry,    | 0 = empty,    | a key of this   | bucket: a    | 0..homes   | spare  | buckets  |
+//! | counts,      | else 1..=255  | home lies in    | key of it is |            |        | of 8     |
+//! | 256 counters | of the hash   | the overflow    | in the next  |            |        | cells    |
+//! | of moves     |               | area            | bucket       |            |        |          |
+//! +--------------+---------------+-----------------+--------------+-------------------------------+
+//!
+//! a key of home h:  cell h .. h + 7 (its neighbourhood: 1 KiB in a row), or one of the 32 cells of
+//!                   the 4 overflow buckets that follow from h
+//!
+//! cells             h-1      h     h+1    h+2    h+3    h+4    h+5    h+6    h+7    h+8
+//!                 +------+------+------+------+------+------+------+------+------+------+
+//! tags            |  17  |  c3  |  00  |  5e  |  c3  |  91  |  ...                      |
+//!                 +------+------+------+------+------+------+------+------+------+------+
+//!                         ^------------- read as two words, shifted into one ------^
+//!                         tag c3 fits cells h and h + 3: only their keys are compared
 //! ```
+//!
+//! - **Capacity** is a number of entries, 1 to 2^28. There are 5/4 as many homes, so a table that
+//!   holds its capacity fills its cells to 80 %, and no replica is full before another.
+//! - **Probe lengths.** A key found in its neighbourhood costs one read of at most 1 KiB: the two
+//!   lines of its cell for a reader that sees the tags, or the eight cells at once for one that
+//!   only reads far away. At 80 % fill that is more than 99 % of the entries, also after any number
+//!   of entries have come and gone; the others lie in the overflow area, of which the entries use
+//!   an eighth. `TableStats` counts both by distance.
+//! - **Bytes.** 1.25 cells an entry, an overflow area of 1/16 of that, and a byte and a bit a cell:
+//!   172 bytes an entry at full capacity, 215 with 80 % of the capacity taken.
+//! - **Moves.** A home's counter (one for every 256th home) is odd while an entry of such a home
+//!   is being moved. A reader that found its key asks no counter; only one that did not must know
+//!   that the key was not on the way from a place not yet read to one already read.
 //!
 //! All of it follows from one number, the capacity; a reader that believes nothing else in a header
 //! than a capacity that fits the region's size cannot be led astray by the rest.
@@ -17,7 +44,7 @@ use crate::limits::CAPACITY_MAX;
 /// `NEARSTOR`, little-endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"NEARSTOR");
 /// Rises with every change of the layout.
-pub const LAYOUT_VERSION: u64 = 1;
+pub const LAYOUT_VERSION: u64 = 2;
 /// Cells of a neighbourhood: eight of 128 bytes are one one-sided read of 1 KiB.
 pub const NEIGHBOURHOOD: u32 = 8;
 /// Cells of one bucket of the overflow area.
@@ -37,8 +64,11 @@ pub(crate) mod header {
     // What the writer changes lies on other cache lines than what every reader reads.
     pub(crate) const ENTRIES: usize = 16;
     pub(crate) const OVERFLOW: usize = 17;
-    /// Odd while entries are being displaced; half of it is the count of displacements.
-    pub(crate) const MOVES: usize = 24;
+    /// Entries that were moved since the table was made.
+    pub(crate) const DISPLACEMENTS: usize = 18;
+    /// Counters of moves, one for the homes that are equal modulo their number.
+    pub(crate) const MOVES: usize = 256;
+    pub(crate) const MOVES_COUNT: u32 = 256;
     pub(crate) const WORDS: usize = 512;
 }
 
@@ -46,7 +76,7 @@ pub(crate) mod header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) capacity: u32,
-    /// Cells that can be a key's home: with `capacity` entries they are filled to two thirds.
+    /// Cells that can be a key's home: with `capacity` entries they are filled to 80 %.
     pub(crate) homes: u32,
     /// The first cell of the overflow area: a multiple of 8, so a bucket's tags are one word.
     pub(crate) overflow_first: u32,
@@ -63,7 +93,7 @@ impl Layout {
         if capacity == 0 || capacity > CAPACITY_MAX {
             return None;
         }
-        let homes = (capacity + capacity.div_ceil(2)).max(NEIGHBOURHOOD);
+        let homes = (capacity + capacity.div_ceil(4)).max(NEIGHBOURHOOD);
         // One bucket's worth of tags beyond the last neighbourhood: windows read two words.
         let overflow_first = (homes + NEIGHBOURHOOD - 1).next_multiple_of(8) + 8;
         // Small tables have no law of large numbers to rely on.
@@ -97,6 +127,12 @@ impl Layout {
         header::WORDS + (cell / 8) as usize
     }
 
+    /// The counter of moves of a home's entries.
+    #[inline]
+    pub(crate) const fn moves_word(home: u32) -> usize {
+        header::MOVES + (home % header::MOVES_COUNT) as usize
+    }
+
     #[inline]
     pub(crate) const fn home(&self, hash: u64) -> u32 {
         ((hash as u128 * self.homes as u128) >> 64) as u32
@@ -122,6 +158,20 @@ impl Layout {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hasher([u64; 5]);
 
+/// A key's hash in one table, so that it is computed once and used several times. Used with a table
+/// of another region it is computed anew: a wrong hash would make a key seem absent.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyHash {
+    pub(crate) hash: u64,
+    /// Which hash function; see [`Hasher::id`].
+    pub(crate) hasher: u64,
+}
+
+impl KeyHash {
+    /// No hash: whoever gets it computes its own.
+    pub const UNKNOWN: Self = Self { hash: 0, hasher: 0 };
+}
+
 impl Hasher {
     pub(crate) fn new(hash_key: u64) -> Self {
         let mut state = hash_key;
@@ -133,6 +183,12 @@ impl Hasher {
             z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
             z ^ z >> 31
         }))
+    }
+
+    /// Tells this function from those of other hash keys; never 0.
+    #[inline]
+    pub(crate) const fn id(&self) -> u64 {
+        self.0[0] | 1
     }
 
     #[inline]
@@ -175,7 +231,7 @@ mod tests {
     fn the_parts_of_a_layout_follow_each_other_without_overlap() {
         for capacity in [1, 2, 7, 8, 9, 63, 64, 1000, 1 << 20, 10_000_000, CAPACITY_MAX] {
             let layout = Layout::new(capacity).unwrap();
-            assert!(u64::from(layout.homes) * 2 >= u64::from(capacity) * 3);
+            assert!(u64::from(layout.homes) * 4 >= u64::from(capacity) * 5);
             assert!(layout.overflow_first.is_multiple_of(8));
             assert!(
                 Layout::tag_word(layout.homes - 1) + 1 < Layout::tag_word(layout.overflow_first)

@@ -1,25 +1,19 @@
 //! Reads a shard's table in place, beside its writer: from any thread, and from any process that
 //! maps the region, read-only included. Never locks, never stores, never allocates.
 //!
-//! A lookup reads the eight tags of the key's neighbourhood (two adjacent words), then only cells
-//! whose tag fits: one cache miss for tags, one for the cell. Why a key that is there all the time
-//! is never missed, though the writer moves entries about:
-//!
-//! - Entries move only forward, and a copy is published before the original goes. The lower word of
-//!   tags is read first, so one of the two words shows the tag: no tag means absent.
-//! - A tag that fits while the cell holds another key is a coincidence or a key that has just moved
-//!   on. Then the neighbourhood is read once more while no entry is being displaced (the writer
-//!   counts displacements, odd while one is under way).
-//! - In the overflow area nothing moves.
+//! Bursts are the fast way: all hashes are computed first, then the tags of all keys are drawn near,
+//! then the cells that fit, and only then is anything read, so that the memory works on all of a
+//! burst at once. How a key is found beside the writer stands in [`crate::lookup`].
 //!
 //! The geometry comes from the capacity alone, checked against the region's size, so a hostile
 //! header or cell can give wrong answers but never an access outside.
 
 use crate::Entry;
-use crate::cell::{self, CELL_WORDS, Cell, Content, Torn};
+use crate::cell::{self, Torn};
 use crate::key::Key;
-use crate::layout::{Hasher, LAYOUT_VERSION, Layout, MAGIC, bytes_equal, header, tag};
+use crate::layout::{Hasher, KeyHash, LAYOUT_VERSION, Layout, MAGIC, header};
 use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
+use crate::lookup::View;
 use crate::region::Region;
 use crate::types::ShardId;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -102,9 +96,7 @@ pub enum ReadError {
 /// Reads one table. See the module's text.
 #[derive(Clone, Debug)]
 pub struct TableReader {
-    region: Arc<Region>,
-    layout: Layout,
-    hasher: Hasher,
+    view: View<Region>,
 }
 
 impl TableReader {
@@ -141,29 +133,48 @@ impl TableReader {
             return Err(TableError::TooSmall { needed, found: region.len_bytes() as u64 });
         }
         let hasher = Hasher::new(word(header::HASH_KEY));
-        Ok(Self { region, layout, hasher })
+        Ok(Self { view: View { memory: region, layout, hasher } })
     }
 
-    /// The hash of a key in this table: what [`TableReader::prefetch`] and the lookups go by.
+    /// The hash of a key in this table, for the calls that take one: it is computed once for a
+    /// prefetch and the read that follows.
     #[must_use]
     #[inline]
-    pub fn hash(&self, key: &Key) -> u64 {
-        self.hasher.hash(key)
+    pub fn hash(&self, key: &Key) -> KeyHash {
+        KeyHash { hash: self.view.hash(key), hasher: self.view.hasher.id() }
     }
 
-    /// Brings the tags and the most probable cell of a key near.
+    #[inline]
+    fn resolve(&self, key: &Key, hash: KeyHash) -> u64 {
+        if hash.hasher == self.view.hasher.id() {
+            debug_assert_eq!(hash.hash, self.view.hash(key), "the hash of another key");
+            return hash.hash;
+        }
+        self.view.hash(key)
+    }
+
+    /// First step of a burst, for each of its keys: draws the tags near.
+    #[inline]
+    pub fn prefetch_tags(&self, hash: KeyHash) {
+        if hash.hasher == self.view.hasher.id() {
+            self.view.prefetch_tags(hash.hash);
+        }
+    }
+
+    /// Second step of a burst, for each of its keys: draws the cell near that the tags point to.
+    #[inline]
+    pub fn prefetch_cell(&self, hash: KeyHash) {
+        if hash.hasher == self.view.hasher.id() {
+            self.view.prefetch_cell(hash.hash);
+        }
+    }
+
+    /// Both steps at once, for a key that is read alone: the tags, and the cell at its home.
     #[inline]
     pub fn prefetch(&self, key: &Key) {
-        let home = self.layout.home(self.hash(key));
-        self.region.prefetch(Layout::tag_word(home));
-        self.prefetch_cell(home);
-    }
-
-    #[inline]
-    fn prefetch_cell(&self, cell: u32) {
-        let at = self.layout.cells_at + cell as usize * CELL_WORDS;
-        self.region.prefetch(at);
-        self.region.prefetch(at + CELL_WORDS / 2);
+        let hash = self.view.hash(key);
+        self.view.prefetch_tags(hash);
+        self.view.prefetch_lines(self.view.layout.home(hash));
     }
 
     /// Reads an entry, in the process of the writer: waits for a write that is under way, and is
@@ -171,16 +182,31 @@ impl TableReader {
     #[must_use]
     #[inline]
     pub fn get(&self, key: &Key) -> Option<Entry> {
-        self.get_hashed(key, self.hash(key))
+        self.get_settled(key, self.view.hash(key))
+    }
+
+    /// As [`TableReader::get`], with the hash at hand. `hash` is this key's.
+    #[must_use]
+    #[inline]
+    pub fn get_hashed(&self, key: &Key, hash: KeyHash) -> Option<Entry> {
+        self.get_settled(key, self.resolve(key, hash))
     }
 
     #[inline]
-    fn get_hashed(&self, key: &Key, hash: u64) -> Option<Entry> {
+    fn get_settled(&self, key: &Key, hash: u64) -> Option<Entry> {
+        match self.view.look(key, hash, |cell| cell::read(cell)) {
+            Ok(found) => found.map(|(_, entry)| entry),
+            Err(_) => self.get_unsettled(key, hash),
+        }
+    }
+
+    #[cold]
+    fn get_unsettled(&self, key: &Key, hash: u64) -> Option<Entry> {
         let mut spins = 0;
         loop {
-            match self.look(key, hash, cell::read) {
-                Ok(found) => return found.map(|(_, entry)| entry),
-                Err(_) => rest(&mut spins),
+            rest(&mut spins);
+            if let Ok(found) = self.view.look(key, hash, |cell| cell::read(cell)) {
+                return found.map(|(_, entry)| entry);
             }
         }
     }
@@ -193,22 +219,40 @@ impl TableReader {
     pub fn get_many(&self, keys: &[Key], found: &mut [Option<Entry>]) {
         assert_eq!(keys.len(), found.len(), "one place for each key");
         for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let mut hashes = [0; READ_BURST];
-            for (hash, key) in hashes.iter_mut().zip(keys) {
-                *hash = self.hash(key);
-                self.region.prefetch(Layout::tag_word(self.layout.home(*hash)));
-            }
-            for hash in &hashes[..keys.len()] {
-                let home = self.layout.home(*hash);
-                let fitting = bytes_equal(self.window(home), tag(*hash));
-                if fitting != 0 {
-                    self.prefetch_cell(home + fitting.trailing_zeros() / 8);
-                }
-            }
+            let hashes = self.draw_near(keys);
             for ((key, hash), found) in keys.iter().zip(hashes).zip(found) {
-                *found = self.get_hashed(key, hash);
+                *found = self.get_settled(key, hash);
             }
         }
+    }
+
+    /// Reads the entries of several keys of another process's table: [`TableReader::try_get`] for
+    /// each, with their cache misses side by side.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn try_get_many(&self, keys: &[Key], found: &mut [Result<Option<Entry>, ReadError>]) {
+        assert_eq!(keys.len(), found.len(), "one place for each key");
+        for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
+            let hashes = self.draw_near(keys);
+            for ((key, hash), found) in keys.iter().zip(hashes).zip(found) {
+                *found = self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry));
+            }
+        }
+    }
+
+    /// The hashes of up to [`READ_BURST`] keys, whose tags and cells are on their way here.
+    #[inline]
+    fn draw_near(&self, keys: &[Key]) -> [u64; READ_BURST] {
+        let mut hashes = [0; READ_BURST];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = self.view.hash(key);
+            self.view.prefetch_tags(*hash);
+        }
+        for hash in &hashes[..keys.len()] {
+            self.view.prefetch_cell(*hash);
+        }
+        hashes
     }
 
     /// Reads an entry of another process's table: a bounded number of attempts, checksums verified.
@@ -217,16 +261,38 @@ impl TableReader {
     ///
     /// # Errors
     /// If there is no stable, intact view.
+    #[inline]
     pub fn try_get(&self, key: &Key) -> Result<Option<Entry>, ReadError> {
-        let hash = self.hash(key);
+        Ok(self.try_find(key, self.view.hash(key))?.map(|(_, entry)| entry))
+    }
+
+    /// As [`TableReader::try_get`], with the hash at hand. `hash` is this key's.
+    ///
+    /// # Errors
+    /// If there is no stable, intact view.
+    #[inline]
+    pub fn try_get_hashed(&self, key: &Key, hash: KeyHash) -> Result<Option<Entry>, ReadError> {
+        Ok(self.try_find(key, self.resolve(key, hash))?.map(|(_, entry)| entry))
+    }
+
+    #[inline]
+    pub(crate) fn try_find(&self, key: &Key, hash: u64) -> Result<Option<(u32, Entry)>, ReadError> {
+        match self.view.look(key, hash, |cell| cell::read_verified(cell)) {
+            Ok(found) => Ok(found),
+            Err(_) => self.try_find_unsettled(key, hash),
+        }
+    }
+
+    #[cold]
+    fn try_find_unsettled(&self, key: &Key, hash: u64) -> Result<Option<(u32, Entry)>, ReadError> {
         let mut last = Torn::BeingWritten;
         let mut spins = 0;
-        for _ in 0..READ_ATTEMPTS {
-            match self.look(key, hash, cell::read_verified) {
-                Ok(found) => return Ok(found.map(|(_, entry)| entry)),
+        for _ in 1..READ_ATTEMPTS {
+            rest(&mut spins);
+            match self.view.look(key, hash, |cell| cell::read_verified(cell)) {
+                Ok(found) => return Ok(found),
                 Err(torn) => last = torn,
             }
-            rest(&mut spins);
         }
         Err(match last {
             Torn::BeingWritten => ReadError::Busy,
@@ -251,106 +317,21 @@ impl TableReader {
     /// Entries that the table was made for.
     #[must_use]
     pub const fn capacity(&self) -> u32 {
-        self.layout.capacity
+        self.view.layout.capacity
     }
 
     /// The region that the table lies in.
     #[must_use]
     pub const fn region(&self) -> &Arc<Region> {
-        &self.region
+        &self.view.memory
     }
 
-    pub(crate) const fn layout(&self) -> &Layout {
-        &self.layout
+    pub(crate) const fn view(&self) -> &View<Region> {
+        &self.view
     }
 
-    #[inline]
     pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
-        &self.region.words()[at]
-    }
-
-    #[inline]
-    pub(crate) fn cell(&self, cell: u32) -> &Cell {
-        &self.region.words()[self.layout.cells_at..].as_chunks().0[cell as usize]
-    }
-
-    /// The tags of the eight cells of a neighbourhood, the lowest byte that of `home`.
-    #[inline]
-    fn window(&self, home: u32) -> u64 {
-        let at = Layout::tag_word(home);
-        let low = self.word(at).load(Ordering::Acquire);
-        // Ordered after the first: entries move forward. (The shift by 64 is done in two steps.)
-        let high = self.word(at + 1).load(Ordering::Acquire);
-        let shift = home % 8 * 8;
-        low >> shift | (high << 1) << (63 - shift)
-    }
-
-    /// One attempt at finding a key's cell and entry.
-    #[inline]
-    pub(crate) fn look(
-        &self,
-        key: &Key,
-        hash: u64,
-        read: impl Fn(&Cell) -> Result<Content, Torn>,
-    ) -> Result<Option<(u32, Entry)>, Torn> {
-        let (home, tag) = (self.layout.home(hash), tag(hash));
-        let fitting = bytes_equal(self.window(home), tag);
-        if fitting != 0 {
-            if let Some(found) = self.among(home, fitting, key, &read)? {
-                return Ok(Some(found));
-            }
-            let moves = self.word(header::MOVES).load(Ordering::Acquire);
-            if moves & 1 != 0 {
-                return Err(Torn::BeingWritten);
-            }
-            let fitting = bytes_equal(self.window(home), tag);
-            if let Some(found) = self.among(home, fitting, key, &read)? {
-                return Ok(Some(found));
-            }
-            fence(Ordering::Acquire);
-            if self.word(header::MOVES).load(Ordering::Relaxed) != moves {
-                return Err(Torn::BeingWritten);
-            }
-        }
-        if !self.bit(self.layout.flags_at, home) {
-            return Ok(None);
-        }
-        for bucket in self.layout.buckets_of(home) {
-            let tags = self.word(Layout::tag_word(bucket)).load(Ordering::Acquire);
-            if let Some(found) = self.among(bucket, bytes_equal(tags, tag), key, &read)? {
-                return Ok(Some(found));
-            }
-            if !self.bit(self.layout.spills_at, self.layout.bucket_number(bucket)) {
-                break;
-            }
-        }
-        Ok(None)
-    }
-
-    /// The first of the fitting cells from `first` on that holds the key.
-    #[inline]
-    fn among(
-        &self,
-        first: u32,
-        mut fitting: u64,
-        key: &Key,
-        read: impl Fn(&Cell) -> Result<Content, Torn>,
-    ) -> Result<Option<(u32, Entry)>, Torn> {
-        while fitting != 0 {
-            let cell = first + fitting.trailing_zeros() / 8;
-            let content = read(self.cell(cell))?;
-            if content.key == *key {
-                return Ok(Some((cell, content.entry)));
-            }
-            fitting &= fitting - 1;
-        }
-        Ok(None)
-    }
-
-    /// Bit number `index` of the bit array that begins at word `at`.
-    #[inline]
-    pub(crate) fn bit(&self, at: usize, index: u32) -> bool {
-        self.word(at + (index / 64) as usize).load(Ordering::Acquire) >> (index % 64) & 1 != 0
+        self.view.word(at)
     }
 }
 

@@ -1,0 +1,129 @@
+//! What all benchmarks print and write: the machine, the settings, one line a row, and the rows
+//! again as JSON.
+//!
+//! It reads no figure and makes none; a row that cannot be measured says why, and is in the JSON
+//! with that reason and without a value, so that nobody takes a missing row for a good one.
+
+use std::error::Error;
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+/// What is asked for on the command line.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// Shorter runs.
+    pub(crate) quick: bool,
+    /// Only rows whose names begin so.
+    pub(crate) only: String,
+    json: Option<PathBuf>,
+}
+
+impl Options {
+    /// Reads `--quick`, `--only ROW` and `--json FILE`.
+    pub(crate) fn parse(
+        mut arguments: impl Iterator<Item = String>,
+    ) -> Result<Self, Box<dyn Error>> {
+        let mut options = Self::default();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--quick" => options.quick = true,
+                "--only" => {
+                    options.only = arguments.next().ok_or("--only needs the begin of a name")?;
+                }
+                "--json" => {
+                    options.json = Some(arguments.next().ok_or("--json needs a FILE")?.into());
+                }
+                // Given by cargo.
+                "--bench" => {}
+                other => {
+                    let known = "there are --quick, --only, --json";
+                    return Err(format!("unknown option {other}; {known}").into());
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+struct Row {
+    name: String,
+    unit: &'static str,
+    /// Or why there is none.
+    value: Result<f64, String>,
+}
+
+/// The rows of one run.
+pub(crate) struct Report {
+    options: Options,
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// Prints the machine and the settings.
+    pub(crate) fn begin(options: Options, settings: &str) -> Self {
+        println!("machine: {}", machine());
+        println!("settings: {settings}{}", if options.quick { ", quick" } else { "" });
+        Self { options, rows: vec![] }
+    }
+
+    /// Whether runs are to be short.
+    pub(crate) fn quick(&self) -> bool {
+        self.options.quick
+    }
+
+    /// Whether this row is wanted.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        name.starts_with(&self.options.only) || self.options.only.starts_with(name)
+    }
+
+    /// Whether one of these rows is wanted.
+    #[allow(dead_code, reason = "not every benchmark measures several rows at once")]
+    pub(crate) fn wants_any(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.wants(name))
+    }
+
+    /// Keeps a row that its benchmark prints itself.
+    pub(crate) fn keep(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.rows.push(Row { name: name.into(), unit, value: Ok(value) });
+    }
+
+    /// Keeps and prints a row.
+    #[allow(dead_code, reason = "not every benchmark leaves the printing to this file")]
+    pub(crate) fn row(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        let name = name.into();
+        println!("{name:<36} {value:>12.3} {unit}");
+        self.keep(name, value, unit);
+    }
+
+    /// Says why a row is not measured.
+    #[allow(dead_code, reason = "not every benchmark depends on what is installed")]
+    pub(crate) fn skip(&mut self, name: impl Into<String>, reason: impl Into<String>) {
+        let (name, reason) = (name.into(), reason.into());
+        println!("{name:<36} {:>12} {reason}", "skipped:");
+        self.rows.push(Row { name, unit: "", value: Err(reason) });
+    }
+
+    /// Writes the rows as JSON, if that was asked for.
+    pub(crate) fn finish(self) -> Result<(), Box<dyn Error>> {
+        let Some(path) = &self.options.json else { return Ok(()) };
+        let row = |Row { name, unit, value }: &Row| match value {
+            Ok(value) => serde_json::json!({"name": name, "value": value, "unit": unit}),
+            Err(reason) => serde_json::json!({"name": name, "skipped": reason}),
+        };
+        let rows: serde_json::Value = self.rows.iter().map(row).collect();
+        writeln!(fs::File::create(path)?, "{rows:#}")?;
+        Ok(())
+    }
+}
+
+/// Processor, cores, and how busy the machine is already.
+fn machine() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown processor", |(_, name)| name);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("unknown").to_owned();
+    format!("{model}, {cores} cores, load {load} before")
+}

@@ -1,0 +1,39 @@
+//! What the store costs: reads in place and from other processes, commits on three replicas, an
+//! owner's death, a cold start; and what others cost in the same run.
+//!
+//! Replicas are processes of their own: this program starts itself again for each (`replica`).
+//! All of them, and all clients, share this machine's cores.
+//!
+//! `cargo bench --bench store [-- --quick] [--only commit] [--json FILE]`
+
+#[path = "../report/mod.rs"]
+mod report;
+
+mod commits;
+mod failover;
+mod peers;
+mod reads;
+mod replica;
+mod starts;
+
+use report::{Options, Report};
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|first| first == replica::ARGUMENT).is_some() {
+        return replica::run(arguments);
+    }
+    let options = Options::parse(arguments)?;
+    let mut report = Report::begin(
+        options,
+        "3 replicas in 3 processes, loopback TCP, durability memory, default timing; a flow is one \
+         entry of 40 + 64 bytes, made on the condition that it is absent",
+    );
+    reads::run(&mut report)?;
+    commits::run(&mut report)?;
+    starts::run(&mut report)?;
+    failover::run(&mut report)?;
+    peers::run(&mut report)?;
+    report.finish()
+}

@@ -1,0 +1,160 @@
+//! Finds a key's cell beside a writer that moves entries about: the reader's half of the protocol.
+//!
+//! A lookup reads the eight tags of the key's neighbourhood (two adjacent words), then only cells
+//! whose tag fits: one cache miss for tags, one for the cell. Why a key that is there all the time
+//! is never missed:
+//!
+//! - A key is found only in a stable cell that holds it, so a find is right at once.
+//! - The writer moves an entry (within its neighbourhood, or from the overflow area into it) copy
+//!   first, original last, between two counts of its home's counter of moves. A reader that found
+//!   nothing believes it only if the counter was even before it looked and is the same afterwards:
+//!   then nothing of that home moved while it looked.
+//!
+//! It never stores, never waits, and never reads outside the table, whatever the words hold.
+
+use crate::Entry;
+use crate::cell::{CELL_WORDS, Cell, Content, Torn};
+use crate::key::Key;
+use crate::layout::{Hasher, Layout, bytes_equal, tag};
+use crate::words::{Word, Words};
+use core::sync::atomic::Ordering;
+use std::sync::Arc;
+
+/// A table in some memory, ready to be looked into.
+#[derive(Debug)]
+pub(crate) struct View<M> {
+    pub(crate) memory: Arc<M>,
+    pub(crate) layout: Layout,
+    pub(crate) hasher: Hasher,
+}
+
+impl<M> Clone for View<M> {
+    fn clone(&self) -> Self {
+        Self { memory: Arc::clone(&self.memory), layout: self.layout, hasher: self.hasher }
+    }
+}
+
+impl<M: Words> View<M> {
+    #[inline]
+    pub(crate) fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash(key)
+    }
+
+    #[inline]
+    pub(crate) fn word(&self, at: usize) -> &M::Word {
+        &self.memory.words()[at]
+    }
+
+    #[inline]
+    pub(crate) fn cell(&self, cell: u32) -> &Cell<M::Word> {
+        &self.memory.words()[self.layout.cells_at..].as_chunks().0[cell as usize]
+    }
+
+    /// Draws the tags of a hash near.
+    #[inline]
+    pub(crate) fn prefetch_tags(&self, hash: u64) {
+        self.memory.prefetch(Layout::tag_word(self.layout.home(hash)));
+    }
+
+    /// Draws the cell near that probably holds the key of a hash. Reads its tags.
+    #[inline]
+    pub(crate) fn prefetch_cell(&self, hash: u64) {
+        let home = self.layout.home(hash);
+        let fitting = bytes_equal(self.window(home), tag(hash));
+        if fitting != 0 {
+            self.prefetch_lines(home + fitting.trailing_zeros() / 8);
+        }
+    }
+
+    /// Draws both lines of a cell near.
+    #[inline]
+    pub(crate) fn prefetch_lines(&self, cell: u32) {
+        let at = self.layout.cells_at + cell as usize * CELL_WORDS;
+        self.memory.prefetch(at);
+        self.memory.prefetch(at + CELL_WORDS / 2);
+    }
+
+    /// The tags of the eight cells of a neighbourhood, the lowest byte that of `home`.
+    #[inline]
+    pub(crate) fn window(&self, home: u32) -> u64 {
+        let at = Layout::tag_word(home);
+        let low = self.word(at).load(Ordering::Acquire);
+        let high = self.word(at + 1).load(Ordering::Acquire);
+        // The shift by 64 is done in two steps.
+        let shift = home % 8 * 8;
+        low >> shift | (high << 1) << (63 - shift)
+    }
+
+    /// One attempt at finding a key's cell and entry.
+    #[inline]
+    pub(crate) fn look(
+        &self,
+        key: &Key,
+        hash: u64,
+        read: impl Fn(&Cell<M::Word>) -> Result<Content, Torn> + Copy,
+    ) -> Result<Option<(u32, Entry)>, Torn> {
+        let (home, tag) = (self.layout.home(hash), tag(hash));
+        let counter = self.word(Layout::moves_word(home));
+        let moves = counter.load(Ordering::Acquire);
+        let fitting = bytes_equal(self.window(home), tag);
+        if let Some(found) = self.among(home, fitting, key, read)? {
+            return Ok(Some(found));
+        }
+        if self.bit(self.layout.flags_at, home)
+            && let Some(found) = self.look_in_overflow(home, tag, key, read)?
+        {
+            return Ok(Some(found));
+        }
+        M::Word::fence(Ordering::Acquire);
+        if moves & 1 != 0 || counter.load(Ordering::Relaxed) != moves {
+            return Err(Torn::BeingWritten);
+        }
+        Ok(None)
+    }
+
+    #[cold]
+    fn look_in_overflow(
+        &self,
+        home: u32,
+        tag: u8,
+        key: &Key,
+        read: impl Fn(&Cell<M::Word>) -> Result<Content, Torn> + Copy,
+    ) -> Result<Option<(u32, Entry)>, Torn> {
+        for bucket in self.layout.buckets_of(home) {
+            let tags = self.word(Layout::tag_word(bucket)).load(Ordering::Acquire);
+            if let Some(found) = self.among(bucket, bytes_equal(tags, tag), key, read)? {
+                return Ok(Some(found));
+            }
+            if !self.bit(self.layout.spills_at, self.layout.bucket_number(bucket)) {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first of the fitting cells from `first` on that holds the key.
+    #[inline]
+    fn among(
+        &self,
+        first: u32,
+        mut fitting: u64,
+        key: &Key,
+        read: impl Fn(&Cell<M::Word>) -> Result<Content, Torn> + Copy,
+    ) -> Result<Option<(u32, Entry)>, Torn> {
+        while fitting != 0 {
+            let cell = first + fitting.trailing_zeros() / 8;
+            let content = read(self.cell(cell))?;
+            if content.key == *key {
+                return Ok(Some((cell, content.entry)));
+            }
+            fitting &= fitting - 1;
+        }
+        Ok(None)
+    }
+
+    /// Bit number `index` of the bit array that begins at word `at`.
+    #[inline]
+    pub(crate) fn bit(&self, at: usize, index: u32) -> bool {
+        self.word(at + (index / 64) as usize).load(Ordering::Acquire) >> (index % 64) & 1 != 0
+    }
+}
