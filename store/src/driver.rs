@@ -56,6 +56,9 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 pub struct StoreConfig {
     /// Which cluster; others are not spoken to.
     pub cluster: u64,
+    /// Drawn at random when the cluster was formed: tells it from another of the same name. 0: not
+    /// known, so that it is not looked at.
+    pub lineage: u64,
     /// This life's id. Never used before.
     pub node: NodeId,
     /// How fast groups notice things.
@@ -65,10 +68,10 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// With the default timing.
+    /// With the default timing, and no lineage.
     #[must_use]
     pub fn new(cluster: u64, node: NodeId, nonce: u64) -> Self {
-        Self { cluster, node, timing: Timing::default(), nonce }
+        Self { cluster, lineage: 0, node, timing: Timing::default(), nonce }
     }
 }
 
@@ -185,8 +188,8 @@ impl Store {
         if given == 0 || given > SHARDS_MAX || ids.len() != given {
             return Err(StartError::Shards(given));
         }
-        let StoreConfig { cluster, node, nonce, .. } = config;
-        let transport = Transport::new(Identity { cluster, node, nonce });
+        let StoreConfig { cluster, lineage, node, nonce, .. } = config;
+        let transport = Transport::new(Identity { cluster, lineage, node, nonce });
         let mut started = BTreeMap::new();
         let mut tasks = Vec::new();
         for setup in shards {
@@ -267,9 +270,7 @@ impl Store {
                 }
                 Some(leader) => {
                     let answer = self.transport.call(leader, &request, left).await;
-                    if let Ok(Response::NotServed(NotServed::NotOwner(other))) = answer {
-                        shard.view.set_hint(other);
-                    }
+                    shard.view.learn(leader, answer.as_ref());
                     proposed(answer)
                 }
                 None => None,
@@ -376,9 +377,14 @@ impl Store {
     }
 
     /// Hands a shard over to another voter. All leases run out first; commits go on until then.
+    /// Once this returns, this node leads no more in the term in which it was asked. Normally the
+    /// other does; if it failed to take over, whomever the voters elected: see the status.
     ///
     /// # Errors
-    /// If this node does not lead, or the other did not take over in time: then this one leads on.
+    /// If this node does not lead, the other does not vote, or the leadership was offered already
+    /// in this term. [`ChangeError::Timeout`] if nobody has taken over yet: then this node is
+    /// without a lease, and without a word in this term, until the voters elect somebody, and the
+    /// other may still be the one.
     pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), ChangeError> {
         self.shard_to_change(shard)?.transfer(to).await
     }

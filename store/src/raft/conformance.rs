@@ -5,6 +5,7 @@ use crate::machine::{Machine, PayloadError, Reply, SnapshotError};
 use crate::types::LogIndex;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
+use std::sync::Arc;
 
 /// Counts what it is given.
 struct Count(u64);
@@ -38,7 +39,8 @@ struct Builder;
 
 impl StoreBuilder<Types, LogStore, StateMachine> for Builder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<Types>> {
-        Ok(((), LogStore::default(), StateMachine::new(Box::new(Count(0)))))
+        let machine = StateMachine::new(Box::new(Count(0)), Arc::default());
+        Ok(((), LogStore::default(), machine))
     }
 }
 

@@ -12,6 +12,7 @@ mod state_machine;
 
 use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
 use crate::machine::{Machine, PayloadError, Reply};
+use crate::shard_time::ShardTime;
 use crate::transport::Transport;
 use crate::types::{LogIndex, NodeId, ShardId, Term, Time};
 use crate::wire::{Append, Appended, AskVote, HandOver, NotServed, SnapshotChunk, Voted};
@@ -117,6 +118,7 @@ pub(crate) struct Replica {
     raft: Raft<Types, StateMachine>,
     check: PayloadCheck,
     assembly: Mutex<Option<Assembly>>,
+    time: Arc<ShardTime>,
 }
 
 /// What the lease is made of.
@@ -186,11 +188,12 @@ impl Replica {
         let config = config(&setup).map_err(|error| error.to_string())?;
         let ReplicaSetup { shard, node, timing, machine, check, .. } = setup;
         let network = PeerFactory { transport, shard, node, timing };
-        let machine = StateMachine::new(machine);
+        let time = Arc::new(ShardTime::default());
+        let machine = StateMachine::new(machine, time.clone());
         let raft = Raft::new(node.0, Arc::new(config), network, LogStore::default(), machine)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None) })
+        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), time })
     }
 
     /// Forms the group, once. Forming it again is no error.
@@ -277,6 +280,11 @@ impl Replica {
         let request = TransferLeaderRequest::new(convert::vote(&ballot), to, last_log);
         let answer = self.raft.handle_transfer_leader(request).await;
         answer.map(|accepted| accepted.is_ok()).map_err(|_| NotServed::Stopped)
+    }
+
+    /// What time it is in the shard.
+    pub(crate) fn time(&self) -> &ShardTime {
+        &self.time
     }
 
     pub(crate) fn watch(&self) -> Watch {
@@ -368,10 +376,23 @@ impl Replica {
         changed.map(|_| ()).map_err(|error| self.change_error(error))
     }
 
-    /// Asks the group to make another node its leader. The caller has let all leases run out.
-    pub(crate) async fn transfer(&self, to: NodeId) -> Result<(), ChangeError> {
+    /// Offers the leadership to another node. The caller has let all leases run out. Gives a term
+    /// such that the offer was made in it or in an earlier one.
+    ///
+    /// An offer cannot be taken back, and who gets it is elected although the voters have heard of
+    /// a leader lately. (So would be whoever is told to stand for election: nobody ever is.)
+    pub(crate) async fn transfer(&self, to: NodeId) -> Result<Term, ChangeError> {
         let asked = self.raft.trigger().transfer_leader(to.0).await;
-        asked.map_err(|error| ChangeError::Other(error.to_string()))
+        asked.map_err(|error| ChangeError::Other(error.to_string()))?;
+        // Questions to the library's task are answered in order: if this node led, the offer has
+        // been made by now. In a term that it does not lead it has made none.
+        let me = self.node.0;
+        let seen = self.raft.with_raft_state(move |state| {
+            let ballot = convert::ballot(state.vote_ref());
+            let leads = ballot.committed && ballot.node == me;
+            if leads { ballot.term } else { ballot.term.saturating_sub(1) }
+        });
+        seen.await.map(Term).map_err(|error| ChangeError::Other(error.to_string()))
     }
 
     fn change_error(&self, error: RaftError<Types, ClientWriteError<Types>>) -> ChangeError {

@@ -5,7 +5,9 @@
 
 use super::convert::StoredGroup;
 use super::{SnapshotBytes, Types};
+use crate::clock::boot_now;
 use crate::machine::{Machine, Reply};
+use crate::shard_time::ShardTime;
 use crate::transport::lock;
 use crate::types::LogIndex;
 use futures::{Stream, StreamExt};
@@ -27,12 +29,13 @@ pub(crate) struct StateMachine {
     // need not be.
     applied: Mutex<Applied>,
     current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
+    time: Arc<ShardTime>,
 }
 
 impl StateMachine {
-    pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
+    pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Mutex::new(applied), current: Arc::default() }
+        Self { applied: Mutex::new(applied), current: Arc::default(), time }
     }
 }
 
@@ -74,7 +77,9 @@ impl RaftStateMachine<Types> for StateMachine {
                 match entry.payload {
                     EntryPayload::Blank => Reply::None,
                     EntryPayload::Normal(payload) => {
-                        applied.machine.apply(LogIndex(entry.log_id.index), &payload.0)
+                        let reply = applied.machine.apply(LogIndex(entry.log_id.index), &payload.0);
+                        self.time.applied(applied.machine.time_ms(), boot_now());
+                        reply
                     }
                     EntryPayload::Membership(group) => {
                         applied.group = StoredGroup::new(Some(entry.log_id), group);
@@ -106,6 +111,7 @@ impl RaftStateMachine<Types> for StateMachine {
     ) -> Result<(), io::Error> {
         let mut applied = lock(&self.applied);
         applied.machine.install(&snapshot).map_err(io::Error::other)?;
+        self.time.installed(applied.machine.time_ms());
         applied.last = meta.last_log_id;
         applied.group = meta.last_membership.clone();
         *lock(&self.current) = Some(SnapshotOf::<Types, _> { meta: meta.clone(), snapshot });
