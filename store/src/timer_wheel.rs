@@ -255,12 +255,26 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Arm { timer: u32, in_ticks: u64 },
+        Arm {
+            timer: u32,
+            in_ticks: u64,
+        },
         /// What the timer stands for was seen: it is due later, and the wheel is not told.
-        Refresh { timer: u32, in_ticks: u64 },
-        Disarm { timer: u32 },
-        Renumber { from: u32, to: u32 },
-        Turn { ticks: u64, steps_max: u32 },
+        Refresh {
+            timer: u32,
+            in_ticks: u64,
+        },
+        Disarm {
+            timer: u32,
+        },
+        Renumber {
+            from: u32,
+            to: u32,
+        },
+        Turn {
+            ticks: u64,
+            steps_max: u32,
+        },
     }
 
     fn ticks() -> impl Strategy<Value = u64> {
@@ -366,7 +380,8 @@ mod tests {
         let mut wheel = TimerWheel::new(1000);
         (0..1000).for_each(|timer| wheel.arm(timer, 1000 + u64::from(timer) * 97, 1000));
         let mut fired = 0;
-        let turned = wheel.turn(1 << 50, u32::MAX, |timer| 1000 + u64::from(timer) * 97, |_| fired += 1);
+        let turned =
+            wheel.turn(1 << 50, u32::MAX, |timer| 1000 + u64::from(timer) * 97, |_| fired += 1);
         assert_eq!((fired, turned.due, turned.steps), (1000, 1000, 1000));
     }
 }
