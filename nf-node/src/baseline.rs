@@ -4,18 +4,27 @@
 //! no log, no lease and no other node stand between: a transaction is decided when it is submitted.
 //! What the store costs is the difference between a pipe over this and a pipe over the cluster.
 //!
-//! Nothing here survives the process.
+//! Entries expire by the same rules, and ports rest as long; the pipe's own thread looks after
+//! that, a little at a time. Nothing here survives the process.
 
+use crate::nf::entry_rules::FunctionRules;
 use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess, Token};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
+use nearstate_store::lifetimes::MARK_NS;
 use nearstate_store::slot_set::SlotSet;
+use nearstate_store::upkeep::{Upkeep, UpkeepClock};
 use nearstate_store::{
-    Key, LogIndex, PoolSpec, Region, RegionError, RegionIdentity, ShardId, SlotId, Table,
-    TableError, TableReader, Time, Transaction,
+    Key, LogIndex, Machine, PoolSpec, Region, RegionError, RegionIdentity, ShardId, SlotId, Table,
+    TableError, TableReader, Term, Time, Transaction, TransactionId,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// Pieces of upkeep that are done at a time.
+const UPKEEP_PIECES: u32 = 4;
+/// The client of the expiries; pipes have other numbers.
+const EXPIRY_CLIENT: u64 = u64::MAX;
 
 /// Why there is no baseline.
 #[derive(Debug, Error)]
@@ -51,6 +60,9 @@ pub struct Baseline {
     decided: VecDeque<Completion>,
     pending_max: usize,
     transactions: u64,
+    upkeep: Upkeep,
+    next_upkeep: Time,
+    expiries: u64,
 }
 
 impl Baseline {
@@ -71,13 +83,17 @@ impl Baseline {
         let identity = RegionIdentity { cluster: 0, shard: ShardId(1) };
         let table = Table::format(region, identity, config.capacity, config.hash_key)?;
         let slots = SlotSet::all(config.slots);
-        let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: config.pools });
+        let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: config.pools })
+            .with_rules(Arc::new(FunctionRules));
         Ok(Self {
             reader: machine.reader(),
             machine,
             decided: VecDeque::with_capacity(config.pending_max),
             pending_max: config.pending_max,
             transactions: 0,
+            upkeep: Upkeep::new(),
+            next_upkeep: Time(0),
+            expiries: 0,
         })
     }
 
@@ -85,6 +101,29 @@ impl Baseline {
     #[must_use]
     pub const fn machine(&self) -> &FlowMachine {
         &self.machine
+    }
+
+    /// Ends what has expired; the rest of it the next time.
+    #[cold]
+    fn keep(&mut self, now: Time) {
+        let clock = UpkeepClock { time_ms: now.as_ms(), now, term: Term(1) };
+        self.next_upkeep = now.plus_ns(MARK_NS);
+        for _ in 0..UPKEEP_PIECES {
+            self.upkeep.clear();
+            self.machine.upkeep(&clock, &mut self.upkeep);
+            for expiry in self.upkeep.expiries.drain(..) {
+                self.transactions += 1;
+                self.expiries += 1;
+                let id = TransactionId { client: EXPIRY_CLIENT, serial: self.expiries };
+                let transaction = expiry.into_transaction(id);
+                let index = LogIndex(self.transactions);
+                let _ = self.machine.apply_one(index, now.as_ms(), &transaction);
+            }
+            if !self.upkeep.is_more {
+                return;
+            }
+        }
+        self.next_upkeep = now;
     }
 }
 
@@ -98,6 +137,16 @@ impl StateAccess for Baseline {
     fn read(&mut self, _: Time, _: Token, _: SlotId, key: &Key) -> ReadAnswer {
         ReadAnswer::Here {
             entry: self.reader.get(key),
+            access: Access::Local,
+            valid_until: Time(u64::MAX),
+        }
+    }
+
+    #[inline]
+    fn read_seen(&mut self, now: Time, _: Token, _: SlotId, key: &Key) -> ReadAnswer {
+        let hash = self.reader.hash(key);
+        ReadAnswer::Here {
+            entry: self.reader.get_seen(key, hash, now),
             access: Access::Local,
             valid_until: Time(u64::MAX),
         }
@@ -120,7 +169,10 @@ impl StateAccess for Baseline {
     }
 
     #[inline]
-    fn poll(&mut self, _: Time) -> Option<Completion> {
+    fn poll(&mut self, now: Time) -> Option<Completion> {
+        if now >= self.next_upkeep {
+            self.keep(now);
+        }
         self.decided.pop_front()
     }
 }

@@ -11,7 +11,7 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::{Key, ShardId, SlotId, Time, Transaction};
+use nearstate_store::{Entry, Key, ShardId, SlotId, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -90,6 +90,34 @@ impl ClusterAccess {
         Some((table.reader.as_ref()?, &table.grant))
     }
 
+    /// A read in this node's own memory, while it owns the shard.
+    #[inline]
+    fn read_local(
+        &self,
+        now: Time,
+        shard: ShardId,
+        get: impl FnOnce(&TableReader) -> Option<Entry>,
+    ) -> Option<ReadAnswer> {
+        let local = self.local.get(usize::from(shard.0))?.as_ref()?;
+        let valid_until = local.lease.until();
+        if now >= valid_until {
+            return None;
+        }
+        Some(ReadAnswer::Here { entry: get(&local.reader), access: Access::Local, valid_until })
+    }
+
+    fn read_elsewhere(&mut self, now: Time, token: Token, shard: ShardId, key: &Key) -> ReadAnswer {
+        if self.shared_memory_reads
+            && let Some(answer) = self.read_mapped(now, shard, key)
+        {
+            return answer;
+        }
+        match self.link.post_read(token.0, shard, key, now.plus_ms(STORE_PATIENCE_MS)) {
+            Ok(()) => ReadAnswer::Later,
+            Err(_) => ReadAnswer::Unavailable,
+        }
+    }
+
     fn read_mapped(&mut self, now: Time, shard: ShardId, key: &Key) -> Option<ReadAnswer> {
         let (reader, grant) = self.remote_table(shard)?;
         let valid_until = grant.valid_until();
@@ -114,21 +142,21 @@ impl StateAccess for ClusterAccess {
 
     fn read(&mut self, now: Time, token: Token, slot: SlotId, key: &Key) -> ReadAnswer {
         let shard = self.shard_of(slot);
-        if let Some(Some(local)) = self.local.get(usize::from(shard.0)) {
-            let valid_until = local.lease.until();
-            if now < valid_until {
-                let entry = local.reader.get(key);
-                return ReadAnswer::Here { entry, access: Access::Local, valid_until };
+        match self.read_local(now, shard, |reader| reader.get(key)) {
+            Some(answer) => answer,
+            None => self.read_elsewhere(now, token, shard, key),
+        }
+    }
+
+    fn read_seen(&mut self, now: Time, token: Token, slot: SlotId, key: &Key) -> ReadAnswer {
+        let shard = self.shard_of(slot);
+        let see = |reader: &TableReader| reader.get_seen(key, reader.hash(key), now);
+        match self.read_local(now, shard, see) {
+            Some(answer) => answer,
+            None => {
+                self.link.note_seen(shard, key, now);
+                self.read_elsewhere(now, token, shard, key)
             }
-        }
-        if self.shared_memory_reads
-            && let Some(answer) = self.read_mapped(now, shard, key)
-        {
-            return answer;
-        }
-        match self.link.post_read(token.0, shard, key, now.plus_ms(STORE_PATIENCE_MS)) {
-            Ok(()) => ReadAnswer::Later,
-            Err(_) => ReadAnswer::Unavailable,
         }
     }
 

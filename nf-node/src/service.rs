@@ -191,7 +191,12 @@ impl Node {
         let chain = Arc::new(Chain::new(&config.chain, identity.slots)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(identity.map.clone());
-        let shape = Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
+        let shape = Shape {
+            slots: identity.slots,
+            shards: identity.shards,
+            pools: chain.pools(),
+            soft: chain.soft(),
+        };
         let replicas = Replicas::new(config, identity.node, &shape, &view)?;
         let answers = Arc::new(Answers {
             node: identity.node,

@@ -11,6 +11,7 @@
 //! same packet asks for no more changes. A retransmission, and a packet that is sent again because
 //! a node died, are then harmless.
 
+pub mod entry_rules;
 pub mod firewall;
 pub mod load_balancer;
 pub mod nat44;
@@ -19,8 +20,11 @@ pub mod state_key;
 pub mod tcp_state;
 #[cfg(test)]
 pub(crate) mod test_store;
+pub mod timeouts;
 
-use crate::packet::parsed::Parsed;
+use crate::nf::state_key::KeyKind;
+use crate::packet::parsed::{Parsed, Transport};
+use crate::packet::tcp::flags::RST;
 use crate::verdict::Verdict;
 use arrayvec::ArrayVec;
 use nearstate_placement::{FlowTuple, Side};
@@ -40,6 +44,22 @@ pub struct Packet<'a> {
     pub side: Side,
     /// The flow as the functions so far have translated it.
     pub tuple: FlowTuple,
+}
+
+impl Packet<'_> {
+    /// Whether this packet keeps the entry of a key alive. ICMP errors do not (RFC 4787 REQ-12,
+    /// RFC 5508 REQ-6), and neither do resets (RFC 7857 section 9). A mapping lives by its outbound
+    /// packets: what comes in from outside need not be wanted (RFC 4787 REQ-6).
+    #[must_use]
+    #[inline]
+    pub fn keeps_alive(&self, key: &Key) -> bool {
+        let counts = match self.parsed.transport {
+            Transport::IcmpError { .. } => false,
+            Transport::Tcp { flags } => flags & RST == 0,
+            Transport::Udp | Transport::Echo { .. } => true,
+        };
+        counts && key.kind() != KeyKind::NatIn as u8
+    }
 }
 
 /// Conditions and writes that the functions of a chain ask for: one transaction in the making.

@@ -123,7 +123,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let (bytes, side) = (frame.as_slice(), frame.side);
             let mut packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
             let (mut is_first, mut found_first) = (true, None);
-            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key| {
+            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, is_seen| {
                 if core::mem::take(&mut is_first) {
                     if first.is_none() {
                         found_first = Some(*key);
@@ -132,7 +132,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                         return Err(Stop::Behind(*key));
                     }
                 }
-                match access.read(now, token, *slot, key) {
+                let answer = if is_seen {
+                    access.read_seen(now, token, *slot, key)
+                } else {
+                    access.read(now, token, *slot, key)
+                };
+                match answer {
                     ReadAnswer::Here { entry, access, valid_until } => {
                         counters.add_accesses(access, 1);
                         Ok((entry, valid_until))

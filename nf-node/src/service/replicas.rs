@@ -2,6 +2,7 @@
 
 use super::NodeError;
 use crate::cluster_access::LocalShard;
+use crate::nf::entry_rules::FunctionRules;
 use crate::node_config::NodeConfig;
 use nearstate_placement::Map;
 use nearstate_placement::system::SystemMachine;
@@ -10,8 +11,8 @@ use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::region::Region;
 use nearstate_store::{
-    Entry, Key, Machine, NodeId, PoolSpec, RegionIdentity, ShardId, SlotId, SlotSet, Table,
-    TableReader,
+    Entry, Key, Machine, NodeId, PoolSpec, RegionIdentity, ShardId, SlotId, SlotSet, SoftTerms,
+    Table, TableReader, Time,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(super) struct Shape<'a> {
     pub(super) shards: u16,
     /// NAT pools of the chain.
     pub(super) pools: &'a [PoolSpec],
+    /// What may be lost of soft state.
+    pub(super) soft: SoftTerms,
 }
 
 /// All replicas of a node: setups for the store driver, and views for pipes, by shard number.
@@ -58,6 +61,11 @@ impl LocalReads for TableReads {
     fn get(&self, key: &Key) -> Option<Entry> {
         self.0.get(key)
     }
+
+    fn note_seen(&self, key: &Key, at: Time) {
+        // Whether there is such an entry is not asked here.
+        let _ = self.0.get_seen(key, self.0.hash(key), at);
+    }
 }
 
 impl Replicas {
@@ -84,7 +92,9 @@ impl Replicas {
                 table: table.0,
                 slots,
                 pools: shape.pools.to_vec(),
-            });
+            })
+            .with_rules(Arc::new(FunctionRules))
+            .with_soft_state(shape.soft);
             replicas.setups.push(ShardSetup {
                 id: shard,
                 machine: Box::new(machine),
