@@ -7,6 +7,7 @@
 mod answers;
 mod control;
 mod formation;
+mod map_feed;
 mod replicas;
 mod system_view;
 
@@ -22,11 +23,12 @@ use crate::port::pcap::{Outputs, PcapPort, SideRule};
 use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
-use formation::Newcomer;
-use nearstate_placement::api::{Request, Response};
+use formation::{Newcomer, Origin};
+use map_feed::MapFeed;
 use nearstate_placement::service::ServiceConfig;
 use nearstate_placement::system::{SystemCommand, SystemReply};
 use nearstate_placement::{Map, Member, MemberState};
+use nearstate_store::client::Wanted;
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
@@ -38,16 +40,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use system_view::SystemView;
 use thiserror::Error;
-
-/// How long a node waits for another's newer map.
-const MAP_WAIT_MS: u32 = 500;
-/// How long the answer may take.
-const MAP_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two tries while nobody answers.
-const MAP_RETRY: Duration = Duration::from_millis(100);
 
 /// Why a node did not start, or ended.
 #[derive(Debug, Error)]
@@ -81,6 +75,25 @@ pub enum NodeError {
         .0.display()
     )]
     FormedBefore(PathBuf),
+    /// It was a member in an earlier life.
+    #[error(
+        "{} says that this node was a member of a cluster of this name, and forming one would make \
+         two; start it with `start = {{ join = ... }}`, or remove the file if that cluster is gone",
+        .0.display()
+    )]
+    JoinedBefore(PathBuf),
+    /// A mark cannot be read.
+    #[error(
+        "{} is no mark of this program; remove it if the cluster that this node belonged to is gone",
+        .0.display()
+    )]
+    NoMark(PathBuf),
+    /// Every seed is of another cluster of the same name.
+    #[error(
+        "all seeds belong to another cluster of this name, formed at another time than the one that \
+         {} speaks of; name seeds of that one, or remove the file if it is gone", .0.display()
+    )]
+    OtherLineage(PathBuf),
     /// No member lets it in.
     #[error("not let into the cluster: {0}")]
     NotLetIn(String),
@@ -149,6 +162,7 @@ pub async fn run(
 
 struct Node {
     ready: Ready,
+    wanted: Wanted,
     store: Arc<Store>,
     view: SystemView,
     pipe: PipeHandle,
@@ -173,6 +187,7 @@ impl PipeStop {
 struct Identity {
     node: NodeId,
     nonce: u64,
+    lineage: u64,
     map: Map,
     slots: u32,
     shards: u16,
@@ -212,6 +227,7 @@ impl Node {
         });
         let store_config = StoreConfig {
             cluster: config.cluster_id(),
+            lineage: identity.lineage,
             node: identity.node,
             timing: config.timing(),
             nonce: identity.nonce,
@@ -226,6 +242,7 @@ impl Node {
                 slots,
                 shards,
                 replicas,
+                lineage: identity.lineage,
             };
             form(&store, identity.node, shards, &shape).await?;
         }
@@ -241,14 +258,16 @@ impl Node {
             listen,
             ports: port_names(config),
         };
-        Ok(Self { ready, store, view, pipe, pipe_stop, slots })
+        let wanted = Wanted { cluster: config.cluster_id(), lineage: identity.lineage };
+        Ok(Self { ready, wanted, store, view, pipe, pipe_stop, slots })
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
-        let Self { ready, store, view, pipe, pipe_stop, slots } = self;
+        let Self { ready, wanted, store, view, pipe, pipe_stop, slots } = self;
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
         let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
+        let feed = MapFeed { me: ready.node, wanted, store: &store, view: &view };
         let placement = nearstate_placement::service::run(&control, ServiceConfig::default());
         let ended = tokio::select! {
             () = stop => Ok(()),
@@ -259,7 +278,7 @@ impl Node {
             }
             () = follow_map(&view, &store, &slots, ready.node) => Err(NodeError::GivenUp),
             shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
-            () = fetch_maps(&view, &store, ready.node) => Ok(()),
+            () = feed.run() => Ok(()),
             () = placement => Ok(()),
         };
         view.stop();
@@ -333,9 +352,10 @@ async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, 
     let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
     match &config.start {
         Start::Form { slots, shards, .. } => {
-            formation::mark_as_former(&config.directory, &config.cluster, &config.name, nonce)?;
+            let lineage = formation::draw_nonce().map_err(NodeError::Random)?;
+            origin(config).mark_as_former(lineage)?;
             let map = Map::unformed();
-            Ok(Identity { node: NodeId(1), nonce, map, slots: *slots, shards: *shards })
+            Ok(Identity { node: NodeId(1), nonce, lineage, map, slots: *slots, shards: *shards })
         }
         Start::Join { seeds } => {
             let newcomer = Newcomer {
@@ -346,11 +366,17 @@ async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, 
                 nonce,
                 settings: config.shared_settings(),
             };
-            let (node, map) = formation::join(&newcomer, seeds).await?;
+            let origin = origin(config);
+            let (node, map) = formation::join(&newcomer, &origin, seeds).await?;
+            origin.mark_as_member(map.lineage)?;
             let (slots, shards) = (map.slots, map.shards.len() as u16 - 1);
-            Ok(Identity { node, nonce, map, slots, shards })
+            Ok(Identity { node, nonce, lineage: map.lineage, map, slots, shards })
         }
     }
+}
+
+fn origin(config: &NodeConfig) -> Origin<'_> {
+    Origin { directory: &config.directory, cluster: &config.cluster, name: &config.name }
 }
 
 /// Makes every group with this node as its only voter, then writes the first map.
@@ -477,28 +503,5 @@ async fn follow_groups(view: &SystemView, store: &Store) -> ShardId {
     stopped
 }
 
-/// Asks for newer maps. The system shard's log reaches only its replicas, and theirs may be cut
-/// off: everybody asks. Never ends.
-async fn fetch_maps(view: &SystemView, store: &Arc<Store>, me: NodeId) {
-    for turn in 0_usize.. {
-        let map = view.map();
-        let system = map.shard(ShardId::SYSTEM).map(|shard| shard.replicas.clone());
-        let mut others = system.unwrap_or_default();
-        others.retain(|node| *node != me);
-        let request = Request::GetMap { newer_than: map.epoch, wait_ms: MAP_WAIT_MS };
-        let answer = match others.get(turn % others.len().max(1)) {
-            Some(node) => store.call(*node, request.encode(), MAP_PATIENCE).await.ok(),
-            None => None,
-        };
-        match answer.and_then(|bytes| Response::decode(&bytes).ok()) {
-            Some(Response::Map(map)) => view.publish(Arc::new(map)),
-            Some(Response::NoNewerMap) => {}
-            _ => pause().await,
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge: nobody to ask now")]
-async fn pause() {
-    tokio::time::sleep(MAP_RETRY).await;
-}
+#[cfg(test)]
+mod tests;

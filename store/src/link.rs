@@ -419,9 +419,9 @@ impl LinkContext {
                 Tried::Transactions(group, outcomes)
             });
         }
-        let begun = target.and_then(|target| {
+        let begun = target.map(|target| {
             let request = Request::Transactions(shard.id, transactions);
-            Some(self.transport.begin(target, &request))
+            self.transport.begin(target, &request)
         });
         let view = shard.view.clone();
         Box::pin(async move {
@@ -450,9 +450,9 @@ impl LinkContext {
         }
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
-        let begun = target.and_then(|target| {
+        let begun = target.map(|target| {
             let keys = group.iter().map(|read| read.key).collect();
-            Some(self.transport.begin(target, &Request::Reads(shard.id, keys)))
+            self.transport.begin(target, &Request::Reads(shard.id, keys))
         });
         let view = shard.view.clone();
         Box::pin(async move {

@@ -2,6 +2,7 @@
 //!
 //! The library calls `apply` from one task, so entries are applied in order by one writer. A
 //! snapshot is taken in the same task between two entries; it is the machine's state at one index.
+//! A machine that panics has a bug, and its state is worth nothing: its replica stops, and says so.
 
 use super::convert::StoredGroup;
 use super::{SnapshotBytes, Types};
@@ -16,7 +17,15 @@ use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+
+/// Lets a machine apply an entry, and makes a panic of it an error: the library would not notice
+/// that its task is gone, and the replica would seem to live.
+fn apply(machine: &mut dyn Machine, index: LogIndex, payload: &[u8]) -> Result<Reply, io::Error> {
+    let applied = catch_unwind(AssertUnwindSafe(|| machine.apply(index, payload)));
+    applied.map_err(|_| io::Error::other(format!("the shard's machine stopped at {index}")))
+}
 
 struct Applied {
     machine: Box<dyn Machine>,
@@ -97,7 +106,8 @@ impl RaftStateMachine<Types> for StateMachine {
                 match entry.payload {
                     EntryPayload::Blank => Reply::None,
                     EntryPayload::Normal(payload) => {
-                        let reply = applied.machine.apply(LogIndex(entry.log_id.index), &payload.0);
+                        let index = LogIndex(entry.log_id.index);
+                        let reply = apply(applied.machine.as_mut(), index, &payload.0)?;
                         self.time.applied(applied.machine.time_ms(), boot_now());
                         reply
                     }
