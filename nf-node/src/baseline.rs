@@ -225,6 +225,15 @@ mod tests {
     }
 
     fn send(pipe: &mut Pipe<Baseline>, side: Side, tuple: &FlowTuple, count: usize) -> Ends {
+        send_at(pipe, Time::from_ms(1000), (side, tuple), count)
+    }
+
+    fn send_at(
+        pipe: &mut Pipe<Baseline>,
+        now: Time,
+        (side, tuple): (Side, &FlowTuple),
+        count: usize,
+    ) -> Ends {
         let bytes = PacketBuilder::udp(tuple.source, tuple.destination).build();
         let mut burst = Burst::new();
         for _ in 0..count {
@@ -234,8 +243,8 @@ mod tests {
             burst.push(frame);
         }
         let mut ends = Ends::default();
-        pipe.on_burst(Time::from_ms(1000), &mut burst, &mut ends);
-        while pipe.on_completions(Time::from_ms(1000), &mut ends) > 0 {}
+        pipe.on_burst(now, &mut burst, &mut ends);
+        while pipe.on_completions(now, &mut ends) > 0 {}
         assert_eq!(pipe.parked(), 0);
         ends
     }
@@ -264,6 +273,38 @@ mod tests {
         assert_eq!(counts.event(Event::PacketsIn), 6);
         assert_eq!(counts.event(Event::PacketsOut), 5);
         assert_eq!(counts.accesses(Access::RemoteShm), 0);
+    }
+
+    /// N9, N5: a mapping lives by its outbound packets, a flow by those of both directions; then
+    /// both end, and the port rests.
+    #[test]
+    fn what_nobody_uses_expires_in_its_time_and_the_port_comes_back() {
+        let mut pipe = pipe(&["firewall", "nat"]);
+        let inside = Endpoint::v4([10, 0, 0, 7], 4000);
+        let outside = Endpoint::v4([192, 0, 2, 1], 53);
+        let there = FlowTuple { protocol: 17, source: inside, destination: outside };
+        let at = |s: u64| Time::from_ms(1000 * s);
+        // Entries, ports in use, ports that rest.
+        let held = |pipe: &mut Pipe<Baseline>| {
+            let machine = pipe.access_mut().machine();
+            let report = machine.pool_check().unwrap();
+            (machine.reader().entries(), report.live, report.resting)
+        };
+        let pass = |pipe: &mut Pipe<Baseline>, s| {
+            assert_eq!(pipe.on_completions(at(s), &mut Ends::default()), 0);
+            held(pipe)
+        };
+        let (_, translated) = send_at(&mut pipe, at(1), (Side::Inside, &there), 1).left[0];
+        send_at(&mut pipe, at(201), (Side::Inside, &there), 1);
+        assert_eq!(pass(&mut pipe, 500), (3, 1, 0), "seen 299 s ago");
+        let answer = translated.reversed();
+        let ends = send_at(&mut pipe, at(500), (Side::Outside, &answer), 1);
+        assert_eq!(ends.left.len(), 1);
+        assert_eq!(pass(&mut pipe, 503), (1, 0, 1), "an answer keeps the flow, not the mapping");
+        assert_eq!(pass(&mut pipe, 799), (1, 0, 1));
+        assert_eq!(pass(&mut pipe, 802), (0, 0, 0), "the flow has ended, and the port has rested");
+        let expired = pipe.access_mut().machine().stats().expired;
+        assert_eq!(expired, 2, "each once");
     }
 
     #[test]

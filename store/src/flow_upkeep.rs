@@ -186,7 +186,8 @@ impl FlowMachine {
         // So many should have been looked at by now, and at least a little at every call.
         let share = u128::from(now.since_ns(began).min(within_ns)) * u128::from(cells);
         let wanted = (share / u128::from(within_ns)) as u32;
-        let wanted = wanted.max(next_cell.saturating_add(cells / 64 + 1)).min(cells);
+        let little = CELLS_AT_ONCE.min(cells / 64 + 1);
+        let wanted = wanted.max(next_cell.saturating_add(little)).min(cells);
         let end = wanted.min(next_cell.saturating_add(CELLS_AT_ONCE));
         let begin = next_cell;
         while next_cell < end && work.seen.len() < SEEN_NOTES_MAX {

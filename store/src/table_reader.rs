@@ -249,10 +249,10 @@ impl TableReader {
             let Ok(found) = self.view.look(key, hash, |cell| cell::read(cell)) else { continue };
             let (cell, entry) = found?;
             marks.leave(cell, now);
-            let is_settled = moves & 1 == 0 && counter.load(Ordering::Relaxed) == moves;
-            // A writer that was put aside in a move must not hold up a packet: the mark then counts
-            // from this flow's next packet.
-            if is_settled || spins >= MARK_ATTEMPTS {
+            let is_same = counter.load(Ordering::Relaxed) == moves;
+            // A writer that was put aside in the middle of a move must not hold up a packet. The
+            // mark lies where the entry was found, and goes along when the move goes on.
+            if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
                 return Some(entry);
             }
         }

@@ -109,3 +109,36 @@ pub trait NetworkFunction {
     /// One sentence on what this entry says, for `nearstate trace`.
     fn describe(&self, key: &Key, entry: Option<&Entry>) -> String;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nf::test_store::{ACK, FIN, RST, SYN, echo, end, error, tcp, udp};
+
+    /// R4787-6, R4787-12, R5508-6, R7857-9.
+    #[test]
+    fn errors_and_resets_keep_nothing_alive_and_a_mapping_lives_by_what_goes_out() {
+        let (a, b) = ("10.0.0.1:1000", "192.0.2.1:80");
+        let rows = [
+            (udp(a, b), true),
+            (tcp(SYN, a, b), true),
+            (tcp(ACK, a, b), true),
+            (tcp(FIN, a, b), true),
+            (tcp(RST, a, b), false),
+            (tcp(RST | ACK, a, b), false),
+            (echo(true, "10.0.0.1:7", "192.0.2.1:7"), true),
+            (echo(false, "10.0.0.1:7", "192.0.2.1:7"), true),
+            (error(17, a, b), false),
+        ];
+        let tenant = TenantId(0);
+        for (parsed, expected) in rows {
+            let (side, tuple) = (Side::Inside, parsed.tuple);
+            let packet = Packet { frame: &[], parsed: &parsed, tenant, side, tuple };
+            let out = state_key::nat_out(tenant, 17, end(a));
+            for key in [out, state_key::firewall(tenant, &tuple)] {
+                assert_eq!(packet.keeps_alive(&key), expected, "{parsed:?}");
+            }
+            assert!(!packet.keeps_alive(&state_key::nat_in(tenant, 17, end(b))));
+        }
+    }
+}
