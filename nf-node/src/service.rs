@@ -77,21 +77,22 @@ pub enum NodeError {
     FormedBefore(PathBuf),
     /// It was a member in an earlier life.
     #[error(
-        "{} says that this node was a member of a cluster of this name, and forming one would make \
-         two; start it with `start = {{ join = ... }}`, or remove the file if that cluster is gone",
+        "{} says that this node was a member of a cluster of this name, and forming one would \
+         make two; start it with `start = {{ join = ... }}`, or remove the file if that cluster \
+         is gone",
         .0.display()
     )]
     JoinedBefore(PathBuf),
     /// A mark cannot be read.
     #[error(
-        "{} is no mark of this program; remove it if the cluster that this node belonged to is gone",
+        "{} is no mark of this program; remove it if the cluster that this node was in is gone",
         .0.display()
     )]
     NoMark(PathBuf),
     /// Every seed is of another cluster of the same name.
     #[error(
-        "all seeds belong to another cluster of this name, formed at another time than the one that \
-         {} speaks of; name seeds of that one, or remove the file if it is gone", .0.display()
+        "all seeds belong to another cluster of this name, formed at another time than the one \
+         that {} speaks of; name seeds of that one, or remove the file if it is gone", .0.display()
     )]
     OtherLineage(PathBuf),
     /// No member lets it in.

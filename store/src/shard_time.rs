@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_time_of_a_shard_is_its_owners_elapsed_time_whatever_wall_clocks_say() {
-        use Step::{Applied, Installed, Stamp};
+        use Step::{Applied, Stamp};
         let w = WALL_MS;
         run(
             "a new shard begins with the wall clock and ignores its jumps",
@@ -162,6 +162,12 @@ mod tests {
                 Stamp(2, 9_300, w, w + HOUR_MS + 300),
             ],
         );
+    }
+
+    #[test]
+    fn the_time_of_a_snapshot_is_brought_up_within_bounds_and_news_of_the_log_counts() {
+        use Step::{Applied, Installed, Stamp};
+        let w = WALL_MS;
         run(
             "a snapshot of unknown age, and a right wall clock",
             &[
