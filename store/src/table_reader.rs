@@ -227,7 +227,7 @@ impl TableReader {
         let Some(marks) = &self.marks else { return self.get_settled(key, hash) };
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let moves = counter.load(Ordering::Acquire);
-        if let Ok(found) = self.view.look(key, hash, |cell| cell::read(cell)) {
+        if let Ok(found) = self.view.look(key, hash, cell::read) {
             let (cell, entry) = found?;
             marks.leave(cell, now);
             // An entry that moved meanwhile may have left without the mark.
@@ -246,7 +246,7 @@ impl TableReader {
         loop {
             rest(&mut spins);
             let moves = counter.load(Ordering::Acquire);
-            let Ok(found) = self.view.look(key, hash, |cell| cell::read(cell)) else { continue };
+            let Ok(found) = self.view.look(key, hash, cell::read) else { continue };
             let (cell, entry) = found?;
             marks.leave(cell, now);
             let is_same = counter.load(Ordering::Relaxed) == moves;
@@ -260,7 +260,7 @@ impl TableReader {
 
     #[inline]
     fn get_settled(&self, key: &Key, hash: u64) -> Option<Entry> {
-        match self.view.look(key, hash, |cell| cell::read(cell)) {
+        match self.view.look(key, hash, cell::read) {
             Ok(found) => found.map(|(_, entry)| entry),
             Err(_) => self.get_unsettled(key, hash),
         }
@@ -271,7 +271,7 @@ impl TableReader {
         let mut spins = 0;
         loop {
             rest(&mut spins);
-            if let Ok(found) = self.view.look(key, hash, |cell| cell::read(cell)) {
+            if let Ok(found) = self.view.look(key, hash, cell::read) {
                 return found.map(|(_, entry)| entry);
             }
         }
@@ -343,7 +343,7 @@ impl TableReader {
 
     #[inline]
     pub(crate) fn try_find(&self, key: &Key, hash: u64) -> Result<Option<(u32, Entry)>, ReadError> {
-        match self.view.look(key, hash, |cell| cell::read_verified(cell)) {
+        match self.view.look(key, hash, cell::read_verified) {
             Ok(found) => Ok(found),
             Err(_) => self.try_find_unsettled(key, hash),
         }
@@ -355,7 +355,7 @@ impl TableReader {
         let mut spins = 0;
         for _ in 1..READ_ATTEMPTS {
             rest(&mut spins);
-            match self.view.look(key, hash, |cell| cell::read_verified(cell)) {
+            match self.view.look(key, hash, cell::read_verified) {
                 Ok(found) => return Ok(found),
                 Err(torn) => last = torn,
             }
