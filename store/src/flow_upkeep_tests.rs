@@ -477,6 +477,29 @@ impl Truth {
     }
 }
 
+/// Replicas agree, and each port in use is in use for an entry that is there.
+fn check_replicas(shard: &Shard, truth: &Truth) {
+    let hashes: Vec<u64> = shard.replicas.iter().map(Machine::state_hash).collect();
+    assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]));
+    let report = shard.replicas[shard.owner].pool_check().unwrap();
+    let ports = truth.seen.keys().filter(|key| key.kind() == OUT).count();
+    assert_eq!(report.live, ports as u64);
+}
+
+/// Nothing is seen any more: all of it ends, in the time that the terms allow.
+fn check_all_ends(shard: &mut Shard, truth: &mut Truth) {
+    let longest = 40_000;
+    let end = shard.time_ms + longest + SOFT.within_ms + 3_000;
+    while shard.time_ms < end {
+        shard.time_ms += 100;
+        for key in shard.upkeep() {
+            truth.end(shard, &key, shard.time_ms);
+        }
+    }
+    assert_eq!(truth.seen.len(), 0);
+    assert_eq!((truth.born, shard.len()), (truth.ended, 0));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -492,14 +515,16 @@ proptest! {
             let at = shard.time_ms;
             match step {
                 Step::Put(number, ttl) => {
-                    if matches!(shard.write(&[put(key(ALONE, number), ttl)]), Outcome::Committed(_)) {
-                        let new = truth.seen.insert(key(ALONE, number), (at, u64::from(ttl) * 1000));
+                    let key = key(ALONE, number);
+                    if matches!(shard.write(&[put(key, ttl)]), Outcome::Committed(_)) {
+                        let new = truth.seen.insert(key, (at, u64::from(ttl) * 1000));
                         truth.born += u64::from(new.is_none());
                     }
                 }
                 Step::PutPair(number, ttl) => {
                     let pair = [key(LEFT, number), key(RIGHT, number)];
-                    if matches!(shard.write(&pair.map(|key| put(key, ttl))), Outcome::Committed(_)) {
+                    let writes = pair.map(|key| put(key, ttl));
+                    if matches!(shard.write(&writes), Outcome::Committed(_)) {
                         for key in pair {
                             let new = truth.seen.insert(key, (at, u64::from(ttl) * 1000));
                             truth.born += u64::from(new.is_none());
@@ -536,20 +561,8 @@ proptest! {
                 }
                 Step::ChangeOwner(owner) => shard.change_owner(owner),
             }
-            let hashes: Vec<u64> = shard.replicas.iter().map(Machine::state_hash).collect();
-            prop_assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]));
-            let report = shard.replicas[shard.owner].pool_check().unwrap();
-            let ports = truth.seen.keys().filter(|key| key.kind() == OUT).count();
-            prop_assert_eq!(report.live, ports as u64);
+            check_replicas(&shard, &truth);
         }
-        // Nothing is seen any more: all of it ends, in the time that the terms allow.
-        let longest = 40_000;
-        let end = shard.time_ms + longest + SOFT.within_ms + 3_000;
-        while shard.time_ms < end {
-            shard.time_ms += 100;
-            for key in shard.upkeep() { truth.end(&shard, &key, shard.time_ms); }
-        }
-        prop_assert_eq!(truth.seen.len(), 0);
-        prop_assert_eq!((truth.born, shard.len()), (truth.ended, 0));
+        check_all_ends(&mut shard, &mut truth);
     }
 }

@@ -3,9 +3,9 @@
 //!
 //! The edge: it sleeps and reads clocks, and decides nothing; when an entry has expired is the
 //! machine's business ([`crate::flow_upkeep`]). The machine is asked for small pieces of work, and
-//! other tasks run in between. Expiries go the way of all transactions. Notes of what was seen go in
-//! entries of their own, one at a time, and wait when the group has much to do: packets never wait
-//! for them.
+//! other tasks run in between. Expiries go the way of all transactions. Notes of what was seen go
+//! in entries of their own, one at a time, and wait when the group has much to do: packets never
+//! wait for them.
 
 #![expect(clippy::disallowed_methods, reason = "looks every now and then")]
 

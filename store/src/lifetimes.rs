@@ -1,11 +1,11 @@
 //! How long the entries of a table live, and when they were last seen: beside the table, by cell.
 //!
-//! Three arrays, and nothing in the cells themselves. *Lives* (a lifetime and the replicated time at
-//! which the entry was last seen) are hard state: the log alone changes them, snapshots and state
-//! hashes hold them. *Marks* are soft: whoever reads an entry in place, on behalf of a packet that
-//! keeps it alive, leaves the time there with one store; between two ticks of [`MARK_NS`] not even
-//! that. The *wheel* has a timer for each entry with a lifetime, is armed by the lives and looks at
-//! the marks only when a timer comes up ([`crate::timer_wheel`]).
+//! Three arrays, and nothing in the cells themselves. *Lives* (a lifetime and the replicated time
+//! at which the entry was last seen) are hard state: the log alone changes them, snapshots and
+//! state hashes hold them. *Marks* are soft: whoever reads an entry in place, on behalf of a packet
+//! that keeps it alive, leaves the time there with one store; between two ticks of [`MARK_NS`] not
+//! even that. The *wheel* has a timer for each entry with a lifetime, is armed by the lives and
+//! looks at the marks only when a timer comes up ([`crate::timer_wheel`]).
 //!
 //! An entry that is moved takes all three along. A mark that is left at that very moment is not
 //! lost: the reader leaves it, then looks whether anything of its home has moved since it looked

@@ -1,9 +1,9 @@
 //! Reads a shard's table in place, beside its writer: from any thread, and from any process that
 //! maps the region, read-only included. Never locks, never stores, never allocates.
 //!
-//! Bursts are the fast way: all hashes are computed first, then the tags of all keys are drawn near,
-//! then the cells that fit, and only then is anything read, so that the memory works on all of a
-//! burst at once. How a key is found beside the writer stands in [`crate::lookup`].
+//! Bursts are the fast way: all hashes are computed first, then the tags of all keys are drawn
+//! near, then the cells that fit, and only then is anything read, so that the memory works on all
+//! of a burst at once. How a key is found beside the writer stands in [`crate::lookup`].
 //!
 //! The geometry comes from the capacity alone, checked against the region's size, so a hostile
 //! header or cell can give wrong answers but never an access outside.

@@ -1,5 +1,5 @@
-//! The writer's half of a table: hopscotch hashing that keeps entries near their homes at 80 % fill,
-//! however many come and go.
+//! The writer's half of a table: hopscotch hashing that keeps entries near their homes at 80 %
+//! fill, however many come and go.
 //!
 //! A new key takes a free cell of its neighbourhood. When there is none, entries are moved until
 //! there is one: forward towards a hole behind the neighbourhood, or backward towards a hole before

@@ -1,14 +1,14 @@
 //! A hierarchical timer wheel over numbered timers: the hands of the clock of a shard's owner.
 //!
 //! Four wheels of 64 places; a place of the first is one tick wide, of the next one 64, and so on.
-//! A timer lies in the place that its time falls into, in the finest wheel that reaches so far; when
-//! its place comes up it sinks into a finer one or is due. Lists are threaded through two arrays by
-//! timer number, so arming, disarming and renumbering cost the same whatever the number of timers,
-//! and nothing is allocated.
+//! A timer lies in the place that its time falls into, in the finest wheel that reaches so far;
+//! when its place comes up it sinks into a finer one or is due. Lists are threaded through two
+//! arrays by timer number, so arming, disarming and renumbering cost the same whatever the number
+//! of timers, and nothing is allocated.
 //!
 //! *Lazy.* The wheel remembers no times. When a timer's place comes up, its owner says when it is
-//! due *now*; what was seen meanwhile has moved on and is armed again. So a packet never touches the
-//! wheel.
+//! due *now*; what was seen meanwhile has moved on and is armed again. So a packet never touches
+//! the wheel.
 //!
 //! *Bounded.* One call handles at most as many timers as it is allowed to, however many come up at
 //! once; the rest waits for the next call. It reads no clock, and never forgets a timer.
@@ -284,12 +284,14 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let timer = 0..TIMERS;
         prop_oneof![
-            3 => (timer.clone(), ticks()).prop_map(|(timer, in_ticks)| Step::Arm { timer, in_ticks }),
+            3 => (timer.clone(), ticks())
+                .prop_map(|(timer, in_ticks)| Step::Arm { timer, in_ticks }),
             1 => (timer.clone(), ticks())
                 .prop_map(|(timer, in_ticks)| Step::Refresh { timer, in_ticks }),
             1 => timer.clone().prop_map(|timer| Step::Disarm { timer }),
             1 => (timer.clone(), timer).prop_map(|(from, to)| Step::Renumber { from, to }),
-            3 => (ticks(), 1..40_u32).prop_map(|(ticks, steps_max)| Step::Turn { ticks, steps_max }),
+            3 => (ticks(), 1..40_u32)
+                .prop_map(|(ticks, steps_max)| Step::Turn { ticks, steps_max }),
         ]
     }
 
