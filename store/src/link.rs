@@ -80,6 +80,10 @@ pub struct ReadGrant {
 }
 
 impl ReadGrant {
+    pub(crate) const fn new(path: PathBuf, generation: u64, owner: NodeId, until: Time) -> Self {
+        Self { path, generation, owner, until: AtomicU64::new(until.0) }
+    }
+
     /// When the right to read ends: to be checked after the value is in hand.
     #[must_use]
     pub fn valid_until(&self) -> Time {
@@ -107,8 +111,7 @@ impl GrantBoard {
             grant.until.fetch_max(until.0, Ordering::SeqCst);
             return;
         }
-        let until = AtomicU64::new(until.0);
-        *current = Some(Arc::new(ReadGrant { path, generation, owner, until }));
+        *current = Some(Arc::new(ReadGrant::new(path, generation, owner, until)));
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 

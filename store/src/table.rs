@@ -2,7 +2,7 @@
 //!
 //! A table made for `capacity` entries takes just so many, whatever the hash key: fullness is the
 //! same on all replicas. How a region is laid out stands in [`crate::layout`], how places are found
-//! for entries in [`crate::table_writer`], how readers stay right in [`crate::lookup`], how a cell
+//! for entries in `table_writer`, how readers stay right in `lookup`, how a cell
 //! is written in [`crate::cell`]. Nothing but applied, committed values is ever put here.
 
 use crate::Entry;

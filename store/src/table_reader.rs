@@ -3,18 +3,19 @@
 //!
 //! Bursts are the fast way: all hashes are computed first, then the tags of all keys are drawn
 //! near, then the cells that fit, and only then is anything read, so that the memory works on all
-//! of a burst at once. How a key is found beside the writer stands in [`crate::lookup`].
+//! of a burst at once. How a key is found beside the writer stands in `lookup`.
 //!
 //! The geometry comes from the capacity alone, checked against the region's size, so a hostile
 //! header or cell can give wrong answers but never an access outside.
 
 use crate::Entry;
-use crate::cell::{self, Torn};
+use crate::cell::Torn;
 use crate::key::Key;
 use crate::layout::{Hasher, KeyHash, LAYOUT_VERSION, Layout, MAGIC, header};
 use crate::lifetimes::Marks;
 use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
-use crate::lookup::View;
+use crate::location_cache::LocationCache;
+use crate::lookup::{NOWHERE, View};
 use crate::region::Region;
 use crate::types::{ShardId, Time};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -158,7 +159,7 @@ impl TableReader {
     #[must_use]
     #[inline]
     pub fn hash(&self, key: &Key) -> KeyHash {
-        KeyHash { hash: self.view.hash(key), hasher: self.view.hasher.id() }
+        KeyHash { hash: self.view.hash(key), hasher: self.view.hasher.id(), cell: NOWHERE }
     }
 
     #[inline]
@@ -179,12 +180,14 @@ impl TableReader {
     }
 
     /// Second step of a burst, for each of its keys: draws the cell near that the tags point to.
+    /// The hash that it gives knows the cell, so that the read looks nowhere else.
     #[inline]
-    pub fn prefetch_cell(&self, hash: KeyHash) {
+    pub fn prefetch_cell(&self, mut hash: KeyHash) -> KeyHash {
         if hash.hasher == self.view.hasher.id() {
-            self.view.prefetch_cell(hash.hash);
+            hash.cell = self.view.prefetch_cell(hash.hash);
             self.prefetch_marks(hash.hash);
         }
+        hash
     }
 
     /// Both steps at once, for a key that is read alone: the tags, and the cell at its home.
@@ -215,7 +218,11 @@ impl TableReader {
     #[must_use]
     #[inline]
     pub fn get_hashed(&self, key: &Key, hash: KeyHash) -> Option<Entry> {
-        self.get_settled(key, self.resolve(key, hash))
+        let resolved = self.resolve(key, hash);
+        match self.view.entry_at(hash.cell, key, false) {
+            Some(entry) => Some(entry),
+            None => self.get_settled(key, resolved),
+        }
     }
 
     /// As [`TableReader::get_hashed`], for a packet that keeps the entry alive: leaves a mark that
@@ -227,7 +234,7 @@ impl TableReader {
         let Some(marks) = &self.marks else { return self.get_settled(key, hash) };
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let moves = counter.load(Ordering::Acquire);
-        if let Ok(found) = self.view.look(key, hash, cell::read) {
+        if let Ok(found) = self.view.look(key, hash, false) {
             let (cell, entry) = found?;
             marks.leave(cell, now);
             // An entry that moved meanwhile may have left without the mark.
@@ -246,7 +253,7 @@ impl TableReader {
         loop {
             rest(&mut spins);
             let moves = counter.load(Ordering::Acquire);
-            let Ok(found) = self.view.look(key, hash, cell::read) else { continue };
+            let Ok(found) = self.view.look(key, hash, false) else { continue };
             let (cell, entry) = found?;
             marks.leave(cell, now);
             let is_same = counter.load(Ordering::Relaxed) == moves;
@@ -260,7 +267,7 @@ impl TableReader {
 
     #[inline]
     fn get_settled(&self, key: &Key, hash: u64) -> Option<Entry> {
-        match self.view.look(key, hash, cell::read) {
+        match self.view.look(key, hash, false) {
             Ok(found) => found.map(|(_, entry)| entry),
             Err(_) => self.get_unsettled(key, hash),
         }
@@ -271,7 +278,7 @@ impl TableReader {
         let mut spins = 0;
         loop {
             rest(&mut spins);
-            if let Ok(found) = self.view.look(key, hash, cell::read) {
+            if let Ok(found) = self.view.look(key, hash, false) {
                 return found.map(|(_, entry)| entry);
             }
         }
@@ -285,9 +292,12 @@ impl TableReader {
     pub fn get_many(&self, keys: &[Key], found: &mut [Option<Entry>]) {
         assert_eq!(keys.len(), found.len(), "one place for each key");
         for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let hashes = self.draw_near(keys);
-            for ((key, hash), found) in keys.iter().zip(hashes).zip(found) {
-                *found = self.get_settled(key, hash);
+            let places = self.draw_near(keys);
+            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
+                *found = match self.view.entry_at(cell, key, false) {
+                    Some(entry) => Some(entry),
+                    None => self.get_settled(key, hash),
+                };
             }
         }
     }
@@ -300,25 +310,29 @@ impl TableReader {
     pub fn try_get_many(&self, keys: &[Key], found: &mut [Result<Option<Entry>, ReadError>]) {
         assert_eq!(keys.len(), found.len(), "one place for each key");
         for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let hashes = self.draw_near(keys);
-            for ((key, hash), found) in keys.iter().zip(hashes).zip(found) {
-                *found = self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry));
+            let places = self.draw_near(keys);
+            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
+                *found = match self.view.entry_at(cell, key, true) {
+                    Some(entry) => Ok(Some(entry)),
+                    None => self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry)),
+                };
             }
         }
     }
 
-    /// The hashes of up to [`READ_BURST`] keys, whose tags and cells are on their way here.
+    /// The hashes of up to [`READ_BURST`] keys and the cells that their tags point to, which are on
+    /// their way here.
     #[inline]
-    fn draw_near(&self, keys: &[Key]) -> [u64; READ_BURST] {
-        let mut hashes = [0; READ_BURST];
-        for (hash, key) in hashes.iter_mut().zip(keys) {
+    fn draw_near(&self, keys: &[Key]) -> [(u64, u32); READ_BURST] {
+        let mut places = [(0, NOWHERE); READ_BURST];
+        for ((hash, _), key) in places.iter_mut().zip(keys) {
             *hash = self.view.hash(key);
             self.view.prefetch_tags(*hash);
         }
-        for hash in &hashes[..keys.len()] {
-            self.view.prefetch_cell(*hash);
+        for (hash, cell) in &mut places[..keys.len()] {
+            *cell = self.view.prefetch_cell(*hash);
         }
-        hashes
+        places
     }
 
     /// Reads an entry of another process's table: a bounded number of attempts, checksums verified.
@@ -338,12 +352,58 @@ impl TableReader {
     /// If there is no stable, intact view.
     #[inline]
     pub fn try_get_hashed(&self, key: &Key, hash: KeyHash) -> Result<Option<Entry>, ReadError> {
-        Ok(self.try_find(key, self.resolve(key, hash))?.map(|(_, entry)| entry))
+        let resolved = self.resolve(key, hash);
+        match self.view.entry_at(hash.cell, key, true) {
+            Some(entry) => Ok(Some(entry)),
+            None => Ok(self.try_find(key, resolved)?.map(|(_, entry)| entry)),
+        }
+    }
+
+    /// As [`TableReader::try_get_many`], with a memory of where keys lay: a key that still lies
+    /// there costs a look at its cell, 128 bytes, and at nothing else.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn try_get_cached(
+        &self,
+        cache: &mut LocationCache,
+        keys: &[Key],
+        found: &mut [Result<Option<Entry>, ReadError>],
+    ) {
+        assert_eq!(keys.len(), found.len(), "one place for each key");
+        for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
+            let mut places = [(0, NOWHERE); READ_BURST];
+            for ((hash, cell), key) in places.iter_mut().zip(keys) {
+                *hash = self.view.hash(key);
+                // A cell of another table, or of no table at all, is only a bad hint.
+                *cell = cache.recall(*hash);
+                match *cell {
+                    NOWHERE => self.view.prefetch_tags(*hash),
+                    cell => self.view.prefetch_lines(cell),
+                }
+            }
+            let unknown = places[..keys.len()].iter_mut().filter(|(_, cell)| *cell == NOWHERE);
+            for (hash, cell) in unknown {
+                *cell = self.view.prefetch_cell(*hash);
+            }
+            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
+                *found = match self.view.entry_at(cell, key, true) {
+                    Some(entry) => Ok(Some((cell, entry))),
+                    None => self.try_find(key, hash),
+                }
+                .map(|found| {
+                    found.map(|(cell, entry)| {
+                        cache.remember(hash, cell);
+                        entry
+                    })
+                });
+            }
+        }
     }
 
     #[inline]
     pub(crate) fn try_find(&self, key: &Key, hash: u64) -> Result<Option<(u32, Entry)>, ReadError> {
-        match self.view.look(key, hash, cell::read_verified) {
+        match self.view.look(key, hash, true) {
             Ok(found) => Ok(found),
             Err(_) => self.try_find_unsettled(key, hash),
         }
@@ -355,7 +415,7 @@ impl TableReader {
         let mut spins = 0;
         for _ in 1..READ_ATTEMPTS {
             rest(&mut spins);
-            match self.view.look(key, hash, cell::read_verified) {
+            match self.view.look(key, hash, true) {
                 Ok(found) => return Ok(found),
                 Err(torn) => last = torn,
             }

@@ -65,7 +65,7 @@ impl<M: Words> Writer<M> {
 
     fn find_hashed(&self, key: &Key, hash: u64) -> Option<(u32, Entry)> {
         // Nobody else writes, so the first attempt is stable.
-        self.view.look(key, hash, cell::read).expect("only this thread writes")
+        self.view.look(key, hash, false).expect("only this thread writes")
     }
 
     /// Sets the entry of a key; gives its cell.
@@ -356,3 +356,7 @@ impl<M: Words> Writer<M> {
         self.view.word(header::OVERFLOW).store(u64::from(overflow), Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+#[path = "table_model.rs"]
+mod model;
