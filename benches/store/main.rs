@@ -24,6 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if arguments.next_if(|first| first == replica::ARGUMENT).is_some() {
         return replica::run(arguments);
     }
+    if arguments.next_if(|first| first == reads::OWNER_ARGUMENT).is_some() {
+        return reads::own(arguments);
+    }
     let options = Options::parse(arguments)?;
     let mut report = Report::begin(
         options,

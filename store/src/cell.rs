@@ -36,6 +36,18 @@ const LINE_WORDS: usize = 8;
 const PAYLOAD_WORDS: usize = 14;
 const SEQUENCE: u64 = (1 << 47) - 1;
 const OVERFLOW: u64 = 1 << 47;
+const CHECKSUM: u64 = 0xffff << 48;
+/// Odd, and without long runs of equal bits: a change of any one bit changes the upper 16.
+const MULTIPLIERS: [u64; LINE_WORDS] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xbf58_476d_1ce4_e5b9,
+    0x94d0_49bb_1331_11eb,
+    0xd6e8_feb8_6659_fd93,
+    0xa076_1d64_78bd_642f,
+    0xe703_7ed1_a0b4_28db,
+    0x8ebc_6af0_9c88_c6e3,
+    0x5899_65cc_7537_4cc3,
+];
 /// The largest entry version that a cell can hold.
 pub const VERSION_MAX: u64 = (1 << 48) - 1;
 
@@ -118,22 +130,37 @@ pub(crate) fn read<W: Word>(cell: &Cell<W>) -> Result<Content, Torn> {
 }
 
 /// As [`read`], and verifies both checksums: for readers of other processes.
+#[inline]
 pub(crate) fn read_verified<W: Word>(cell: &Cell<W>) -> Result<Content, Torn> {
     let (words, versions) = read_words(cell)?;
-    let (first, second) = words.split_at(LINE_WORDS - 1);
-    for (line, version) in [(first, versions.0), (second, versions.1)] {
-        let sequence = version & SEQUENCE;
-        // A cell that was never written is all zero.
-        let expected = if sequence == 0 && line.iter().all(|word| *word == 0) {
-            0
-        } else {
-            checksum(line, sequence)
-        };
-        if version & !(SEQUENCE | OVERFLOW) != expected {
-            return Err(Torn::Checksum);
-        }
-    }
+    verify(&words, versions)?;
     Ok(Content::from_words(&words))
+}
+
+/// The entry of a key, if that is what the cell holds: as [`read`] or [`read_verified`].
+#[inline]
+pub(crate) fn read_entry<W: Word>(
+    cell: &Cell<W>,
+    key: &Key,
+    verified: bool,
+) -> Result<Option<Entry>, Torn> {
+    let (words, versions) = read_words(cell)?;
+    if verified {
+        verify(&words, versions)?;
+    }
+    let differ = words.iter().zip(key.0).fold(0, |all, (word, wanted)| all | (word ^ wanted));
+    Ok((differ == 0).then(|| Content::from_words(&words).entry))
+}
+
+#[inline]
+fn verify(words: &[u64; PAYLOAD_WORDS], versions: (u64, u64)) -> Result<(), Torn> {
+    let (first, second) = words.split_at(LINE_WORDS - 1);
+    let mut wrong = 0;
+    for (line, version) in [(first, versions.0), (second, versions.1)] {
+        // A cell that was never written is all zero, and so is the checksum of that.
+        wrong |= (version & CHECKSUM) ^ checksum(line, version & SEQUENCE);
+    }
+    if wrong == 0 { Ok(()) } else { Err(Torn::Checksum) }
 }
 
 #[inline]
@@ -158,14 +185,15 @@ fn read_words<W: Word>(cell: &Cell<W>) -> Result<([u64; PAYLOAD_WORDS], (u64, u6
     Ok((words, (before, second)))
 }
 
-/// 16 bits over a line's payload and sequence, in their place in the version word.
+/// 16 bits over a line's payload and sequence, in their place in the version word: a multilinear
+/// hash, whose products do not wait for each other.
+#[inline]
 fn checksum(line: &[u64], sequence: u64) -> u64 {
-    let mut sum = sequence ^ 0x9e37_79b9_7f4a_7c15;
-    for word in line {
-        sum = (sum ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        sum ^= sum >> 32;
+    let mut sum = sequence.wrapping_mul(MULTIPLIERS[LINE_WORDS - 1]);
+    for (word, multiplier) in line.iter().zip(MULTIPLIERS) {
+        sum = sum.wrapping_add(word.wrapping_mul(multiplier));
     }
-    sum << 48
+    sum & CHECKSUM
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Where things lie in a table's region, and where a key belongs: arithmetic only.
 //!
 //! ```text
-//! word 0          512                                                   a multiple of 16
-//! +--------------+---------------+-----------------+--------------+-------------------------------+
-//! | header       | tags          | flags           | spills       | cells, 128 bytes each         |
-//! | magic,       | a byte a cell | a bit a home:   | a bit a      | homes      | 7..22  | overflow |
-//! | geometry,    | 0 = empty,    | a key of this   | bucket: a    | 0..homes   | spare  | buckets  |
-//! | counts,      | else 1..=255  | home lies in    | key of it is |            |        | of 8     |
-//! | 256 counters | of the hash   | the overflow    | in the next  |            |        | cells    |
-//! | of moves     |               | area            | bucket       |            |        |          |
-//! +--------------+---------------+-----------------+--------------+-------------------------------+
+//! word 0         512                                                  a multiple of 16
+//! +--------------+--------------+----------------+--------------+------------------------------+
+//! | header       | tags         | flags          | spills       | cells, 128 bytes each        |
+//! | magic,       | a byte a     | a bit a home:  | a bit a      | homes    | 7 to 22 | over-    |
+//! | geometry,    | cell, 0 if   | a key of this  | bucket: a    |          | spare   | flow     |
+//! | counts,      | empty, else  | home lies in   | key of it is |          |         | buckets  |
+//! | 256 counters | 1..=255 of   | the overflow   | in the next  |          |         | of 8     |
+//! | of moves     | the hash     | area           | bucket       |          |         | cells    |
+//! +--------------+--------------+----------------+--------------+------------------------------+
 //!
 //! a key of home h:  cell h .. h + 7 (its neighbourhood: 1 KiB in a row), or one of the 32 cells of
 //!                   the 4 overflow buckets that follow from h
@@ -165,11 +165,13 @@ pub struct KeyHash {
     pub(crate) hash: u64,
     /// Which hash function; see [`Hasher::id`].
     pub(crate) hasher: u64,
+    /// Where the key probably lies; no more than a hint.
+    pub(crate) cell: u32,
 }
 
 impl KeyHash {
     /// No hash: whoever gets it computes its own.
-    pub const UNKNOWN: Self = Self { hash: 0, hasher: 0 };
+    pub const UNKNOWN: Self = Self { hash: 0, hasher: 0, cell: u32::MAX };
 }
 
 impl Hasher {

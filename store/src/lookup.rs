@@ -13,12 +13,15 @@
 //! It never stores, never waits, and never reads outside the table, whatever the words hold.
 
 use crate::Entry;
-use crate::cell::{CELL_WORDS, Cell, Content, Torn};
+use crate::cell::{self, CELL_WORDS, Cell, Torn};
 use crate::key::Key;
 use crate::layout::{Hasher, Layout, bytes_equal, tag};
 use crate::words::{Word, Words};
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
+
+/// A cell that no table has.
+pub(crate) const NOWHERE: u32 = u32::MAX;
 
 /// A table in some memory, ready to be looked into.
 #[derive(Debug)]
@@ -56,14 +59,17 @@ impl<M: Words> View<M> {
         self.memory.prefetch(Layout::tag_word(self.layout.home(hash)));
     }
 
-    /// Draws the cell near that probably holds the key of a hash. Reads its tags.
+    /// Draws the cell near that probably holds the key of a hash, and gives it. Reads its tags.
     #[inline]
-    pub(crate) fn prefetch_cell(&self, hash: u64) {
+    pub(crate) fn prefetch_cell(&self, hash: u64) -> u32 {
         let home = self.layout.home(hash);
         let fitting = bytes_equal(self.window(home), tag(hash));
-        if fitting != 0 {
-            self.prefetch_lines(home + fitting.trailing_zeros() / 8);
+        if fitting == 0 {
+            return NOWHERE;
         }
+        let cell = home + fitting.trailing_zeros() / 8;
+        self.prefetch_lines(cell);
+        cell
     }
 
     /// Draws both lines of a cell near.
@@ -85,23 +91,23 @@ impl<M: Words> View<M> {
         low >> shift | (high << 1) << (63 - shift)
     }
 
-    /// One attempt at finding a key's cell and entry.
+    /// One attempt at finding a key's cell and entry, with the checksums verified or not.
     #[inline]
     pub(crate) fn look(
         &self,
         key: &Key,
         hash: u64,
-        read: impl Fn(&Cell<M::Word>) -> Result<Content, Torn> + Copy,
+        verified: bool,
     ) -> Result<Option<(u32, Entry)>, Torn> {
         let (home, tag) = (self.layout.home(hash), tag(hash));
         let counter = self.word(Layout::moves_word(home));
         let moves = counter.load(Ordering::Acquire);
         let fitting = bytes_equal(self.window(home), tag);
-        if let Some(found) = self.among(home, fitting, key, read)? {
+        if let Some(found) = self.among(home, fitting, key, verified)? {
             return Ok(Some(found));
         }
         if self.bit(self.layout.flags_at, home)
-            && let Some(found) = self.look_in_overflow(home, tag, key, read)?
+            && let Some(found) = self.look_in_overflow(home, tag, key, verified)?
         {
             return Ok(Some(found));
         }
@@ -118,11 +124,11 @@ impl<M: Words> View<M> {
         home: u32,
         tag: u8,
         key: &Key,
-        read: impl Fn(&Cell<M::Word>) -> Result<Content, Torn> + Copy,
+        verified: bool,
     ) -> Result<Option<(u32, Entry)>, Torn> {
         for bucket in self.layout.buckets_of(home) {
             let tags = self.word(Layout::tag_word(bucket)).load(Ordering::Acquire);
-            if let Some(found) = self.among(bucket, bytes_equal(tags, tag), key, read)? {
+            if let Some(found) = self.among(bucket, bytes_equal(tags, tag), key, verified)? {
                 return Ok(Some(found));
             }
             if !self.bit(self.layout.spills_at, self.layout.bucket_number(bucket)) {
@@ -139,17 +145,25 @@ impl<M: Words> View<M> {
         first: u32,
         mut fitting: u64,
         key: &Key,
-        read: impl Fn(&Cell<M::Word>) -> Result<Content, Torn> + Copy,
+        verified: bool,
     ) -> Result<Option<(u32, Entry)>, Torn> {
         while fitting != 0 {
             let cell = first + fitting.trailing_zeros() / 8;
-            let content = read(self.cell(cell))?;
-            if content.key == *key {
-                return Ok(Some((cell, content.entry)));
+            if let Some(entry) = cell::read_entry(self.cell(cell), key, verified)? {
+                return Ok(Some((cell, entry)));
             }
             fitting &= fitting - 1;
         }
         Ok(None)
+    }
+
+    /// The entry of a key, if this cell holds it intact: an answer that needs no other look.
+    #[inline]
+    pub(crate) fn entry_at(&self, cell: u32, key: &Key, verified: bool) -> Option<Entry> {
+        if cell >= self.layout.cells() {
+            return None;
+        }
+        cell::read_entry(self.cell(cell), key, verified).ok().flatten()
     }
 
     /// Bit number `index` of the bit array that begins at word `at`.

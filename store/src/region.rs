@@ -1,9 +1,13 @@
 //! A memory mapping seen as words: the one place of the crate that touches raw memory.
 //!
-//! A region is anonymous memory (huge pages if the system has some free, else transparent ones,
-//! else ordinary) or a named file that several processes map. All access goes through atomics, so a
-//! process that writes at the same moment, even a hostile one, can make values wrong but not
-//! behaviour undefined; what values mean, and whether they may be believed, is the caller's matter.
+//! A region is anonymous memory or a named file that several processes map. Either gets huge pages
+//! if the system has some set aside (a file: if it lies on a hugetlbfs), else transparent ones
+//! where the kernel allows them, else ordinary ones; the log says which, once a region. On a tmpfs
+//! such as /dev/shm transparent ones are off unless `transparent_hugepage/shmem_enabled` or the
+//! mount's `huge=` says otherwise, so a file there has ordinary pages on most systems. All access
+//! goes through atomics, so a process that writes at the same moment, even a hostile one, can make
+//! values wrong but not behaviour undefined; what values mean, and whether they may be believed, is
+//! the caller's matter.
 //!
 //! A region never grows, and its space is reserved when it is made: too little memory is an error
 //! at start, not a signal later. A file must not be cut short while it is mapped; files are made
@@ -24,6 +28,9 @@ use thiserror::Error;
 pub const REGION_BYTES_MAX: usize = 1 << 40;
 /// Size of the huge pages that are tried, as a power of two: 2 MiB.
 const HUGE_PAGE_BITS: u8 = 21;
+const HUGE_PAGE_BYTES: usize = 1 << HUGE_PAGE_BITS;
+/// What `statfs` says of a hugetlbfs.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// What kind of memory a region got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +41,12 @@ pub enum Backing {
     Transparent,
     /// Ordinary pages.
     Ordinary,
-    /// A file that other processes can map.
+    /// A file that other processes can map, on ordinary pages.
     SharedFile,
+    /// Such a file on huge pages that the administrator had set aside: it lies on a hugetlbfs.
+    SharedHugePages,
+    /// Such a file whose pages the kernel joins into huge ones.
+    SharedTransparent,
 }
 
 impl core::fmt::Display for Backing {
@@ -44,7 +55,9 @@ impl core::fmt::Display for Backing {
             Self::HugePages => "huge pages",
             Self::Transparent => "transparent huge pages",
             Self::Ordinary => "ordinary pages",
-            Self::SharedFile => "shared file",
+            Self::SharedFile => "shared file on ordinary pages",
+            Self::SharedHugePages => "shared file on huge pages",
+            Self::SharedTransparent => "shared file on transparent huge pages",
         })
     }
 }
@@ -120,20 +133,29 @@ impl Region {
             path: PathBuf::from("anonymous memory"),
             source,
         };
-        let huge = bytes.next_multiple_of(1 << HUGE_PAGE_BITS);
+        let huge = bytes.next_multiple_of(HUGE_PAGE_BYTES);
         // Below one huge page nothing is gained.
-        if bytes >= 1 << HUGE_PAGE_BITS
+        if bytes >= HUGE_PAGE_BYTES
             && let Ok(map) = MmapOptions::new().len(huge).huge(Some(HUGE_PAGE_BITS)).map_anon()
         {
-            return Ok(Self::new(MmapRaw::from(map), Backing::HugePages, true));
+            return Ok(Self::made(MmapRaw::from(map), Backing::HugePages));
         }
         require_memory(bytes as u64)?;
-        let map = MmapOptions::new().len(bytes).map_anon().map_err(io_error)?;
-        let backing = match map.advise(Advice::HugePage) {
-            Ok(()) if bytes >= 1 << HUGE_PAGE_BITS => Backing::Transparent,
-            _ => Backing::Ordinary,
-        };
-        Ok(Self::new(MmapRaw::from(map), backing, true))
+        let map = MmapRaw::from(MmapOptions::new().len(bytes).map_anon().map_err(io_error)?);
+        let joined = ask_for_joined_pages(&map);
+        let backing = if joined { Backing::Transparent } else { Backing::Ordinary };
+        Ok(Self::made(map, backing))
+    }
+
+    /// A region of our own, and the line in the log that says what it lies on.
+    fn made(map: MmapRaw, backing: Backing) -> Self {
+        if let Err(error) = populate(&map) {
+            // The space is there; that the pages are not mapped yet only costs time later.
+            tracing::debug!(%error, "the pages of a region are not mapped in advance");
+        }
+        let region = Self::new(map, backing, true);
+        tracing::info!(bytes = region.len_bytes(), %backing, "memory for a region");
+        region
     }
 
     /// A new file of zeroes, mode 0600, that other processes of this user can map. It is locked as
@@ -149,6 +171,8 @@ impl Region {
             Err(RegionError::Exists(_)) if Self::remove_orphan(path) => create_locked(path),
             other => other,
         }?;
+        let on_huge_pages = is_on_huge_pages(&file);
+        let bytes = if on_huge_pages { bytes.next_multiple_of(HUGE_PAGE_BYTES) } else { bytes };
         let reserved = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
             .map_err(|errno| match errno {
                 rustix::io::Errno::NOSPC | rustix::io::Errno::FBIG => {
@@ -159,7 +183,8 @@ impl Region {
         let mapped = reserved.and_then(|()| map_file(&file, path, bytes, true));
         match mapped {
             Ok(map) => {
-                let mut region = Self::new(map, Backing::SharedFile, true);
+                let backing = shared_backing(&map, on_huge_pages);
+                let mut region = Self::made(map, backing);
                 region.path = Some(path.to_owned());
                 region.lock = Some(file);
                 Ok(region)
@@ -199,11 +224,9 @@ impl Region {
             )?;
         let bytes = file.metadata().map_err(|source| io_error("look at", path, source))?.len();
         check_size(bytes)?;
-        let mut region = Self::new(
-            map_file(&file, path, bytes as usize, writable)?,
-            Backing::SharedFile,
-            writable,
-        );
+        let map = map_file(&file, path, bytes as usize, writable)?;
+        let backing = shared_backing(&map, is_on_huge_pages(&file));
+        let mut region = Self::new(map, backing, writable);
         region.path = Some(path.to_owned());
         Ok(region)
     }
@@ -383,6 +406,51 @@ fn check_size(bytes: u64) -> Result<(), RegionError> {
     Ok(())
 }
 
+/// Whether a file lies on a hugetlbfs, where all pages are huge ones.
+fn is_on_huge_pages(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u64 == HUGETLBFS_MAGIC)
+}
+
+fn shared_backing(map: &MmapRaw, on_huge_pages: bool) -> Backing {
+    match on_huge_pages {
+        true => Backing::SharedHugePages,
+        false if ask_for_joined_pages(map) => Backing::SharedTransparent,
+        false => Backing::SharedFile,
+    }
+}
+
+/// Asks the kernel to join the pages of a mapping into huge ones, and gives whether it may do so.
+/// The call itself succeeds also where the system's settings forbid it.
+fn ask_for_joined_pages(map: &MmapRaw) -> bool {
+    if map.len() < HUGE_PAGE_BYTES || map.advise(Advice::HugePage).is_err() {
+        return false;
+    }
+    let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    is_eligible_for_joining(&text, map.as_ptr() as u64)
+}
+
+/// What `/proc/self/smaps` says of the mapping that an address lies in.
+fn is_eligible_for_joining(smaps: &str, address: u64) -> bool {
+    let holds_address = |line: &str| {
+        let range = line.split_once(' ')?.0.split_once('-')?;
+        let first = u64::from_str_radix(range.0, 16).ok()?;
+        Some(first <= address && address < u64::from_str_radix(range.1, 16).ok()?)
+    };
+    let mut lines = smaps.lines().skip_while(|line| holds_address(line) != Some(true));
+    let eligible = lines.find_map(|line| line.strip_prefix("THPeligible:"));
+    eligible.is_some_and(|eligible| eligible.trim() == "1")
+}
+
+/// Makes all pages of a mapping be there now. Otherwise the first write to each would zero it: with
+/// huge pages a tenth of a millisecond, in the middle of a commit.
+fn populate(map: &MmapRaw) -> io::Result<()> {
+    match map.advise(Advice::PopulateWrite) {
+        // Before Linux 5.14; pages then come as they are touched.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        done => done,
+    }
+}
+
 fn map_file(
     file: &File,
     path: &Path,
@@ -496,6 +564,24 @@ mod tests {
         let path = dir.path().join("large");
         assert!(Region::create_shared(&path, REGION_BYTES_MAX).is_err());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn joined_pages_are_claimed_only_where_the_kernel_says_so() {
+        let smaps = "7f00-7f10 rw-p 00000000 00:00 0\nTHPeligible:           0\n\
+                     8000-9000 rw-p 00000000 00:00 0 [heap]\nSize: 4 kB\nTHPeligible:    1\n";
+        assert!(is_eligible_for_joining(smaps, 0x8000) && is_eligible_for_joining(smaps, 0x8fff));
+        assert!(!is_eligible_for_joining(smaps, 0x7f08));
+        assert!(!is_eligible_for_joining(smaps, 0x9000));
+        assert!(!is_eligible_for_joining("", 0x8000));
+        let region = Region::anonymous(4096).unwrap();
+        assert_eq!(region.backing(), Backing::Ordinary, "less than a huge page");
+        let region = Region::anonymous(3 * HUGE_PAGE_BYTES).unwrap();
+        assert!(matches!(
+            region.backing(),
+            Backing::HugePages | Backing::Transparent | Backing::Ordinary
+        ));
+        assert!(region.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
     }
 
     #[test]

@@ -1,21 +1,23 @@
 //! Reads a shard's table in place, beside its writer: from any thread, and from any process that
 //! maps the region, read-only included. Never locks, never stores, never allocates.
 //!
-//! Bursts are the fast way: all hashes are computed first, then the tags of all keys are drawn near,
-//! then the cells that fit, and only then is anything read, so that the memory works on all of a
-//! burst at once. How a key is found beside the writer stands in [`crate::lookup`].
+//! Bursts are the fast way: all hashes are computed first, then the tags of all keys are drawn
+//! near, then the cells that fit, and only then is anything read, so that the memory works on all
+//! of a burst at once. How a key is found beside the writer stands in `lookup`.
 //!
 //! The geometry comes from the capacity alone, checked against the region's size, so a hostile
 //! header or cell can give wrong answers but never an access outside.
 
 use crate::Entry;
-use crate::cell::{self, Torn};
+use crate::cell::Torn;
 use crate::key::Key;
 use crate::layout::{Hasher, KeyHash, LAYOUT_VERSION, Layout, MAGIC, header};
+use crate::lifetimes::Marks;
 use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
-use crate::lookup::View;
+use crate::location_cache::LocationCache;
+use crate::lookup::{NOWHERE, View};
 use crate::region::Region;
-use crate::types::ShardId;
+use crate::types::{ShardId, Time};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::Arc;
 use thiserror::Error;
@@ -25,6 +27,8 @@ pub const READ_BURST: usize = 32;
 /// Fruitless attempts after which a reader lets other threads run: the writer may wait for this
 /// core.
 const SPINS_BEFORE_YIELD: u32 = 64;
+/// Attempts at leaving a mark while the entry's neighbours are being moved.
+const MARK_ATTEMPTS: u32 = 16;
 
 /// Whose table a region holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,14 @@ pub enum TableError {
         needed: u64,
         /// Bytes of the region.
         found: u64,
+    },
+    /// Not enough memory for what stands beside a table.
+    #[error(
+        "a table of this capacity needs {wanted} bytes beside its region, and they are not there"
+    )]
+    NoMemory {
+        /// Bytes that are needed.
+        wanted: u64,
     },
     /// The region is mapped read-only and cannot be formatted.
     #[error("a table is formatted in a writable region; this one is mapped read-only")]
@@ -97,6 +109,8 @@ pub enum ReadError {
 #[derive(Clone, Debug)]
 pub struct TableReader {
     view: View<Region>,
+    /// Where what is seen is marked, in the process of the writer.
+    marks: Option<Marks>,
 }
 
 impl TableReader {
@@ -133,7 +147,11 @@ impl TableReader {
             return Err(TableError::TooSmall { needed, found: region.len_bytes() as u64 });
         }
         let hasher = Hasher::new(word(header::HASH_KEY));
-        Ok(Self { view: View { memory: region, layout, hasher } })
+        Ok(Self { view: View { memory: region, layout, hasher }, marks: None })
+    }
+
+    pub(crate) fn with_marks(self, marks: Option<Marks>) -> Self {
+        Self { marks, ..self }
     }
 
     /// The hash of a key in this table, for the calls that take one: it is computed once for a
@@ -141,7 +159,7 @@ impl TableReader {
     #[must_use]
     #[inline]
     pub fn hash(&self, key: &Key) -> KeyHash {
-        KeyHash { hash: self.view.hash(key), hasher: self.view.hasher.id() }
+        KeyHash { hash: self.view.hash(key), hasher: self.view.hasher.id(), cell: NOWHERE }
     }
 
     #[inline]
@@ -162,11 +180,14 @@ impl TableReader {
     }
 
     /// Second step of a burst, for each of its keys: draws the cell near that the tags point to.
+    /// The hash that it gives knows the cell, so that the read looks nowhere else.
     #[inline]
-    pub fn prefetch_cell(&self, hash: KeyHash) {
+    pub fn prefetch_cell(&self, mut hash: KeyHash) -> KeyHash {
         if hash.hasher == self.view.hasher.id() {
-            self.view.prefetch_cell(hash.hash);
+            hash.cell = self.view.prefetch_cell(hash.hash);
+            self.prefetch_marks(hash.hash);
         }
+        hash
     }
 
     /// Both steps at once, for a key that is read alone: the tags, and the cell at its home.
@@ -175,6 +196,14 @@ impl TableReader {
         let hash = self.view.hash(key);
         self.view.prefetch_tags(hash);
         self.view.prefetch_lines(self.view.layout.home(hash));
+        self.prefetch_marks(hash);
+    }
+
+    #[inline]
+    fn prefetch_marks(&self, hash: u64) {
+        if let Some(marks) = &self.marks {
+            marks.prefetch(self.view.layout.home(hash));
+        }
     }
 
     /// Reads an entry, in the process of the writer: waits for a write that is under way, and is
@@ -189,12 +218,56 @@ impl TableReader {
     #[must_use]
     #[inline]
     pub fn get_hashed(&self, key: &Key, hash: KeyHash) -> Option<Entry> {
-        self.get_settled(key, self.resolve(key, hash))
+        let resolved = self.resolve(key, hash);
+        match self.view.entry_at(hash.cell, key, false) {
+            Some(entry) => Some(entry),
+            None => self.get_settled(key, resolved),
+        }
+    }
+
+    /// As [`TableReader::get_hashed`], for a packet that keeps the entry alive: leaves a mark that
+    /// it was seen now. Without a lock; between two ticks of the marks nothing is written.
+    #[must_use]
+    #[inline]
+    pub fn get_seen(&self, key: &Key, hash: KeyHash, now: Time) -> Option<Entry> {
+        let hash = self.resolve(key, hash);
+        let Some(marks) = &self.marks else { return self.get_settled(key, hash) };
+        let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
+        let moves = counter.load(Ordering::Acquire);
+        if let Ok(found) = self.view.look(key, hash, false) {
+            let (cell, entry) = found?;
+            marks.leave(cell, now);
+            // An entry that moved meanwhile may have left without the mark.
+            if moves & 1 == 0 && counter.load(Ordering::Relaxed) == moves {
+                return Some(entry);
+            }
+        }
+        self.get_seen_unsettled(key, hash, now)
+    }
+
+    #[cold]
+    fn get_seen_unsettled(&self, key: &Key, hash: u64, now: Time) -> Option<Entry> {
+        let marks = self.marks.as_ref()?;
+        let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
+        let mut spins = 0;
+        loop {
+            rest(&mut spins);
+            let moves = counter.load(Ordering::Acquire);
+            let Ok(found) = self.view.look(key, hash, false) else { continue };
+            let (cell, entry) = found?;
+            marks.leave(cell, now);
+            let is_same = counter.load(Ordering::Relaxed) == moves;
+            // A writer that was put aside in the middle of a move must not hold up a packet. The
+            // mark lies where the entry was found, and goes along when the move goes on.
+            if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
+                return Some(entry);
+            }
+        }
     }
 
     #[inline]
     fn get_settled(&self, key: &Key, hash: u64) -> Option<Entry> {
-        match self.view.look(key, hash, |cell| cell::read(cell)) {
+        match self.view.look(key, hash, false) {
             Ok(found) => found.map(|(_, entry)| entry),
             Err(_) => self.get_unsettled(key, hash),
         }
@@ -205,7 +278,7 @@ impl TableReader {
         let mut spins = 0;
         loop {
             rest(&mut spins);
-            if let Ok(found) = self.view.look(key, hash, |cell| cell::read(cell)) {
+            if let Ok(found) = self.view.look(key, hash, false) {
                 return found.map(|(_, entry)| entry);
             }
         }
@@ -219,9 +292,12 @@ impl TableReader {
     pub fn get_many(&self, keys: &[Key], found: &mut [Option<Entry>]) {
         assert_eq!(keys.len(), found.len(), "one place for each key");
         for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let hashes = self.draw_near(keys);
-            for ((key, hash), found) in keys.iter().zip(hashes).zip(found) {
-                *found = self.get_settled(key, hash);
+            let places = self.draw_near(keys);
+            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
+                *found = match self.view.entry_at(cell, key, false) {
+                    Some(entry) => Some(entry),
+                    None => self.get_settled(key, hash),
+                };
             }
         }
     }
@@ -234,25 +310,29 @@ impl TableReader {
     pub fn try_get_many(&self, keys: &[Key], found: &mut [Result<Option<Entry>, ReadError>]) {
         assert_eq!(keys.len(), found.len(), "one place for each key");
         for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let hashes = self.draw_near(keys);
-            for ((key, hash), found) in keys.iter().zip(hashes).zip(found) {
-                *found = self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry));
+            let places = self.draw_near(keys);
+            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
+                *found = match self.view.entry_at(cell, key, true) {
+                    Some(entry) => Ok(Some(entry)),
+                    None => self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry)),
+                };
             }
         }
     }
 
-    /// The hashes of up to [`READ_BURST`] keys, whose tags and cells are on their way here.
+    /// The hashes of up to [`READ_BURST`] keys and the cells that their tags point to, which are on
+    /// their way here.
     #[inline]
-    fn draw_near(&self, keys: &[Key]) -> [u64; READ_BURST] {
-        let mut hashes = [0; READ_BURST];
-        for (hash, key) in hashes.iter_mut().zip(keys) {
+    fn draw_near(&self, keys: &[Key]) -> [(u64, u32); READ_BURST] {
+        let mut places = [(0, NOWHERE); READ_BURST];
+        for ((hash, _), key) in places.iter_mut().zip(keys) {
             *hash = self.view.hash(key);
             self.view.prefetch_tags(*hash);
         }
-        for hash in &hashes[..keys.len()] {
-            self.view.prefetch_cell(*hash);
+        for (hash, cell) in &mut places[..keys.len()] {
+            *cell = self.view.prefetch_cell(*hash);
         }
-        hashes
+        places
     }
 
     /// Reads an entry of another process's table: a bounded number of attempts, checksums verified.
@@ -272,12 +352,58 @@ impl TableReader {
     /// If there is no stable, intact view.
     #[inline]
     pub fn try_get_hashed(&self, key: &Key, hash: KeyHash) -> Result<Option<Entry>, ReadError> {
-        Ok(self.try_find(key, self.resolve(key, hash))?.map(|(_, entry)| entry))
+        let resolved = self.resolve(key, hash);
+        match self.view.entry_at(hash.cell, key, true) {
+            Some(entry) => Ok(Some(entry)),
+            None => Ok(self.try_find(key, resolved)?.map(|(_, entry)| entry)),
+        }
+    }
+
+    /// As [`TableReader::try_get_many`], with a memory of where keys lay: a key that still lies
+    /// there costs a look at its cell, 128 bytes, and at nothing else.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn try_get_cached(
+        &self,
+        cache: &mut LocationCache,
+        keys: &[Key],
+        found: &mut [Result<Option<Entry>, ReadError>],
+    ) {
+        assert_eq!(keys.len(), found.len(), "one place for each key");
+        for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
+            let mut places = [(0, NOWHERE); READ_BURST];
+            for ((hash, cell), key) in places.iter_mut().zip(keys) {
+                *hash = self.view.hash(key);
+                // A cell of another table, or of no table at all, is only a bad hint.
+                *cell = cache.recall(*hash);
+                match *cell {
+                    NOWHERE => self.view.prefetch_tags(*hash),
+                    cell => self.view.prefetch_lines(cell),
+                }
+            }
+            let unknown = places[..keys.len()].iter_mut().filter(|(_, cell)| *cell == NOWHERE);
+            for (hash, cell) in unknown {
+                *cell = self.view.prefetch_cell(*hash);
+            }
+            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
+                *found = match self.view.entry_at(cell, key, true) {
+                    Some(entry) => Ok(Some((cell, entry))),
+                    None => self.try_find(key, hash),
+                }
+                .map(|found| {
+                    found.map(|(cell, entry)| {
+                        cache.remember(hash, cell);
+                        entry
+                    })
+                });
+            }
+        }
     }
 
     #[inline]
     pub(crate) fn try_find(&self, key: &Key, hash: u64) -> Result<Option<(u32, Entry)>, ReadError> {
-        match self.view.look(key, hash, |cell| cell::read_verified(cell)) {
+        match self.view.look(key, hash, true) {
             Ok(found) => Ok(found),
             Err(_) => self.try_find_unsettled(key, hash),
         }
@@ -289,7 +415,7 @@ impl TableReader {
         let mut spins = 0;
         for _ in 1..READ_ATTEMPTS {
             rest(&mut spins);
-            match self.view.look(key, hash, |cell| cell::read_verified(cell)) {
+            match self.view.look(key, hash, true) {
                 Ok(found) => return Ok(found),
                 Err(torn) => last = torn,
             }

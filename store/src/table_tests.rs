@@ -3,6 +3,7 @@
 use super::*;
 use crate::Endpoint;
 use crate::layout::KeyHash;
+use crate::location_cache::LocationCache;
 use crate::table_reader::ReadError;
 use crate::table_stats::RegionStats;
 use crate::types::{ShardId, TenantId};
@@ -91,11 +92,11 @@ fn bursts_and_hashes_at_hand_read_what_single_reads_read() {
         let hash = reader.hash(key);
         reader.prefetch(key);
         reader.prefetch_tags(hash);
-        reader.prefetch_cell(hash);
+        let aimed = reader.prefetch_cell(hash);
         assert_eq!(found, reader.get(key));
         assert_eq!(Ok(found), remote);
         // A hash from another region's table, or none, must not make a key seem absent.
-        for hash in [hash, other.reader().hash(key), KeyHash::UNKNOWN] {
+        for hash in [hash, aimed, other.reader().hash(key), KeyHash::UNKNOWN] {
             assert_eq!(found, reader.get_hashed(key, hash));
             assert_eq!(Ok(found), reader.try_get_hashed(key, hash));
         }
@@ -170,6 +171,17 @@ fn churn(table: &mut Table, rounds: core::ops::Range<u64>) {
     }
 }
 
+/// What a reader of another process finds, asked again while the writer is held up in a write.
+fn settled(reader: &TableReader, number: u64) -> Option<Entry> {
+    loop {
+        match reader.try_get(&key(number)) {
+            Ok(found) => return found,
+            Err(ReadError::Busy) => std::thread::yield_now(),
+            Err(ReadError::Checksum) => panic!("a cell does not fit its checksum"),
+        }
+    }
+}
+
 fn check_while(reader: &TableReader, done: &AtomicBool, checked: &AtomicU64) {
     let mut newest = [0; 64];
     while !done.load(Ordering::Relaxed) {
@@ -179,7 +191,7 @@ fn check_while(reader: &TableReader, done: &AtomicBool, checked: &AtomicU64) {
             assert_eq!(entry.version.0, entry.value.0[0]);
             assert!(entry.version.0 >= newest[number as usize], "time went backwards");
             newest[number as usize] = entry.version.0;
-            let entry = reader.try_get(&key(number)).unwrap().expect("always present");
+            let entry = settled(reader, number).expect("always present");
             assert!(is_consistent(&entry), "torn: {entry:?}");
         }
         for number in 1000..1400 {
@@ -240,6 +252,155 @@ fn a_reader_of_another_mapping_sees_the_same() {
     table.set_generation(12);
     assert_eq!(readers[0].generation(), 12);
     readers_beside_a_writer(table, &readers);
+}
+
+/// Where the reader process finds its region.
+const REGION_OF_PARENT: &str = "NEARSTATE_TEST_REGION";
+/// Rounds of a reader process over all keys.
+const ROUNDS_OF_CHILD: u64 = 2_000;
+
+/// Not a test of its own: the process that the next test starts.
+#[test]
+#[ignore = "the next test starts it in a process of its own"]
+fn a_reader_process() {
+    let path = std::env::var(REGION_OF_PARENT).expect("set by whoever starts this process");
+    let region = Arc::new(Region::open_read_only(std::path::Path::new(&path)).unwrap());
+    let reader = TableReader::open(region, IDENTITY).unwrap();
+    let mut cache = LocationCache::new(64);
+    let keys: Vec<Key> = (0..64).chain(1000..1400).map(key).collect();
+    let mut found = vec![Err(ReadError::Busy); keys.len()];
+    let mut newest = [0; 64];
+    for round in 0..ROUNDS_OF_CHILD {
+        if round % 2 == 0 {
+            reader.try_get_cached(&mut cache, &keys, &mut found);
+        } else {
+            reader.try_get_many(&keys, &mut found);
+        }
+        for (place, found) in found.iter().enumerate() {
+            let entry = match found {
+                Ok(Some(entry)) => entry,
+                Ok(None) => {
+                    assert!(place >= 64, "key {place} is always there and was missed");
+                    continue;
+                }
+                Err(ReadError::Busy) => continue,
+                Err(ReadError::Checksum) => panic!("a cell does not fit its checksum"),
+            };
+            assert!(is_consistent(entry), "torn: {entry:?}");
+            if let Some(newest) = newest.get_mut(place) {
+                assert!(entry.version.0 >= *newest, "time went backwards");
+                *newest = entry.version.0;
+            }
+        }
+    }
+    assert!(newest.iter().all(|version| *version > 0), "the writer wrote meanwhile");
+}
+
+#[test]
+fn processes_that_map_the_region_read_beside_a_writer_that_never_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("region");
+    let region = Region::create_shared(&path, Table::bytes_for(460).unwrap()).unwrap();
+    let mut table = Table::format(Arc::new(region), IDENTITY, 460, 5).unwrap();
+    churn(&mut table, 1..10_000);
+    let mut readers: Vec<_> = (0..2)
+        .map(|_| {
+            std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "table::tests::a_reader_process"])
+                .env(REGION_OF_PARENT, &path)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut round = 10_000;
+    for reader in &mut readers {
+        let ended = loop {
+            churn(&mut table, round..round + 1000);
+            round += 1000;
+            if let Some(ended) = reader.try_wait().unwrap() {
+                break ended;
+            }
+        };
+        assert!(ended.success(), "a reader process found something wrong: {ended}");
+    }
+    let stats = table.stats();
+    assert!(stats.displacements > 0, "{stats:?}");
+    assert_eq!(RegionStats::scan(&table.reader()).misplaced, 0);
+}
+
+#[test]
+fn a_remembered_place_is_left_when_the_key_has() {
+    let mut table = table(460);
+    let reader = table.reader();
+    let mut cache = LocationCache::new(1000);
+    let mut found = [Err(ReadError::Busy); 64];
+    let keys: Vec<Key> = (0..64).map(key).collect();
+    for round in 0..200 {
+        churn(&mut table, round * 50 + 1..round * 50 + 51);
+        if round % 3 == 0 {
+            table.remove(&keys[7]);
+        }
+        reader.try_get_cached(&mut cache, &keys, &mut found);
+        for (key, found) in keys.iter().zip(found) {
+            assert_eq!(found, Ok(table.get(key)));
+        }
+    }
+    // Every key lies where it is remembered now: a look at one cell is enough.
+    let hits = keys.iter().filter(|key| {
+        let hash = reader.view().hash(key);
+        reader.view().entry_at(cache.recall(hash), key, true).is_some()
+    });
+    assert!(hits.count() >= 48, "of 64 keys in 1,024 places few can be in each other's way");
+}
+
+proptest! {
+    /// Another process's region file, whatever stands in its header and however short it is: a
+    /// reader or an error, and a reader that reads without harm.
+    #[test]
+    fn any_region_file_is_opened_or_refused(
+        changes in prop::collection::vec((0..40_usize, any::<u64>(), 0..3_u8), 0..6),
+        words in prop_oneof![0..1024_usize, Just(usize::MAX)],
+        capacity in prop_oneof![Just(64_u64), 0..200_u64, any::<u64>()],
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("region");
+        let mut sound = table(64);
+        for number in 0..64 {
+            put(&mut sound, number, number).unwrap();
+        }
+        let sound: Vec<u64> = {
+            let region = sound.reader().region().clone();
+            region.words().iter().map(|word| word.load(Ordering::Relaxed)).collect()
+        };
+        let mut file = sound.clone();
+        file[header::CAPACITY] = capacity;
+        for (at, word, kind) in changes {
+            file[at] = match kind {
+                0 => word,
+                1 => file[at] ^ 1 << (word % 64),
+                _ => file[at].wrapping_add(word % 3).wrapping_sub(1),
+            };
+        }
+        file.truncate(words);
+        let bytes: Vec<u8> = file.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        std::fs::write(&path, bytes).unwrap();
+        let Ok(region) = Region::open_read_only(&path) else {
+            prop_assert!(file.is_empty(), "only an empty file cannot be mapped");
+            return Ok(());
+        };
+        let Ok(reader) = TableReader::open(Arc::new(region), IDENTITY) else { return Ok(()) };
+        prop_assert!(Table::bytes_for(reader.capacity()).unwrap() <= file.len() * 8);
+        let stats = RegionStats::scan(&reader);
+        prop_assert!(stats.table.entries <= 64);
+        let intact = file[..header::WORDS] == sound[..header::WORDS];
+        prop_assert!(!intact || (stats.table.entries, stats.misplaced) == (64, 0));
+        for number in 0..70 {
+            if let Ok(Some(entry)) = reader.try_get(&key(number)) {
+                prop_assert!(is_consistent(&entry), "{entry:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -346,4 +507,50 @@ fn a_table_at_full_load_takes_what_comes_for_what_goes_and_keeps_99_percent_at_h
             assert!(table.get(&key(*number)).is_some(), "{number} is lost");
         }
     }
+}
+
+/// A reader marks keys while the writer moves them about: a mark that was left is there afterwards,
+/// wherever the entry has gone.
+#[test]
+fn a_mark_is_not_lost_when_its_entry_is_moved() {
+    use crate::lifetimes::MARK_NS;
+    const KEYS: u64 = 64;
+    const MARKS: u64 = 200_000;
+    let mut table = table(220);
+    for number in 0..KEYS {
+        let entry = Entry { value: value(number), version: Version(1), slot: SlotId(0) };
+        table.put_living(&key(number), entry, Some(300), 1).unwrap();
+    }
+    let reader = table.reader();
+    let left: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+    let count = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            for at in 1..=MARKS {
+                let number = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+                let now = Time(at * MARK_NS);
+                assert!(reader.get_seen(&key(number), KeyHash::UNKNOWN, now).is_some());
+                left[number as usize].store(now.0, Ordering::Release);
+                count.store(at, Ordering::Release);
+            }
+        });
+        let mut round = 1;
+        while count.load(Ordering::Acquire) < MARKS && !thread.is_finished() {
+            for number in (round..round + 64).map(|number| KEYS + number * 7 % 1000) {
+                if table.remove(&key(number)).is_none() {
+                    // Full is an answer as well.
+                    let _ = put(&mut table, number, round);
+                }
+            }
+            round += 64;
+            for (number, left) in (0..).zip(&left) {
+                let told = left.load(Ordering::Acquire);
+                let mark = table.seen(&key(number)).expect("never removed").2;
+                assert!(told == 0 || mark.is_some_and(|mark| mark.0 > told), "{number} at {told}");
+            }
+        }
+    });
+    assert!(table.stats().displacements > 0);
+    assert!(count.into_inner() == MARKS);
+    assert_eq!(table.timers(), KEYS as u32, "timers went along");
 }

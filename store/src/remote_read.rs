@@ -1,0 +1,223 @@
+//! Reads of a shard that another node owns, whatever way they take: one trait, so that whoever
+//! reads need not know whether the owner's memory is mapped here, or is asked for over TCP (or, one
+//! day, is fetched by a network card).
+//!
+//! Reads are posted, go out together, and come back one by one. A posted read is answered once:
+//! with the entry or its absence and the end of the right to use that, or with a reason to ask some
+//! other way. Whether that right is still good when something is made of it is the caller's matter.
+
+use crate::Entry;
+use crate::key::Key;
+use crate::link::{LinkCompletion, PipeLink, ReadGrant};
+use crate::location_cache::LocationCache;
+use crate::table_reader::{READ_BURST, ReadError, TableReader};
+use crate::types::{ShardId, Time};
+use arrayvec::ArrayVec;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// As many reads are under way as there may be. Take answers first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("as many reads are under way as there may be: take answers first")]
+pub struct RemoteFull;
+
+/// Why a posted read has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RemoteError {
+    /// The memory gave no stable, intact view.
+    #[error(transparent)]
+    Unreadable(#[from] ReadError),
+    /// The read lease was over, or the region is another owner's by now.
+    #[error("the right to read this region is over: ask for a new read lease")]
+    Revoked,
+    /// The owner did not answer before the deadline.
+    #[error("the owner did not answer before the deadline")]
+    NoAnswer,
+}
+
+/// The answer to a posted read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteAnswer {
+    /// Who asked.
+    pub token: u64,
+    /// What was found, and until when it may be used.
+    pub found: Result<(Option<Entry>, Time), RemoteError>,
+}
+
+/// Reads of one shard at its owner. See the module's text.
+pub trait RemoteReads {
+    /// Asks for an entry; the answer carries the token.
+    ///
+    /// # Errors
+    /// If too many are under way; then nothing follows.
+    fn post(&mut self, token: u64, key: &Key, deadline: Time) -> Result<(), RemoteFull>;
+
+    /// Sends off together what was posted.
+    fn flush(&mut self, now: Time);
+
+    /// The next answer, if one has come.
+    fn poll(&mut self) -> Option<RemoteAnswer>;
+}
+
+/// One-sided reads of a region that is mapped here. Up to [`READ_BURST`] at a time.
+#[derive(Debug)]
+pub struct MappedReads {
+    reader: TableReader,
+    grant: Arc<ReadGrant>,
+    cache: LocationCache,
+    posted: ArrayVec<(u64, Key), READ_BURST>,
+    answers: ArrayVec<RemoteAnswer, READ_BURST>,
+}
+
+impl MappedReads {
+    /// Reads under a grant, with a memory of so many places.
+    #[must_use]
+    pub fn new(reader: TableReader, grant: Arc<ReadGrant>, places: usize) -> Self {
+        let cache = LocationCache::new(places);
+        let (posted, answers) = (ArrayVec::new(), ArrayVec::new());
+        Self { reader, grant, cache, posted, answers }
+    }
+}
+
+impl RemoteReads for MappedReads {
+    fn post(&mut self, token: u64, key: &Key, _: Time) -> Result<(), RemoteFull> {
+        if self.posted.len() + self.answers.len() >= READ_BURST {
+            return Err(RemoteFull);
+        }
+        self.posted.push((token, *key));
+        Ok(())
+    }
+
+    fn flush(&mut self, now: Time) {
+        let keys: ArrayVec<Key, READ_BURST> = self.posted.iter().map(|(_, key)| *key).collect();
+        let valid_until = self.grant.valid_until();
+        let mut found = [Err(ReadError::Busy); READ_BURST];
+        self.reader.try_get_cached(&mut self.cache, &keys, &mut found[..keys.len()]);
+        // After the values are in hand: a region whose owner changed meanwhile says so.
+        let granted = valid_until > now && self.reader.generation() == self.grant.generation;
+        for ((token, _), found) in self.posted.drain(..).zip(found) {
+            let found = match found {
+                Ok(entry) if granted => Ok((entry, valid_until)),
+                Ok(_) => Err(RemoteError::Revoked),
+                Err(error) => Err(error.into()),
+            };
+            self.answers.push(RemoteAnswer { token, found });
+        }
+    }
+
+    fn poll(&mut self) -> Option<RemoteAnswer> {
+        self.answers.pop()
+    }
+}
+
+/// Reads over a link of their own to the store of this node, which asks the owner over TCP: what is
+/// posted close together shares a message.
+#[derive(Debug)]
+pub struct LinkReads {
+    link: PipeLink,
+    shard: ShardId,
+}
+
+impl LinkReads {
+    /// Reads of a shard over a link on which nothing else is asked.
+    #[must_use]
+    pub const fn new(link: PipeLink, shard: ShardId) -> Self {
+        Self { link, shard }
+    }
+}
+
+impl RemoteReads for LinkReads {
+    fn post(&mut self, token: u64, key: &Key, deadline: Time) -> Result<(), RemoteFull> {
+        self.link.post_read(token, self.shard, key, deadline).map_err(|_| RemoteFull)
+    }
+
+    fn flush(&mut self, _: Time) {
+        // The store takes what is there each time it looks.
+    }
+
+    fn poll(&mut self) -> Option<RemoteAnswer> {
+        match self.link.poll()? {
+            LinkCompletion::Read { token, answer } => {
+                Some(RemoteAnswer { token, found: answer.ok_or(RemoteError::NoAnswer) })
+            }
+            LinkCompletion::Transaction { .. } => {
+                unreachable!("nothing but reads is asked over this link: our own bug")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Value;
+    use crate::region::Region;
+    use crate::table::Table;
+    use crate::table_reader::RegionIdentity;
+    use crate::types::{NodeId, SlotId, Version};
+
+    const NOW: Time = Time(1_000);
+    const END: Time = Time(2_000);
+
+    fn key(number: u64) -> Key {
+        Key([1, number, 0, 0, 0])
+    }
+
+    fn table(entries: u64) -> Table {
+        let region = Region::anonymous(Table::bytes_for(100).unwrap()).unwrap();
+        let identity = RegionIdentity { cluster: 1, shard: ShardId(1) };
+        let mut table = Table::format(Arc::new(region), identity, 100, 3).unwrap();
+        for number in 0..entries {
+            table.put(&key(number), &Value([number; 8]), Version(number), SlotId(0)).unwrap();
+        }
+        table.set_generation(7);
+        table
+    }
+
+    fn reads(table: &Table, until: Time) -> MappedReads {
+        let grant = ReadGrant::new("/dev/null".into(), 7, NodeId(1), until);
+        MappedReads::new(table.reader(), Arc::new(grant), 64)
+    }
+
+    fn read(reads: &mut MappedReads, numbers: core::ops::Range<u64>) -> Vec<RemoteAnswer> {
+        for number in numbers {
+            reads.post(number, &key(number), END).unwrap();
+        }
+        reads.flush(NOW);
+        core::iter::from_fn(|| reads.poll()).collect()
+    }
+
+    #[test]
+    fn every_posted_read_is_answered_once_the_absent_too() {
+        let mut table = table(30);
+        let mut reads = reads(&table, END);
+        for _ in 0..2 {
+            let mut answers = read(&mut reads, 10..42);
+            answers.sort_by_key(|answer| answer.token);
+            assert_eq!(answers.len(), READ_BURST);
+            for (answer, number) in answers.iter().zip(10..) {
+                let entry = table.get(&key(number));
+                assert_eq!(answer, &RemoteAnswer { token: number, found: Ok((entry, END)) });
+            }
+            // The second time it is gone already.
+            table.remove(&key(11));
+        }
+        for number in 0..READ_BURST as u64 {
+            reads.post(number, &key(number), END).unwrap();
+        }
+        assert_eq!(reads.post(0, &key(0), END), Err(RemoteFull));
+    }
+
+    #[test]
+    fn nothing_is_believed_under_a_lease_that_is_over_or_of_another_owners_region() {
+        let table = table(30);
+        let revoked = |answers: Vec<RemoteAnswer>| {
+            answers.len() == 3 && answers.iter().all(|a| a.found == Err(RemoteError::Revoked))
+        };
+        assert!(revoked(read(&mut reads(&table, NOW), 0..3)), "over at this moment");
+        let mut reads = reads(&table, END);
+        assert!(!revoked(read(&mut reads, 0..3)));
+        table.set_generation(8);
+        assert!(revoked(read(&mut reads, 0..3)), "the region is another owner's");
+    }
+}
