@@ -45,7 +45,7 @@ fn new_flow(client: u64, serial: u64) -> Transaction {
         id: TransactionId { client, serial },
         slot: SlotId((serial % u64::from(SLOTS)) as u16),
         conditions: ArrayVec::from_iter([Condition::Absent(key)]),
-        writes: ArrayVec::from_iter([Write::Put { key, value, fill: Fill::default() }]),
+        writes: ArrayVec::from_iter([Write::Put { key, value, fill: Fill::default(), ttl_s: 0 }]),
     }
 }
 

@@ -4,18 +4,27 @@
 //! no log, no lease and no other node stand between: a transaction is decided when it is submitted.
 //! What the store costs is the difference between a pipe over this and a pipe over the cluster.
 //!
-//! Nothing here survives the process.
+//! Entries expire by the same rules, and ports rest as long; the pipe's own thread looks after
+//! that, a little at a time. Nothing here survives the process.
 
+use crate::nf::entry_rules::FunctionRules;
 use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess, Token};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
+use nearstate_store::lifetimes::MARK_NS;
 use nearstate_store::slot_set::SlotSet;
+use nearstate_store::upkeep::{Upkeep, UpkeepClock};
 use nearstate_store::{
-    Key, KeyHash, LogIndex, PoolSpec, Region, RegionError, RegionIdentity, ShardId, SlotId, Table,
-    TableError, TableReader, Time, Transaction,
+    Key, KeyHash, LogIndex, Machine, PoolSpec, Region, RegionError, RegionIdentity, ShardId,
+    SlotId, Table, TableError, TableReader, Term, Time, Transaction, TransactionId,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// Pieces of upkeep that are done at a time.
+const UPKEEP_PIECES: u32 = 4;
+/// The client of the expiries; pipes have other numbers.
+const EXPIRY_CLIENT: u64 = u64::MAX;
 
 /// Why there is no baseline.
 #[derive(Debug, Error)]
@@ -51,6 +60,9 @@ pub struct Baseline {
     decided: VecDeque<Completion>,
     pending_max: usize,
     transactions: u64,
+    upkeep: Upkeep,
+    next_upkeep: Time,
+    expiries: u64,
 }
 
 impl Baseline {
@@ -71,13 +83,17 @@ impl Baseline {
         let identity = RegionIdentity { cluster: 0, shard: ShardId(1) };
         let table = Table::format(region, identity, config.capacity, config.hash_key)?;
         let slots = SlotSet::all(config.slots);
-        let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: config.pools });
+        let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: config.pools })
+            .with_rules(Arc::new(FunctionRules));
         Ok(Self {
             reader: machine.reader(),
             machine,
             decided: VecDeque::with_capacity(config.pending_max),
             pending_max: config.pending_max,
             transactions: 0,
+            upkeep: Upkeep::new(),
+            next_upkeep: Time(0),
+            expiries: 0,
         })
     }
 
@@ -85,6 +101,29 @@ impl Baseline {
     #[must_use]
     pub const fn machine(&self) -> &FlowMachine {
         &self.machine
+    }
+
+    /// Ends what has expired; the rest of it the next time.
+    #[cold]
+    fn keep(&mut self, now: Time) {
+        let clock = UpkeepClock { time_ms: now.as_ms(), now, term: Term(1) };
+        self.next_upkeep = now.plus_ns(MARK_NS);
+        for _ in 0..UPKEEP_PIECES {
+            self.upkeep.clear();
+            self.machine.upkeep(&clock, &mut self.upkeep);
+            for expiry in self.upkeep.expiries.drain(..) {
+                self.transactions += 1;
+                self.expiries += 1;
+                let id = TransactionId { client: EXPIRY_CLIENT, serial: self.expiries };
+                let transaction = expiry.into_transaction(id);
+                let index = LogIndex(self.transactions);
+                let _ = self.machine.apply_one(index, now.as_ms(), &transaction);
+            }
+            if !self.upkeep.is_more {
+                return;
+            }
+        }
+        self.next_upkeep = now;
     }
 }
 
@@ -110,6 +149,21 @@ impl StateAccess for Baseline {
         }
     }
 
+    #[inline]
+    fn read_seen(
+        &mut self,
+        now: Time,
+        _: Token,
+        _: SlotId,
+        (key, hash): (&Key, KeyHash),
+    ) -> ReadAnswer {
+        ReadAnswer::Here {
+            entry: self.reader.get_seen(key, hash, now),
+            access: Access::Local,
+            valid_until: Time(u64::MAX),
+        }
+    }
+
     fn submit(
         &mut self,
         now: Time,
@@ -127,7 +181,10 @@ impl StateAccess for Baseline {
     }
 
     #[inline]
-    fn poll(&mut self, _: Time) -> Option<Completion> {
+    fn poll(&mut self, now: Time) -> Option<Completion> {
+        if now >= self.next_upkeep {
+            self.keep(now);
+        }
         self.decided.pop_front()
     }
 }
@@ -180,6 +237,15 @@ mod tests {
     }
 
     fn send(pipe: &mut Pipe<Baseline>, side: Side, tuple: &FlowTuple, count: usize) -> Ends {
+        send_at(pipe, Time::from_ms(1000), (side, tuple), count)
+    }
+
+    fn send_at(
+        pipe: &mut Pipe<Baseline>,
+        now: Time,
+        (side, tuple): (Side, &FlowTuple),
+        count: usize,
+    ) -> Ends {
         let bytes = PacketBuilder::udp(tuple.source, tuple.destination).build();
         let mut burst = Burst::new();
         for _ in 0..count {
@@ -189,8 +255,8 @@ mod tests {
             burst.push(frame);
         }
         let mut ends = Ends::default();
-        pipe.on_burst(Time::from_ms(1000), &mut burst, &mut ends);
-        while pipe.on_completions(Time::from_ms(1000), &mut ends) > 0 {}
+        pipe.on_burst(now, &mut burst, &mut ends);
+        while pipe.on_completions(now, &mut ends) > 0 {}
         assert_eq!(pipe.parked(), 0);
         ends
     }
@@ -219,6 +285,38 @@ mod tests {
         assert_eq!(counts.event(Event::PacketsIn), 6);
         assert_eq!(counts.event(Event::PacketsOut), 5);
         assert_eq!(counts.accesses(Access::RemoteShm), 0);
+    }
+
+    /// N9, N5: a mapping lives by its outbound packets, a flow by those of both directions; then
+    /// both end, and the port rests.
+    #[test]
+    fn what_nobody_uses_expires_in_its_time_and_the_port_comes_back() {
+        let mut pipe = pipe(&["firewall", "nat"]);
+        let inside = Endpoint::v4([10, 0, 0, 7], 4000);
+        let outside = Endpoint::v4([192, 0, 2, 1], 53);
+        let there = FlowTuple { protocol: 17, source: inside, destination: outside };
+        let at = |s: u64| Time::from_ms(1000 * s);
+        // Entries, ports in use, ports that rest.
+        let held = |pipe: &mut Pipe<Baseline>| {
+            let machine = pipe.access_mut().machine();
+            let report = machine.pool_check().unwrap();
+            (machine.reader().entries(), report.live, report.resting)
+        };
+        let pass = |pipe: &mut Pipe<Baseline>, s| {
+            assert_eq!(pipe.on_completions(at(s), &mut Ends::default()), 0);
+            held(pipe)
+        };
+        let (_, translated) = send_at(&mut pipe, at(1), (Side::Inside, &there), 1).left[0];
+        send_at(&mut pipe, at(201), (Side::Inside, &there), 1);
+        assert_eq!(pass(&mut pipe, 500), (3, 1, 0), "seen 299 s ago");
+        let answer = translated.reversed();
+        let ends = send_at(&mut pipe, at(500), (Side::Outside, &answer), 1);
+        assert_eq!(ends.left.len(), 1);
+        assert_eq!(pass(&mut pipe, 503), (1, 0, 1), "an answer keeps the flow, not the mapping");
+        assert_eq!(pass(&mut pipe, 799), (1, 0, 1));
+        assert_eq!(pass(&mut pipe, 802), (0, 0, 0), "the flow has ended, and the port has rested");
+        let expired = pipe.access_mut().machine().stats().expired;
+        assert_eq!(expired, 2, "each once");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::packet::parsed::Parsed;
 use crate::verdict::Verdict;
 use nearstate_placement::{Affinity, FlowTuple, Side, Steering};
 use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
-use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, TenantId, Time};
+use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
 
 /// The pool of a chain's NAT.
 const NAT_POOL: PoolId = PoolId(0);
@@ -98,6 +98,7 @@ pub struct Chain {
     functions: Vec<Function>,
     pools: Vec<PoolSpec>,
     affinity: Affinity,
+    soft: SoftTerms,
 }
 
 impl Chain {
@@ -110,25 +111,31 @@ impl Chain {
             return Err(ChainConfigError::Slots(slots));
         }
         check_functions(config)?;
+        let timeouts = config.timeouts;
+        timeouts.check()?;
         let mut functions = Vec::with_capacity(config.functions.len());
         let mut pools = vec![];
         for name in &config.functions {
             let missing = || ChainConfigError::NoSection(*name);
             functions.push(match name {
-                FunctionName::Firewall => Function::Firewall(firewall(config.firewall.as_ref())?),
+                FunctionName::Firewall => {
+                    let firewall = firewall(config.firewall.as_ref())?;
+                    Function::Firewall(firewall.with_timeouts(timeouts))
+                }
                 FunctionName::Nat => {
                     let nat = nat(config.nat.as_ref().ok_or_else(missing)?, slots)?;
                     pools.push(nat.pool().clone());
-                    Function::Nat44(nat)
+                    Function::Nat44(nat.with_timeouts(timeouts))
                 }
                 FunctionName::LoadBalancer => {
                     let section = config.load_balancer.as_ref().ok_or_else(missing)?;
-                    Function::LoadBalancer(load_balancer(section)?)
+                    Function::LoadBalancer(load_balancer(section)?.with_timeouts(timeouts))
                 }
             });
         }
         let affinity = affinity(&config.functions);
-        Ok(Self { tenant: TenantId(config.tenant), slots, functions, pools, affinity })
+        let soft = timeouts.soft();
+        Ok(Self { tenant: TenantId(config.tenant), slots, functions, pools, affinity, soft })
     }
 
     /// The function that a packet from this side passes at this stage, counted from 0; `None`
@@ -173,6 +180,12 @@ impl Chain {
     #[must_use]
     pub fn pools(&self) -> &[PoolSpec] {
         &self.pools
+    }
+
+    /// What may be lost of its soft state.
+    #[must_use]
+    pub const fn soft(&self) -> SoftTerms {
+        self.soft
     }
 
     /// Slots of the cluster.
@@ -281,7 +294,9 @@ fn nat(section: &NatConfig, slots: u32) -> Result<Nat44, ChainConfigError> {
     let most = nearstate_store::pool_spec::ADDRESSES_MAX + 1;
     let ranges = section.addresses.iter();
     let addresses = ranges.flat_map(|range| range.addresses()).take(most).collect();
-    Ok(Nat44::new(PoolSpec::new(NAT_POOL, addresses, slots, blocks)?))
+    let pool = PoolSpec::new(NAT_POOL, addresses, slots, blocks)?;
+    let hold_down_ms = u64::from(section.port_hold_down_s) * 1000;
+    Ok(Nat44::new(pool.with_hold_down(hold_down_ms)?))
 }
 
 fn load_balancer(section: &LoadBalancerConfig) -> Result<LoadBalancer, ChainConfigError> {

@@ -6,6 +6,14 @@
 //! [nat]
 //! addresses = ["198.19.0.0/24", "203.0.113.7"]
 //! port_blocks_per_subscriber = 256
+//! port_hold_down_s = 120              # a returned port rests; 120 to 3600
+//!
+//! [timeouts]                          # seconds since the last packet, and their least values
+//! udp_s = 300                         # 120
+//! tcp_established_s = 7440            # 7440
+//! tcp_transitory_s = 240              # 240
+//! icmp_s = 60                         # 60
+//! seen_within_ms = 1000               # 1000; what was seen is replicated so soon
 //!
 //! [firewall]
 //! rules = ["allow in tcp to 10.0.0.5 port 443"]
@@ -23,9 +31,11 @@
 use crate::maglev::TABLE_SIZE;
 use crate::nf::load_balancer::LoadBalancerError;
 use crate::nf::rules::RuleSetError;
+use crate::nf::timeouts::Timeouts;
 use core::fmt;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::str::FromStr;
+use nearstate_store::limits::PORT_HOLD_DOWN_MS;
 use nearstate_store::pool_spec::{ADDRESSES_MAX, PoolSpecError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -100,6 +110,9 @@ pub struct ChainConfig {
     /// The load balancer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancerConfig>,
+    /// How long state lives that nobody uses.
+    #[serde(default)]
+    pub timeouts: Timeouts,
 }
 
 /// The NAT's configuration.
@@ -111,6 +124,14 @@ pub struct NatConfig {
     /// Most blocks of 64 ports that one inside address may have (RFC 6888 REQ-4).
     #[serde(default = "port_blocks_per_subscriber")]
     pub port_blocks_per_subscriber: u16,
+    /// Seconds that a returned port rests before somebody else may have it, 120 to 3600 (RFC 6888
+    /// REQ-8).
+    #[serde(default = "port_hold_down_s")]
+    pub port_hold_down_s: u32,
+}
+
+const fn port_hold_down_s() -> u32 {
+    (PORT_HOLD_DOWN_MS / 1000) as u32
 }
 
 const fn port_blocks_per_subscriber() -> u16 {
@@ -312,6 +333,18 @@ pub enum ChainConfigError {
     /// Nobody could have a port.
     #[error("port_blocks_per_subscriber is 0, so no host could have a port; give at least 1")]
     NoBlocks,
+    /// State would end too soon, or hardly ever.
+    #[error("[timeouts] {key} is {found}; it must be {least} to {most}")]
+    Timeout {
+        /// Which setting.
+        key: &'static str,
+        /// What it says.
+        found: u32,
+        /// The least that it may say.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
     /// A rule is wrong.
     #[error(transparent)]
     Rules(#[from] RuleSetError),
@@ -333,6 +366,7 @@ impl ChainConfig {
         let nat = NatConfig {
             addresses: vec![AddressRange { first: Ipv4Addr::new(198, 19, 0, 0), length: 24 }],
             port_blocks_per_subscriber: 256,
+            port_hold_down_s: port_hold_down_s(),
         };
         let has = |function| functions.contains(&function);
         let mut firewall = FirewallConfig::default();
@@ -346,6 +380,7 @@ impl ChainConfig {
             nat: has(FunctionName::Nat).then_some(nat),
             firewall: has(FunctionName::Firewall).then_some(firewall),
             load_balancer: has(FunctionName::LoadBalancer).then(demo_balancer),
+            timeouts: Timeouts::default(),
             functions,
         })
     }
@@ -371,6 +406,9 @@ mod tests {
         functions = ["firewall", "nat"]
         [nat]
         addresses = ["198.19.0.0/30", "203.0.113.7"]
+        port_hold_down_s = 600
+        [timeouts]
+        udp_s = 180
         [firewall]
         rules = ["allow in icmp"]
         [[load_balancer.service]]
@@ -389,7 +427,8 @@ mod tests {
         assert_eq!(config.tenant, 3);
         assert_eq!(config.functions, [FunctionName::Firewall, FunctionName::Nat]);
         let nat = config.nat.as_ref().unwrap();
-        assert_eq!(nat.port_blocks_per_subscriber, 64);
+        assert_eq!((nat.port_blocks_per_subscriber, nat.port_hold_down_s), (64, 600));
+        assert_eq!(config.timeouts, Timeouts { udp_s: 180, ..Timeouts::default() });
         let addresses: Vec<_> = nat.addresses.iter().flat_map(|range| range.addresses()).collect();
         let expected: Vec<Ipv4Addr> =
             ["198.19.0.0", "198.19.0.1", "198.19.0.2", "198.19.0.3", "203.0.113.7"]
@@ -415,6 +454,7 @@ mod tests {
             ("functions = []\n[nat]\naddresses = ['10.0.0.0/x']", "'x' is no prefix length"),
             ("functions = []\n[nat]\naddresses = []\nports = 4", "unknown field `ports`"),
             ("functions = []\n[firewall]\nrule = []", "unknown field `rule`"),
+            ("functions = []\n[timeouts]\ntcp = 9", "unknown field `tcp`"),
             ("functions = []\n[load_balancer]\nservices = []", "unknown field `services`"),
         ];
         for (text, message) in rows {

@@ -11,7 +11,7 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::{Key, KeyHash, ShardId, SlotId, Time, Transaction};
+use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -102,6 +102,40 @@ impl ClusterAccess {
         Some((table.reader.as_ref()?, &table.grant))
     }
 
+    /// A read in this node's own memory, while it owns the shard.
+    #[inline]
+    fn read_local(
+        &self,
+        now: Time,
+        shard: ShardId,
+        get: impl FnOnce(&TableReader) -> Option<Entry>,
+    ) -> Option<ReadAnswer> {
+        let local = self.local.get(usize::from(shard.0))?.as_ref()?;
+        let valid_until = local.lease.until();
+        if now >= valid_until {
+            return None;
+        }
+        Some(ReadAnswer::Here { entry: get(&local.reader), access: Access::Local, valid_until })
+    }
+
+    fn read_elsewhere(
+        &mut self,
+        now: Time,
+        token: Token,
+        shard: ShardId,
+        wanted: (&Key, KeyHash),
+    ) -> ReadAnswer {
+        if self.shared_memory_reads
+            && let Some(answer) = self.read_mapped(now, shard, wanted)
+        {
+            return answer;
+        }
+        match self.link.post_read(token.0, shard, wanted.0, now.plus_ms(STORE_PATIENCE_MS)) {
+            Ok(()) => ReadAnswer::Later,
+            Err(_) => ReadAnswer::Unavailable,
+        }
+    }
+
     fn read_mapped(
         &mut self,
         now: Time,
@@ -147,21 +181,27 @@ impl StateAccess for ClusterAccess {
         (key, hash): (&Key, KeyHash),
     ) -> ReadAnswer {
         let shard = self.shard_of(slot);
-        if let Some(Some(local)) = self.local.get(usize::from(shard.0)) {
-            let valid_until = local.lease.until();
-            if now < valid_until {
-                let entry = local.reader.get_hashed(key, hash);
-                return ReadAnswer::Here { entry, access: Access::Local, valid_until };
+        match self.read_local(now, shard, |reader| reader.get_hashed(key, hash)) {
+            Some(answer) => answer,
+            None => self.read_elsewhere(now, token, shard, (key, hash)),
+        }
+    }
+
+    #[inline]
+    fn read_seen(
+        &mut self,
+        now: Time,
+        token: Token,
+        slot: SlotId,
+        (key, hash): (&Key, KeyHash),
+    ) -> ReadAnswer {
+        let shard = self.shard_of(slot);
+        match self.read_local(now, shard, |reader| reader.get_seen(key, hash, now)) {
+            Some(answer) => answer,
+            None => {
+                self.link.note_seen(shard, key, now);
+                self.read_elsewhere(now, token, shard, (key, hash))
             }
-        }
-        if self.shared_memory_reads
-            && let Some(answer) = self.read_mapped(now, shard, (key, hash))
-        {
-            return answer;
-        }
-        match self.link.post_read(token.0, shard, key, now.plus_ms(STORE_PATIENCE_MS)) {
-            Ok(()) => ReadAnswer::Later,
-            Err(_) => ReadAnswer::Unavailable,
         }
     }
 

@@ -161,7 +161,7 @@ impl Node {
         let chain = Arc::new(Chain::new(&config.chain, shape.slots)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(Map::unformed());
-        let replicas = Replicas::new(config, nonce, (shape, chain.pools()), &view)?;
+        let replicas = Replicas::new(config, nonce, (shape, &chain), &view)?;
         let identity = identify(config, (listen, nonce), shape).await?;
         view.publish(Arc::new(identity.map.clone()));
         let answers = Arc::new(Answers {

@@ -84,6 +84,18 @@ pub trait StateAccess {
         wanted: (&Key, KeyHash),
     ) -> ReadAnswer;
 
+    /// Reads an entry for a packet that keeps it alive: its owner learns that it was seen, soon and
+    /// without anybody waiting for that.
+    fn read_seen(
+        &mut self,
+        now: Time,
+        token: Token,
+        slot: SlotId,
+        wanted: (&Key, KeyHash),
+    ) -> ReadAnswer {
+        self.read(now, token, slot, wanted)
+    }
+
     /// Sends a transaction to the owner of its slot. It is retried under its id until it is decided
     /// or its deadline has passed; exactly one completion follows. On `QueueFull` nothing follows.
     ///

@@ -261,6 +261,9 @@ fn condition_words(condition: &Condition) -> String {
         Condition::Version(key, version) => {
             format!("{} still has version {}", key_words(key), version.0)
         }
+        Condition::Expired(key, version) => {
+            format!("{} still has version {} and nobody has seen it", key_words(key), version.0)
+        }
     }
 }
 
@@ -464,7 +467,7 @@ mod tests {
         let key = Key::new(3, 6, chain("functions = [\"firewall\"]\n[firewall]").tenant(), {
             (Endpoint::v4([10, 0, 0, 7], 1), Endpoint::default())
         });
-        let put = Write::Put { key, value: Value::ZERO, fill: Default::default() };
+        let put = Write::Put { key, value: Value::ZERO, fill: Default::default(), ttl_s: 0 };
         let endpoint = [198, 19, 0, 1, 4, 1];
         let pool = nearstate_store::PoolId(0);
         let rows = [

@@ -11,9 +11,11 @@ use crate::consensus::{
     TimingError,
 };
 use crate::doorbell::Doorbell;
+use crate::keeper::UpkeepCounts;
 use crate::lease::LeaseCell;
 use crate::link::{LinkContext, PipeLink, run_link};
 use crate::machine::{Machine, PayloadError, Reply};
+use crate::note_relay::run_relay;
 use crate::raft::{Payload, Replica, ReplicaSetup, WriteError};
 use crate::serve::Server;
 use crate::shard::{Shard, ShardParts};
@@ -86,6 +88,11 @@ pub struct RegionAddress {
 pub trait LocalReads: Send + Sync {
     /// The entry of this key.
     fn get(&self, key: &Key) -> Option<Entry>;
+
+    /// Packets of another node saw the entry of this key then.
+    fn note_seen(&self, key: &Key, at: Time) {
+        let (_, _) = (key, at);
+    }
 }
 
 /// Serves the messages of the layers above.
@@ -295,9 +302,10 @@ impl Store {
     #[must_use]
     pub fn pipe_link(&self, client: u64, bell: Arc<Doorbell>) -> PipeLink {
         tracing::debug!(client, "a pipe's link");
-        let (link, queues) = PipeLink::new(&self.shards);
-        let task = tokio::spawn(run_link(self.context(), queues, bell));
-        crate::transport::lock(&self.tasks).push(task);
+        let (link, queues, notes) = PipeLink::new(&self.shards);
+        let link_task = tokio::spawn(run_link(self.context(), queues, bell));
+        let relay_task = tokio::spawn(run_relay(self.context(), notes));
+        crate::transport::lock(&self.tasks).extend([link_task, relay_task]);
         link
     }
 
@@ -337,6 +345,12 @@ impl Store {
     #[must_use]
     pub fn status(&self, shard: ShardId) -> Option<ShardStatus> {
         Some(self.shards.get(&shard)?.status())
+    }
+
+    /// What this node has done as owner of a shard beside answering.
+    #[must_use]
+    pub fn upkeep_counts(&self, shard: ShardId) -> Option<UpkeepCounts> {
+        Some(self.shards.get(&shard)?.upkeep.read())
     }
 
     /// The same, published whenever it changes; positions in the log with a little delay.
@@ -451,9 +465,14 @@ async fn start_shard(
     let replica = Replica::start(setup, transport.clone())
         .await
         .map_err(|reason| StartError::Group { shard: id, reason })?;
+    let has_table = reads.is_some();
     let parts = ShardParts { reads, region, lease, generation };
     let (shard, asked) = Shard::new((id, node), replica, parts, timing);
     tasks.push(tokio::spawn(shard.clone().watch_loop()));
     tasks.push(tokio::spawn(shard.clone().commit_loop(asked)));
+    // A machine without a table has nothing that expires.
+    if has_table {
+        tasks.push(tokio::spawn(shard.clone().keep_loop()));
+    }
     Ok(shard)
 }

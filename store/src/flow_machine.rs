@@ -9,11 +9,14 @@
 
 use crate::Entry;
 use crate::cell::VERSION_MAX;
+use crate::flow_upkeep::Keeping;
 use crate::key::{Key, Value};
 use crate::layout::Hasher;
-use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX, POOLS_MAX};
+use crate::lifetimes::Life;
+use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX, POOLS_MAX, SEEN_NOTES_MAX};
 use crate::machine::{Machine, PayloadError, Reply, SnapshotError};
 use crate::outcome_memory::{OutcomeMemory, Recall};
+use crate::plan::{Plan, Planned};
 use crate::pool::{PoolCounts, SlotPool};
 use crate::pool_spec::PoolSpec;
 use crate::slot_set::SlotSet;
@@ -22,12 +25,16 @@ use crate::table::Table;
 use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
 use crate::transaction::{
-    ArchivedBatch, Batch, CONDITIONS_MAX, Condition, Outcome, Refusal, Transaction, WRITES_MAX,
+    ArchivedBatch, ArchivedSeenNote, Batch, CONDITIONS_MAX, Condition, Outcome, Refusal,
+    Transaction, WRITES_MAX,
 };
 use crate::types::{LogIndex, PoolId, SlotId, Version};
+use crate::upkeep::{Upkeep, UpkeepClock};
 use rkyv::rancor;
+use rkyv::rend::u64_le;
 use rkyv::util::AlignedVec;
-use std::collections::BTreeMap;
+use rkyv::vec::ArchivedVec;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The hash key of [`Machine::state_hash`]: the same on all replicas.
 const STATE_HASH_KEY: u64 = 0x6e65_6172_7374_6174;
@@ -57,6 +64,10 @@ pub struct FlowMachineStats {
     pub refused: u64,
     /// Retries answered from memory.
     pub repeated: u64,
+    /// Transactions that took effect because an entry had expired.
+    pub expired: u64,
+    /// Notes of entries that were seen.
+    pub seen_notes: u64,
 }
 
 /// See the module's text.
@@ -67,10 +78,13 @@ pub struct FlowMachine {
     pub(crate) specs: Vec<PoolSpec>,
     /// Pools of slots that have given out ports, by place in `specs` and slot.
     pub(crate) pools: BTreeMap<(u8, SlotId), SlotPool>,
+    /// For each of `specs`: when a returned port of which slot becomes free, in that order.
+    resting: Vec<VecDeque<(u64, SlotId)>>,
     memory: OutcomeMemory,
     mutations: u64,
     time_ms: u64,
     stats: FlowMachineStats,
+    pub(crate) keeping: Keeping,
 }
 
 /// A batch as it goes into a log entry. Its maker keeps to [`BATCH_TRANSACTIONS_MAX`] and
@@ -96,12 +110,14 @@ impl FlowMachine {
         Self {
             table,
             slots,
+            resting: pools.iter().map(|_| VecDeque::new()).collect(),
             specs: pools,
             pools: BTreeMap::new(),
             memory: OutcomeMemory::default(),
             mutations: 0,
             time_ms: 0,
             stats: FlowMachineStats::default(),
+            keeping: Keeping::default(),
         }
     }
 
@@ -147,8 +163,20 @@ impl FlowMachine {
         time_ms: u64,
         transaction: &Transaction,
     ) -> Outcome {
-        self.time_ms = self.time_ms.max(time_ms);
+        self.pass_time(time_ms);
         self.transact(index, transaction)
+    }
+
+    /// Time passes: ports that have rested long enough are free.
+    fn pass_time(&mut self, time_ms: u64) {
+        self.time_ms = self.time_ms.max(time_ms);
+        let now_ms = self.time_ms;
+        for at in 0..self.resting.len() {
+            while let Some((_, slot)) = self.resting[at].pop_front_if(|(until, _)| *until <= now_ms)
+            {
+                self.slot_pool(at as u8, slot).1.wake(now_ms);
+            }
+        }
     }
 
     fn transact(&mut self, index: LogIndex, transaction: &Transaction) -> Outcome {
@@ -169,7 +197,11 @@ impl FlowMachine {
         }
         let outcome = self.decide(index, transaction);
         match outcome {
-            Outcome::Committed(_) => self.stats.committed += 1,
+            Outcome::Committed(_) => {
+                let is_expiry = |condition| matches!(condition, &Condition::Expired(..));
+                self.stats.expired += u64::from(transaction.conditions.iter().any(is_expiry));
+                self.stats.committed += 1;
+            }
             Outcome::ConditionFailed(_) => self.stats.condition_failed += 1,
             Outcome::Refused(_) => self.stats.refused += 1,
         }
@@ -190,6 +222,11 @@ impl FlowMachine {
                 Condition::Present(key) => self.table.get(key).is_some(),
                 Condition::Version(key, version) => {
                     self.table.get(key).is_some_and(|entry| entry.version == *version)
+                }
+                Condition::Expired(key, version) => {
+                    self.table.get_living(key).is_some_and(|(entry, life)| {
+                        entry.version == *version && life.is_over(self.time_ms)
+                    })
                 }
             };
             if !holds {
@@ -213,28 +250,41 @@ impl FlowMachine {
     }
 
     /// Does what was planned; that cannot fail.
-    fn carry_out(&mut self, slot: SlotId, plan: &crate::plan::Plan) {
-        let removed = plan.entries.iter().filter(|(_, value)| value.is_none());
+    fn carry_out(&mut self, slot: SlotId, plan: &Plan) {
+        let removed = plan.entries.iter().filter(|(_, planned)| planned.is_none());
         for (key, _) in removed {
             self.mutations += u64::from(self.table.remove(key).is_some());
         }
-        for (key, value) in &plan.entries {
-            let Some(value) = value else { continue };
+        for (key, planned) in &plan.entries {
+            let Some(Planned { value, ttl_s }) = *planned else { continue };
             self.mutations += 1;
             assert!(self.mutations <= VERSION_MAX, "a shard lives for fewer mutations");
+            let entry = Entry { value, version: Version(self.mutations), slot };
             // Room was counted. A table that cannot place an entry all the same (its overflow area
             // has more than ten times the room that chance asks for) must stop its replica: going
             // on without the entry would make it differ from the others.
             self.table
-                .put(key, value, Version(self.mutations), slot)
+                .put_living(key, entry, ttl_s, self.time_ms)
                 .expect("a table has a place for every entry of its capacity");
         }
         for (at, protocol, endpoint) in &plan.returned {
             let now_ms = self.time_ms;
             let (spec, pool) = self.slot_pool(*at, slot);
             // Not in use: returned before. Nothing is lost by that.
-            let _ = pool.give_back(spec, *protocol, *endpoint, now_ms);
+            if let Some(until_ms) = pool.give_back(spec, *protocol, *endpoint, now_ms) {
+                self.resting[usize::from(*at)].push_back((until_ms, slot));
+            }
         }
+    }
+
+    /// Notes what was seen, as the proposer says it.
+    fn note_seen(&mut self, notes: &ArchivedVec<ArchivedSeenNote>) {
+        for note in notes.iter() {
+            let key = Key(note.key.0.map(u64_le::to_native));
+            let seen_ms = self.time_ms.saturating_sub(note.age_ms.to_native().into());
+            self.table.note_seen(&key, seen_ms);
+        }
+        self.stats.seen_notes += notes.len() as u64;
     }
 
     fn meta(&self) -> Meta {
@@ -249,6 +299,17 @@ impl FlowMachine {
             snapshot::write_pool(&mut out, id.0, *slot, pool);
         }
         out
+    }
+
+    /// The resting ports of all pools, in the order of their time.
+    fn resting_of_pools(&self) -> Vec<VecDeque<(u64, SlotId)>> {
+        let mut all: Vec<Vec<(u64, SlotId)>> = vec![vec![]; self.specs.len()];
+        for ((at, slot), pool) in &self.pools {
+            let (_, resting) = pool.parts();
+            all[usize::from(*at)].extend(resting.iter().map(|port| (port.until_ms, *slot)));
+        }
+        all.iter_mut().for_each(|resting| resting.sort_unstable());
+        all.into_iter().map(VecDeque::from).collect()
     }
 
     fn read_pools(
@@ -277,13 +338,16 @@ impl FlowMachine {
 
 /// Whether all entries could have been written by a machine with this meta.
 fn check_entries(
-    entries: impl Iterator<Item = (Key, Entry)>,
+    entries: impl Iterator<Item = (Key, Entry, Option<Life>)>,
     meta: &Meta,
     capacity: u32,
 ) -> Result<(), SnapshotError> {
     let hasher = Hasher::new(STATE_HASH_KEY);
     let mut hashes = Vec::new();
-    for (key, entry) in entries {
+    for (key, entry, life) in entries {
+        if life.is_none_or(|life| life.seen_ms() > meta.time_ms) {
+            return Err(SnapshotError::Damaged("a life that cannot be"));
+        }
         if key.kind() == 0 || entry.version.0 > meta.mutations || !meta.slots.contains(entry.slot) {
             return Err(SnapshotError::Damaged("an entry that cannot be"));
         }
@@ -319,6 +383,7 @@ fn check_counts(batch: &ArchivedBatch) -> Result<(), PayloadError> {
         if count > limit { Err(PayloadError::TooMany { count, limit }) } else { Ok(()) }
     };
     too_many(batch.transactions.len(), BATCH_TRANSACTIONS_MAX)?;
+    too_many(batch.seen.len(), SEEN_NOTES_MAX)?;
     for transaction in batch.transactions.iter() {
         too_many(transaction.conditions.len(), CONDITIONS_MAX)?;
         too_many(transaction.writes.len(), WRITES_MAX)?;
@@ -339,7 +404,8 @@ impl Machine for FlowMachine {
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
         let outcomes = with_archive(payload, |batch| {
             check_counts(batch).expect("the payload was checked");
-            self.time_ms = self.time_ms.max(batch.time_ms.to_native());
+            self.pass_time(batch.time_ms.to_native());
+            self.note_seen(&batch.seen);
             let decide = |archived| {
                 let transaction = rkyv::deserialize::<Transaction, rancor::Error>(archived)
                     .expect("a validated archive of bounded counts");
@@ -357,7 +423,7 @@ impl Machine for FlowMachine {
     fn snapshot(&self) -> Vec<u8> {
         snapshot::assemble([
             snapshot::write_meta(&self.meta()),
-            snapshot::write_entries(self.table.len(), self.table.iter()),
+            snapshot::write_entries(self.table.len(), self.table.iter_living()),
             self.pools_section(),
             snapshot::write_memory(self.memory.iter()),
         ])
@@ -376,14 +442,20 @@ impl Machine for FlowMachine {
         snapshot::read_memory(memory, |id, outcome| remembered.remember(id, outcome))?;
         // All of it is good: from here on nothing fails.
         self.table.clear();
-        for (key, entry) in entries {
+        for (key, entry, life) in entries {
+            let life = life.expect("lives were checked");
             self.table
-                .put(&key, &entry.value, entry.version, entry.slot)
+                .put_living(&key, entry, Some(life.ttl_s()), life.seen_ms())
                 .expect("a table has a place for every entry of its capacity");
         }
         (self.pools, self.memory, self.slots) = (pools, remembered, meta.slots);
+        self.resting = self.resting_of_pools();
         (self.mutations, self.time_ms) = (meta.mutations, meta.time_ms);
         Ok(())
+    }
+
+    fn upkeep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
+        self.keep(clock, work);
     }
 
     /// By a scan: the sum of the entries' hashes, whatever their order, and the rest of the state
@@ -391,11 +463,13 @@ impl Machine for FlowMachine {
     fn state_hash(&self) -> u64 {
         let hasher = Hasher::new(STATE_HASH_KEY);
         let mut sum = 0_u64;
-        for (key, Entry { value: Value(v), version, slot }) in self.table.iter() {
+        for (key, entry, life) in self.table.iter_living() {
+            let Entry { value: Value(v), version, slot } = entry;
             let meta = version.0 << 16 | u64::from(slot.0);
             let first = hasher.hash(&Key([v[0], v[1], v[2], v[3], meta]));
             let second = hasher.hash(&Key([v[4], v[5], v[6], v[7], first]));
-            sum = sum.wrapping_add(hasher.hash(&key) ^ second.rotate_left(1));
+            let third = hasher.hash(&Key([life.to_word(), second, 0, 0, 0]));
+            sum = sum.wrapping_add(hasher.hash(&key) ^ third.rotate_left(1));
         }
         let rest = [
             snapshot::write_meta(&self.meta()),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::table_reader::RegionIdentity;
-use crate::transaction::{Fill, Take, TransactionId, Write};
+use crate::transaction::{Fill, SeenNote, Take, TransactionId, Write};
 use crate::types::{ShardId, TenantId};
 use crate::{Endpoint, Region};
 use arrayvec::ArrayVec;
@@ -33,7 +33,11 @@ fn value(number: u64) -> Value {
 }
 
 fn put(number: u16, content: u64) -> Write {
-    Write::Put { key: key(number), value: value(content), fill: Fill::default() }
+    put_for(number, content, 0)
+}
+
+fn put_for(number: u16, content: u64, ttl_s: u32) -> Write {
+    Write::Put { key: key(number), value: value(content), fill: Fill::default(), ttl_s }
 }
 
 fn take(holder: u8) -> Write {
@@ -59,7 +63,11 @@ fn apply(machine: &mut FlowMachine, index: u64, batch: &Batch) -> Vec<Outcome> {
 }
 
 fn apply_one(machine: &mut FlowMachine, index: u64, transaction: Transaction) -> Outcome {
-    apply(machine, index, &Batch { time_ms: index, transactions: vec![transaction] })[0]
+    apply(
+        machine,
+        index,
+        &Batch { time_ms: index, transactions: vec![transaction], ..Batch::default() },
+    )[0]
 }
 
 const DONE: fn(u64) -> Outcome = |index| Outcome::Committed(LogIndex(index));
@@ -90,7 +98,7 @@ fn conditions_are_checked_and_the_first_that_fails_is_named() {
 fn a_taken_port_is_filled_into_key_and_value_and_comes_back_by_return() {
     let mut machine = machine(1);
     let fill = Fill { key_at: Some(16), value_at: Some(3) };
-    let writes = [take(1), Write::Put { key: key(1), value: value(0), fill }, put(2, 0)];
+    let writes = [take(1), Write::Put { key: key(1), value: value(0), fill, ttl_s: 0 }, put(2, 0)];
     assert_eq!(apply_one(&mut machine, 1, transaction(1, &[], &writes)), DONE(1));
     let entries: Vec<_> = machine.table.iter().filter(|(k, _)| *k != key(2)).collect();
     let (found, entry) = entries[0];
@@ -116,11 +124,12 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         key: key(1),
         value: value(1),
         fill: Fill { key_at, value_at },
+        ttl_s: 0,
     };
     let elsewhere =
         Write::Return { pool: PoolId(4), protocol: 17, endpoint: [198, 19, 0, 1, 255, 0] };
     let unknown_pool = Write::Return { pool: PoolId(0), protocol: 17, endpoint: [0; 6] };
-    let kind_0 = Write::Put { key: Key([0; 5]), value: value(0), fill: Fill::default() };
+    let kind_0 = Write::Put { key: Key([0; 5]), value: value(0), fill: Fill::default(), ttl_s: 0 };
     let cases: [&[Write]; 9] = [
         &[filled(Some(4), None)],
         &[take(1), filled(Some(35), None)],
@@ -168,7 +177,11 @@ fn a_full_table_refuses_all_of_a_transaction_on_every_replica() {
 
 #[test]
 fn payloads_that_are_no_batches_are_refused_and_alignment_does_not_matter() {
-    let batch = Batch { time_ms: 1, transactions: vec![transaction(1, &[], &[put(1, 1)])] };
+    let batch = Batch {
+        time_ms: 1,
+        transactions: vec![transaction(1, &[], &[put(1, 1)])],
+        ..Batch::default()
+    };
     let good = encode_batch(&batch);
     for shift in 0..16 {
         let shifted = [&vec![0; shift][..], &good].concat();
@@ -189,23 +202,28 @@ fn payloads_that_are_no_batches_are_refused_and_alignment_does_not_matter() {
             }
         }
     }
-    let many = Batch { time_ms: 1, transactions: vec![transaction(1, &[], &[]); 4097] };
+    let many = Batch {
+        time_ms: 1,
+        transactions: vec![transaction(1, &[], &[]); 4097],
+        ..Batch::default()
+    };
     let too_many = PayloadError::TooMany { count: 4097, limit: BATCH_TRANSACTIONS_MAX };
     assert_eq!(FlowMachine::check(&encode_batch(&many)), Err(too_many));
     assert!(FlowMachine::check(&vec![0; BATCH_BYTES_MAX + 1]).is_err());
 }
 
 fn condition() -> impl Strategy<Value = Condition> {
-    (0..3_u8, 0..16_u16, 0..40_u64).prop_map(|(what, number, version)| match what {
+    (0..4_u8, 0..16_u16, 0..40_u64).prop_map(|(what, number, version)| match what {
         0 => Condition::Absent(key(number)),
         1 => Condition::Present(key(number)),
-        _ => Condition::Version(key(number), Version(version)),
+        2 => Condition::Version(key(number), Version(version)),
+        _ => Condition::Expired(key(number), Version(version)),
     })
 }
 
 fn write() -> impl Strategy<Value = Write> {
     (0..10_u8, 0..16_u16, any::<u64>()).prop_map(|(what, number, x)| match what {
-        0..5 => put(number, x),
+        0..5 => put_for(number, x, [0, 1, 60, 300][x as usize % 4]),
         5..7 => Write::Delete(key(number)),
         7 => Write::Touch(key(number)),
         8 => Write::Add { key: key(number), at: 8, amount: x as i64 },
@@ -222,20 +240,34 @@ fn batches() -> impl Strategy<Value = Vec<Batch>> {
     let transactions = prop::collection::vec(one, 0..5).prop_map(|list| {
         list.iter().map(|(serial, c, w)| transaction(*serial, c, w)).collect::<Vec<_>>()
     });
-    let batch = (0..500_000_u64, transactions)
-        .prop_map(|(time_ms, transactions)| Batch { time_ms, transactions });
+    let batch = (0..500_000_u64, transactions).prop_map(|(time_ms, transactions)| Batch {
+        time_ms,
+        transactions,
+        seen: vec![],
+    });
     prop::collection::vec(batch, 1..40)
 }
 
 /// What the machine should do, said as plainly as possible.
 #[derive(Clone, Default)]
 struct Model {
-    entries: BTreeMap<Key, (Value, u64)>,
+    time_ms: u64,
+    /// Value, version, lifetime and when last seen.
+    entries: BTreeMap<Key, (Value, u64, u32, u64)>,
     decided: BTreeMap<u64, Outcome>,
     mutations: u64,
 }
 
 impl Model {
+    fn begin(&mut self, batch: &Batch) {
+        self.time_ms = self.time_ms.max(batch.time_ms);
+        for SeenNote { key, age_ms } in &batch.seen {
+            if let Some((_, _, 1.., seen)) = self.entries.get_mut(key) {
+                *seen = (*seen).max(self.time_ms.saturating_sub(u64::from(*age_ms)));
+            }
+        }
+    }
+
     fn decide(&mut self, index: u64, t: &Transaction, real: Outcome) -> Outcome {
         if let Some(outcome) = self.decided.get(&t.id.serial) {
             return *outcome;
@@ -244,6 +276,11 @@ impl Model {
             Condition::Absent(key) => !self.entries.contains_key(key),
             Condition::Present(key) => self.entries.contains_key(key),
             Condition::Version(key, v) => self.entries.get(key).is_some_and(|e| e.1 == v.0),
+            Condition::Expired(key, v) => {
+                self.entries.get(key).is_some_and(|(_, version, ttl, seen)| {
+                    *version == v.0 && *ttl > 0 && self.time_ms >= seen + u64::from(*ttl) * 1000
+                })
+            }
         };
         let outcome = match t.conditions.iter().position(|c| !held(c)) {
             Some(number) => Outcome::ConditionFailed(number as u8),
@@ -262,8 +299,8 @@ impl Model {
         let mut changed = Vec::new();
         for write in &t.writes {
             let (key, add) = match write {
-                Write::Put { key, value, .. } => {
-                    entries.insert(*key, (*value, 0));
+                Write::Put { key, value, ttl_s, .. } => {
+                    entries.insert(*key, (*value, 0, *ttl_s, 0));
                     (key, 0)
                 }
                 Write::Delete(key) => {
@@ -274,7 +311,7 @@ impl Model {
                 Write::Add { key, amount, .. } => (key, *amount),
                 _ => continue,
             };
-            if let Some((value, _)) = entries.get_mut(key) {
+            if let Some((value, ..)) = entries.get_mut(key) {
                 value.0[1] = value.0[1].wrapping_add_signed(add);
             } else if !matches!(write, Write::Delete(_)) {
                 continue;
@@ -290,9 +327,10 @@ impl Model {
         let removed = changed.iter().filter(|key| !entries.contains_key(key));
         self.mutations += removed.filter(|key| self.entries.contains_key(key)).count() as u64;
         for key in &changed {
-            if let Some((_, version)) = entries.get_mut(key) {
+            if let Some((_, version, ttl, seen)) = entries.get_mut(key) {
                 self.mutations += 1;
                 *version = self.mutations;
+                *seen = if *ttl == 0 { 0 } else { self.time_ms };
             }
         }
         self.entries = entries;
@@ -317,13 +355,16 @@ proptest! {
                 prop_assert_eq!(fresh.state_hash(), two.state_hash());
                 two = fresh;
             }
+            model.begin(batch);
             let outcomes = apply(&mut one, index, batch);
             prop_assert_eq!(&outcomes, &apply(&mut two, index, batch));
             for (transaction, outcome) in batch.transactions.iter().zip(outcomes) {
                 prop_assert_eq!(model.decide(index, transaction, outcome), outcome);
             }
-            let found: BTreeMap<_, _> =
-                one.table.iter().map(|(k, entry)| (k, (entry.value, entry.version.0))).collect();
+            let lives = one.table.iter_living().map(|(k, entry, life)| {
+                (k, (entry.value, entry.version.0, life.ttl_s(), life.seen_ms()))
+            });
+            let found: BTreeMap<_, _> = lives.collect();
             prop_assert_eq!(&found, &model.entries);
             prop_assert_eq!(one.state_hash(), two.state_hash());
         }
@@ -341,6 +382,11 @@ fn the_state_hash_tells_states_apart() {
     }
     apply_one(&mut two, 1, transaction(1, &[], &[put(1, 2)]));
     hashes.push(two.state_hash());
+    for ttl_s in [300, 301] {
+        let mut living = machine(1);
+        apply_one(&mut living, 1, transaction(1, &[], &[put_for(1, 1, ttl_s)]));
+        hashes.push(living.state_hash());
+    }
     hashes.sort_unstable();
     assert!(hashes.windows(2).all(|pair| pair[0] != pair[1]));
 }

@@ -111,6 +111,12 @@ impl<P> GroupCommit<P> {
         self.in_flight -= 1;
     }
 
+    /// Units that wait.
+    #[must_use]
+    pub const fn waiting_units(&self) -> usize {
+        self.waiting_units
+    }
+
     /// Batches in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {

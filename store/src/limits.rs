@@ -13,8 +13,14 @@ pub const OUTCOMES_PER_CLIENT: usize = 1024;
 /// Clients whose outcomes are remembered; the least recently active one is forgotten first.
 pub const OUTCOME_CLIENTS_MAX: usize = 256;
 
-/// How long a returned port rests before it is given out again (RFC 6888 REQ-8: 120 seconds).
+/// Notes of entries that were seen, in one batch and in one message.
+pub const SEEN_NOTES_MAX: usize = 4096;
+
+/// How long a returned port rests before it is given out again, unless told otherwise: the least
+/// that it may be (RFC 6888 REQ-8: 120 seconds).
 pub const PORT_HOLD_DOWN_MS: u64 = 120_000;
+/// The longest that a port may rest: an hour.
+pub const PORT_HOLD_DOWN_MS_MAX: u64 = 3_600_000;
 /// Pools that a machine may have.
 pub const POOLS_MAX: usize = 16;
 

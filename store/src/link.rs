@@ -12,6 +12,7 @@ use crate::clock::boot_now;
 use crate::connection::Pending;
 use crate::consensus::CallError;
 use crate::doorbell::Doorbell;
+use crate::note_relay::{NoteQueue, Noted};
 use crate::shard::{Ask, Route, Shard, ShardView};
 use crate::transaction::{Outcome, Transaction};
 use crate::transport::{Transport, lock};
@@ -147,6 +148,8 @@ pub struct PipeLink {
     grants: Vec<(u64, Option<Arc<ReadGrant>>)>,
     /// Taken and not yet polled.
     under_way: usize,
+    notes: Arc<NoteQueue>,
+    noted: Noted,
 }
 
 impl core::fmt::Debug for PipeLink {
@@ -156,7 +159,9 @@ impl core::fmt::Debug for PipeLink {
 }
 
 impl PipeLink {
-    pub(crate) fn new(shards: &BTreeMap<ShardId, Arc<Shard>>) -> (Self, Arc<Queues>) {
+    pub(crate) fn new(
+        shards: &BTreeMap<ShardId, Arc<Shard>>,
+    ) -> (Self, Arc<Queues>, Arc<NoteQueue>) {
         let queues = Arc::new(Queues {
             submits: ArrayQueue::new(LINK_CAPACITY),
             reads: ArrayQueue::new(LINK_CAPACITY),
@@ -165,7 +170,16 @@ impl PipeLink {
         });
         let views: Vec<_> = shards.values().map(|shard| (shard.id, shard.view.clone())).collect();
         let grants = views.iter().map(|_| (0, None)).collect();
-        (Self { queues: queues.clone(), views, grants, under_way: 0 }, queues)
+        let notes = Arc::new(NoteQueue::new());
+        let link = Self {
+            queues: queues.clone(),
+            views,
+            grants,
+            under_way: 0,
+            notes: notes.clone(),
+            noted: Noted::new(),
+        };
+        (link, queues, notes)
     }
 
     /// Sends a transaction to the owner of its shard.
@@ -208,6 +222,18 @@ impl PipeLink {
         self.under_way += 1;
         self.queues.wake.notify_one();
         Ok(())
+    }
+
+    /// Tells the owner of a shard, when there is time, that a packet has seen an entry of it that
+    /// was read elsewhere than in this node's memory. Nothing follows.
+    pub fn note_seen(&mut self, shard: ShardId, key: &Key, now: Time) {
+        self.noted.note(&self.notes, shard, key, now);
+    }
+
+    /// Notes that found no room, or no owner in time.
+    #[must_use]
+    pub fn notes_lost(&self) -> u64 {
+        self.notes.lost()
     }
 
     /// The next completion, if one has come.

@@ -5,6 +5,7 @@
 
 use crate::transaction::Outcome;
 use crate::types::LogIndex;
+use crate::upkeep::{Upkeep, UpkeepClock};
 use thiserror::Error;
 
 /// What applying one entry answered.
@@ -91,6 +92,12 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// Says why the snapshot cannot be used; the state is then as it was.
     fn install(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError>;
+
+    /// What is to be proposed because time has passed; only the owner asks, between two entries. A
+    /// bounded piece of work: [`Upkeep::is_more`] says whether to ask again. Changes no state.
+    fn upkeep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
+        let (_, _) = (clock, work);
+    }
 
     /// Equal on all replicas that have applied the same index.
     fn state_hash(&self) -> u64;

@@ -4,6 +4,7 @@
 
 use crate::flow_machine::FlowMachine;
 use crate::key::{KEY_BYTES, Key, VALUE_BYTES, Value};
+use crate::lifetimes::TTL_MAX_S;
 use crate::machine::Machine;
 use crate::transaction::{Fill, Refusal, Take, Transaction, WRITES_MAX, Write};
 use crate::types::PoolId;
@@ -12,20 +13,27 @@ use arrayvec::ArrayVec;
 /// A port of a pool (its place in the machine's list): pool, protocol, address and port.
 type PlannedPort = (u8, u8, [u8; 6]);
 
+/// What an entry will hold, and for how many seconds: `None` leaves the lifetime that it has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Planned {
+    pub(crate) value: Value,
+    pub(crate) ttl_s: Option<u32>,
+}
+
 /// What a transaction will do.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// Each key once, with what it will hold; nothing is "absent".
-    pub(crate) entries: ArrayVec<(Key, Option<Value>), WRITES_MAX>,
+    /// Each key once, with what it will be; nothing is "absent".
+    pub(crate) entries: ArrayVec<(Key, Option<Planned>), WRITES_MAX>,
     taken: ArrayVec<PlannedPort, WRITES_MAX>,
     pub(crate) returned: ArrayVec<PlannedPort, WRITES_MAX>,
 }
 
 impl Plan {
-    fn set(&mut self, key: Key, value: Option<Value>) {
+    fn set(&mut self, key: Key, planned: Option<Planned>) {
         match self.entries.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, old)) => *old = value,
-            None => self.entries.push((key, value)),
+            Some((_, old)) => *old = planned,
+            None => self.entries.push((key, planned)),
         }
     }
 }
@@ -59,15 +67,18 @@ impl FlowMachine {
         (number, write): (usize, &Write),
     ) -> Result<(), Refusal> {
         match write {
-            Write::Put { key, value, fill } => {
+            Write::Put { key, value, fill, ttl_s } => {
+                if *ttl_s > TTL_MAX_S {
+                    return Err(Refusal::Malformed);
+                }
                 let taken = plan.taken.last().map(|(_, _, endpoint)| *endpoint);
                 let (key, value) = filled(*key, *value, *fill, taken)?;
-                plan.set(key, Some(value));
+                plan.set(key, Some(Planned { value, ttl_s: Some(*ttl_s) }));
             }
             Write::Delete(key) => plan.set(*key, None),
             Write::Touch(key) => {
-                if let Some(value) = self.planned_value(plan, key) {
-                    plan.set(*key, Some(value));
+                if let Some(planned) = self.planned(plan, key) {
+                    plan.set(*key, Some(planned));
                 }
             }
             Write::Add { key, at, amount } => {
@@ -76,9 +87,10 @@ impl FlowMachine {
                     return Err(Refusal::Malformed);
                 }
                 // An entry that is gone has nothing to count.
-                if let Some(mut value) = self.planned_value(plan, key) {
-                    value.0[at / 8] = value.0[at / 8].wrapping_add_signed(*amount);
-                    plan.set(*key, Some(value));
+                if let Some(mut planned) = self.planned(plan, key) {
+                    let word = &mut planned.value.0[at / 8];
+                    *word = word.wrapping_add_signed(*amount);
+                    plan.set(*key, Some(planned));
                 }
             }
             Write::Take(take) => self.plan_take(plan, transaction, (number, take))?,
@@ -113,10 +125,10 @@ impl FlowMachine {
     }
 
     /// What a key holds after the writes planned so far.
-    fn planned_value(&self, plan: &Plan, key: &Key) -> Option<Value> {
+    fn planned(&self, plan: &Plan, key: &Key) -> Option<Planned> {
         match plan.entries.iter().find(|(other, _)| other == key) {
-            Some((_, value)) => *value,
-            None => self.table.get(key).map(|entry| entry.value),
+            Some((_, planned)) => *planned,
+            None => self.table.get(key).map(|entry| Planned { value: entry.value, ttl_s: None }),
         }
     }
 

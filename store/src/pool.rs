@@ -9,7 +9,6 @@
 //!
 //! Deterministic: time and seed come from the log.
 
-use crate::limits::PORT_HOLD_DOWN_MS;
 use crate::pool_spec::{BLOCK_PORTS, PoolSpec};
 use crate::transaction::{Refusal, Take};
 use crate::types::SlotId;
@@ -123,24 +122,40 @@ impl SlotPool {
         self.locate(spec, protocol, endpoint).is_some()
     }
 
-    /// Gives a port back; it rests first. False if it was not in use.
+    /// Gives a port back; it rests first, until the time that this gives. `None` if it was not in
+    /// use.
     pub fn give_back(
         &mut self,
         spec: &PoolSpec,
         protocol: u8,
         endpoint: [u8; 6],
         now_ms: u64,
-    ) -> bool {
-        let Some((block, class, bit)) = self.locate(spec, protocol, endpoint) else { return false };
-        let Some(held) = self.blocks.get_mut(&block) else { return false };
+    ) -> Option<u64> {
+        let (block, class, bit) = self.locate(spec, protocol, endpoint)?;
+        let held = self.blocks.get_mut(&block)?;
         if held.live[class] >> bit & 1 == 0 {
-            return false;
+            return None;
         }
         held.live[class] &= !(1 << bit);
         held.resting[class] |= 1 << bit;
-        let until_ms = now_ms.saturating_add(PORT_HOLD_DOWN_MS);
+        let until_ms = now_ms.saturating_add(spec.hold_down_ms());
         self.resting.push_back(Resting { until_ms, block, class: class as u8, bit: bit as u8 });
-        true
+        Some(until_ms)
+    }
+
+    /// The ports in use: protocol class (see [`port_class`]), IPv4 address and port in network
+    /// order.
+    pub fn live_ports<'a>(
+        &'a self,
+        spec: &'a PoolSpec,
+    ) -> impl Iterator<Item = (u8, [u8; 6])> + 'a {
+        self.blocks.iter().flat_map(move |(number, block)| {
+            (0..CLASSES as u8).flat_map(move |class| {
+                let live = block.live[usize::from(class)];
+                let bits = (0..u32::from(BLOCK_PORTS)).filter(move |bit| live >> bit & 1 == 1);
+                bits.map(move |bit| (class, endpoint_of(spec, *number, bit)))
+            })
+        })
     }
 
     /// Counts by a scan of all blocks.
@@ -198,7 +213,7 @@ impl SlotPool {
     }
 
     /// Ends the rest of ports whose time has come.
-    fn wake(&mut self, now_ms: u64) {
+    pub(crate) fn wake(&mut self, now_ms: u64) {
         while let Some(port) = self.resting.front().copied().filter(|p| p.until_ms <= now_ms) {
             self.resting.pop_front();
             let block = self.blocks.get_mut(&port.block).expect("a resting port has its block");
@@ -252,10 +267,7 @@ impl SlotPool {
         let held = self.blocks.get_mut(&block).expect("the block was just picked");
         assert!((held.live[class] | held.resting[class]) >> bit & 1 == 0, "a port has one holder");
         held.live[class] |= 1 << bit;
-        let (address, first) = spec.block_start(block);
-        let [a, b, c, d] = address.octets();
-        let [high, low] = (first + bit as u16).to_be_bytes();
-        [a, b, c, d, high, low]
+        endpoint_of(spec, block, bit)
     }
 
     fn locate(
@@ -283,6 +295,22 @@ impl SlotPool {
             self.holders.remove(&block.holder);
         }
         self.blocks.remove(&number);
+    }
+}
+
+fn endpoint_of(spec: &PoolSpec, block: u32, bit: u32) -> [u8; 6] {
+    let (address, first) = spec.block_start(block);
+    let [a, b, c, d] = address.octets();
+    let [high, low] = (first + bit as u16).to_be_bytes();
+    [a, b, c, d, high, low]
+}
+
+/// The port space that a protocol uses: 0 TCP, 1 UDP, 2 ICMP; `None` if it has no ports.
+#[must_use]
+pub const fn port_class(protocol: u8) -> Option<u8> {
+    match class_of(protocol) {
+        Some(class) => Some(class as u8),
+        None => None,
     }
 }
 

@@ -6,6 +6,7 @@
 //! is one division away. A slot only gives out ports of its own run: a packet that comes back to
 //! such a port is steered to the slot that has its state.
 
+use crate::limits::{PORT_HOLD_DOWN_MS, PORT_HOLD_DOWN_MS_MAX};
 use crate::types::{PoolId, SlotId};
 use core::net::Ipv4Addr;
 use thiserror::Error;
@@ -35,6 +36,12 @@ pub enum PoolSpecError {
         /// Slots of the cluster.
         slots: u32,
     },
+    /// Ports would come back too soon, or hardly ever.
+    #[error(
+        "returned ports cannot rest for {0} ms: give {PORT_HOLD_DOWN_MS} (RFC 6888 REQ-8) to \
+         {PORT_HOLD_DOWN_MS_MAX}"
+    )]
+    HoldDown(u64),
     /// An address stands in the pool twice.
     #[error("address {0} stands in the pool twice")]
     Twice(Ipv4Addr),
@@ -49,6 +56,7 @@ pub struct PoolSpec {
     slots: u32,
     /// Most port blocks that one holder may have.
     blocks_per_holder_max: u16,
+    hold_down_ms: u64,
 }
 
 impl PoolSpec {
@@ -73,7 +81,25 @@ impl PoolSpec {
         if blocks < slots {
             return Err(PoolSpecError::TooFewBlocks { blocks, slots });
         }
-        Ok(Self { id, addresses, slots, blocks_per_holder_max })
+        let hold_down_ms = PORT_HOLD_DOWN_MS;
+        Ok(Self { id, addresses, slots, blocks_per_holder_max, hold_down_ms })
+    }
+
+    /// The same pool, whose returned ports rest for so long. All replicas need the same.
+    ///
+    /// # Errors
+    /// If that is too short or too long.
+    pub fn with_hold_down(self, hold_down_ms: u64) -> Result<Self, PoolSpecError> {
+        if !(PORT_HOLD_DOWN_MS..=PORT_HOLD_DOWN_MS_MAX).contains(&hold_down_ms) {
+            return Err(PoolSpecError::HoldDown(hold_down_ms));
+        }
+        Ok(Self { hold_down_ms, ..self })
+    }
+
+    /// How long returned ports rest.
+    #[must_use]
+    pub const fn hold_down_ms(&self) -> u64 {
+        self.hold_down_ms
     }
 
     /// Which pool this is.

@@ -1,6 +1,7 @@
 //! A slot's pool against a model that knows each port.
 
 use super::*;
+use crate::limits::PORT_HOLD_DOWN_MS;
 use crate::types::PoolId;
 use proptest::prelude::*;
 
@@ -41,9 +42,9 @@ fn a_returned_port_rests_and_its_block_is_free_after_it() {
     let mut pool = SlotPool::new(&spec, SlotId(7));
     let got = pool.take(&spec, &wish(1, 6, 1), 1000, 9).unwrap();
     assert!(pool.owns(&spec, 6, got) && !SlotPool::new(&spec, SlotId(8)).owns(&spec, 6, got));
-    assert!(!pool.give_back(&spec, 17, got, 1000), "it is no UDP port");
-    assert!(pool.give_back(&spec, 6, got, 1000));
-    assert!(!pool.give_back(&spec, 6, got, 1000), "twice");
+    assert_eq!(pool.give_back(&spec, 17, got, 1000), None, "it is no UDP port");
+    assert_eq!(pool.give_back(&spec, 6, got, 1000), Some(1000 + PORT_HOLD_DOWN_MS));
+    assert_eq!(pool.give_back(&spec, 6, got, 1000), None, "twice");
     for _ in 0..63 {
         assert_ne!(pool.take(&spec, &wish(1, 6, 1), 1000, 9).unwrap(), got);
     }
@@ -95,7 +96,8 @@ proptest! {
                 },
                 _ if !live.is_empty() => {
                     let (_, protocol, got) = live.swap_remove(seed as usize % live.len());
-                    prop_assert!(pool.give_back(&spec, protocol, got, now));
+                    let until = now + PORT_HOLD_DOWN_MS;
+                    prop_assert_eq!(pool.give_back(&spec, protocol, got, now), Some(until));
                     resting.push((now + PORT_HOLD_DOWN_MS, protocol, got));
                 }
                 _ => {}

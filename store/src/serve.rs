@@ -99,6 +99,10 @@ impl Server {
                 answer.send(&shard.read_for_others(&keys));
                 return Ok(None);
             }
+            Request::Seen(_, notes) => {
+                answer.send(&shard.note_seen(&notes));
+                return Ok(None);
+            }
             Request::App(_) => return Err((NotServed::Malformed, answer)),
         };
         Ok(Some((answering, answer)))
@@ -128,6 +132,7 @@ fn shard_of(request: &Request) -> Option<ShardId> {
         | Request::Propose(shard, _)
         | Request::Transactions(shard, _)
         | Request::ReadLease(shard)
+        | Request::Seen(shard, _)
         | Request::Reads(shard, _) => Some(*shard),
         Request::App(_) => None,
     }

@@ -22,16 +22,17 @@ use crate::connection::Answer;
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
 use crate::group_commit::{GroupCommit, GroupLimits, Weight};
+use crate::keeper::UpkeepCounters;
 use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::{GrantBoard, LinkContext};
 use crate::machine::Reply;
 use crate::raft::{Payload, Replica, Watch, WriteError};
 use crate::tenure::{Look, Tenure};
-use crate::transaction::{Batch, Outcome, Transaction};
+use crate::transaction::{Batch, Outcome, SeenNote, Transaction};
 use crate::types::{NodeId, ShardId, Term, Time};
 use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
 use crate::{Entry, Key};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -44,6 +45,8 @@ use tokio::time::sleep;
 
 /// Questions that may wait for the group commit of a shard.
 const ASKS_MAX: usize = 4096;
+/// Transactions that wait when the group is said to be busy.
+const BUSY_UNITS: usize = 1024;
 /// Until a read lease is asked for again: after a refusal, and if there is nobody to ask.
 const GRANT_RETRY: Duration = Duration::from_millis(10);
 const GRANT_IDLE: Duration = Duration::from_millis(500);
@@ -183,6 +186,9 @@ pub(crate) struct Shard {
     has_part: AtomicBool,
     status: watch::Sender<ShardStatus>,
     asks: mpsc::Sender<Ask>,
+    /// Transactions that wait for an entry.
+    backlog: AtomicUsize,
+    pub(crate) upkeep: UpkeepCounters,
     /// The leader, the lease or the role changed.
     pub(crate) moved: Arc<Notify>,
 }
@@ -208,6 +214,8 @@ impl Shard {
             has_part: AtomicBool::new(true),
             status,
             asks,
+            backlog: AtomicUsize::new(0),
+            upkeep: UpkeepCounters::default(),
             moved: Arc::default(),
         };
         (Arc::new(shard), asked)
@@ -218,6 +226,10 @@ impl Shard {
         let has_part = self.has_part.load(Ordering::SeqCst);
         status.leader = status.leader.filter(|leader| has_part || *leader == self.node);
         status
+    }
+
+    pub(crate) fn lease_until(&self) -> Time {
+        self.tenure.until()
     }
 
     /// For the end, when nothing makes it longer any more.
@@ -263,6 +275,27 @@ impl Shard {
             Some(left_ns) => Response::Reads(Readings { found, left_ns }),
             None => self.not_owner(),
         }
+    }
+
+    /// Marks what packets of another node have seen.
+    pub(crate) fn note_seen(&self, notes: &[SeenNote]) -> Response {
+        let Some(reads) = &self.parts.reads else {
+            return Response::NotServed(NotServed::Malformed);
+        };
+        if self.view.leader() != Some(self.node) {
+            return self.not_owner();
+        }
+        let now = boot_now();
+        for note in notes {
+            let age_ns = u64::from(note.age_ms) * 1_000_000;
+            reads.note_seen(&note.key, Time(now.0.saturating_sub(age_ns)));
+        }
+        Response::Noted
+    }
+
+    /// Whether so much waits to be committed that what can wait should.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.backlog.load(Ordering::Relaxed) > BUSY_UNITS
     }
 
     /// One read in this node's own memory, under its own lease.
@@ -457,6 +490,7 @@ impl Shard {
             while let Some(batch) = group.take(now) {
                 flying.push(self.commit(batch));
             }
+            self.backlog.store(group.waiting_units(), Ordering::Relaxed);
         }
     }
 
@@ -471,7 +505,7 @@ impl Shard {
         let count = transactions.len();
         let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
         let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
-        let batch = Batch { time_ms, transactions };
+        let batch = Batch { time_ms, transactions, ..Batch::default() };
         let result = match rkyv::to_bytes::<rancor::Error>(&batch) {
             Ok(bytes) => {
                 let payload = Payload(Arc::new(bytes));

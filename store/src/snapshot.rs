@@ -4,7 +4,7 @@
 //! head      magic 8, format version 4, sections 4
 //! section   number 4, length 8, content, CRC-32 of all three 4
 //! 1 meta    mutations 8, time in ms 8, slot count 4, held slots: count 4, 2 each
-//! 2 entries count 8, then key 40, value 64, version and slot 8 each
+//! 2 entries count 8, then key 40, value 64, version and slot 8, life 8 each
 //! 3 pools   count 4, then pool 1, slot 2, blocks, resting ports
 //! 4 memory  count 8, then client 8, serial 8, outcome 9
 //! ```
@@ -14,6 +14,7 @@
 
 use crate::Entry;
 use crate::key::{Key, Value};
+use crate::lifetimes::Life;
 use crate::machine::SnapshotError;
 use crate::pool::{Block, Resting, SlotPool};
 use crate::slot_set::SlotSet;
@@ -23,10 +24,10 @@ use std::collections::VecDeque;
 
 const MAGIC: &[u8; 8] = b"NSFLOWS\0";
 /// Rises with every change of the form.
-pub const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 2;
 const SECTIONS: u32 = 4;
 const HEAD_BYTES: usize = 16;
-const ENTRY_BYTES: usize = 112;
+const ENTRY_BYTES: usize = 120;
 
 /// The first section.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,22 +110,27 @@ pub(crate) fn read_meta(mut source: Source<'_>) -> Result<Meta, SnapshotError> {
     Ok(Meta { mutations, time_ms, slots })
 }
 
-pub(crate) fn write_entries(count: u32, entries: impl Iterator<Item = (Key, Entry)>) -> Vec<u8> {
+pub(crate) fn write_entries(
+    count: u32,
+    entries: impl Iterator<Item = (Key, Entry, Life)>,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(8 + count as usize * ENTRY_BYTES);
     out.extend_from_slice(&u64::from(count).to_le_bytes());
-    for (key, entry) in entries {
+    for (key, entry, life) in entries {
         out.extend_from_slice(&key.to_bytes());
         out.extend_from_slice(&entry.value.to_bytes());
         let meta = entry.version.0 << 16 | u64::from(entry.slot.0);
         out.extend_from_slice(&meta.to_le_bytes());
+        out.extend_from_slice(&life.to_word().to_le_bytes());
     }
     out
 }
 
-/// The entries of a section, their number checked against its length.
+/// The entries of a section, their number checked against its length; no life where its word is not
+/// one.
 pub(crate) fn read_entries(
     mut source: Source<'_>,
-) -> Result<impl Iterator<Item = (Key, Entry)> + Clone + '_, SnapshotError> {
+) -> Result<impl Iterator<Item = (Key, Entry, Option<Life>)> + Clone + '_, SnapshotError> {
     let count = source.u64()?;
     let (chunks, rest) = source.0.as_chunks::<ENTRY_BYTES>();
     if chunks.len() as u64 != count || !rest.is_empty() {
@@ -138,7 +144,8 @@ pub(crate) fn read_entries(
         let mut value = Value::ZERO;
         value.0.copy_from_slice(&words[5..13]);
         let (version, slot) = (Version(words[13] >> 16), SlotId(words[13] as u16));
-        (Key([words[0], words[1], words[2], words[3], words[4]]), Entry { value, version, slot })
+        let key = Key([words[0], words[1], words[2], words[3], words[4]]);
+        (key, Entry { value, version, slot }, Life::from_word(words[14]))
     }))
 }
 

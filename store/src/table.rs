@@ -9,11 +9,13 @@ use crate::Entry;
 use crate::cell::Content;
 use crate::key::{Key, Value};
 use crate::layout::{LAYOUT_VERSION, Layout, MAGIC, header};
+use crate::lifetimes::{Life, Lifetimes};
 use crate::region::Region;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::table_stats::TableStats;
 use crate::table_writer::Writer;
-use crate::types::{SlotId, Version};
+use crate::timer_wheel::Turned;
+use crate::types::{SlotId, Time, Version};
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
 use thiserror::Error;
@@ -74,8 +76,11 @@ impl Table {
             words[at].store(value, Ordering::Relaxed);
         }
         words[header::MAGIC].store(MAGIC, Ordering::Release);
-        let reader = TableReader::open(region, identity)?;
-        let writer = Writer::new(reader.view().clone());
+        let lives = Lifetimes::new(layout.cells())
+            .map_err(|_| TableError::NoMemory { wanted: u64::from(layout.cells()) * 20 })?;
+        let reader = TableReader::open(region, identity)?.with_marks(lives.marks().cloned());
+        let mut writer = Writer::new(reader.view().clone());
+        writer.lives = lives;
         Ok(Self { reader, writer })
     }
 
@@ -128,7 +133,7 @@ impl Table {
         self.writer.find(key).map(|(_, entry)| entry)
     }
 
-    /// Sets the entry of a key.
+    /// Sets the entry of a key. If it is new it lives until it is removed.
     ///
     /// # Errors
     /// If the key is new and the table full.
@@ -143,7 +148,100 @@ impl Table {
         slot: SlotId,
     ) -> Result<(), TableFull> {
         let entry = Entry { value: *value, version, slot };
-        self.writer.put(Content { key: *key, entry })
+        self.writer.put(Content { key: *key, entry }).map(|_| ())
+    }
+
+    /// Sets the entry of a key, seen at `seen_ms`; `ttl_s` is its lifetime from now on, `None`
+    /// leaves what it has.
+    ///
+    /// # Errors
+    /// If the key is new and the table full.
+    pub(crate) fn put_living(
+        &mut self,
+        key: &Key,
+        entry: Entry,
+        ttl_s: Option<u32>,
+        seen_ms: u64,
+    ) -> Result<(), TableFull> {
+        let cell = self.writer.put(Content { key: *key, entry })?;
+        let ttl_s = ttl_s.unwrap_or_else(|| self.writer.lives.life(cell).ttl_s());
+        self.writer.lives.set(cell, Life::new(ttl_s, seen_ms));
+        Ok(())
+    }
+
+    /// The entry of a key, and how long it lives.
+    #[must_use]
+    pub fn get_living(&self, key: &Key) -> Option<(Entry, Life)> {
+        let (cell, entry) = self.writer.find(key)?;
+        Some((entry, self.writer.lives.life(cell)))
+    }
+
+    /// An entry was seen then; nothing happens if there is none, or if it lives for ever.
+    pub(crate) fn note_seen(&mut self, key: &Key, seen_ms: u64) {
+        let Some((cell, _)) = self.writer.find(key) else { return };
+        let life = self.writer.lives.life(cell);
+        if life != Life::ENDLESS {
+            self.writer.lives.set(cell, life.seen_at(seen_ms));
+        }
+    }
+
+    /// Life and last mark of a key's entry.
+    pub(crate) fn seen(&self, key: &Key) -> Option<(Entry, Life, Option<Time>)> {
+        let (cell, entry) = self.writer.find(key)?;
+        let lives = &self.writer.lives;
+        Some((entry, lives.life(cell), lives.marks().and_then(|marks| marks.get(cell))))
+    }
+
+    /// Brings the timer of a key's entry up at `at_ms`.
+    pub(crate) fn arm(&mut self, key: &Key, at_ms: u64, now_ms: u64) {
+        if let Some((cell, _)) = self.writer.find(key) {
+            self.writer.lives.arm(cell, at_ms, now_ms);
+        }
+    }
+
+    /// Turns the wheel of timers to `now_ms`, looking at no more than `steps_max` timers. `due_ms`
+    /// says when an entry with this life and this mark is due now; those that are, are given to
+    /// `due`, and their timers come up again a little later.
+    pub(crate) fn turn_timers(
+        &mut self,
+        now_ms: u64,
+        steps_max: u32,
+        due_ms: impl Fn(Life, Option<Time>) -> u64,
+        mut due: impl FnMut(Key, Entry),
+    ) -> Turned {
+        let mut lives = core::mem::take(&mut self.writer.lives);
+        let turned = lives.turn(now_ms, steps_max, due_ms, |cell| {
+            let content = self.writer.content(cell).expect("only a cell with an entry is armed");
+            due(content.key, content.entry);
+        });
+        self.writer.lives = lives;
+        turned
+    }
+
+    /// Timers that are armed.
+    #[must_use]
+    pub fn timers(&self) -> u32 {
+        self.writer.lives.armed()
+    }
+
+    /// Cells, empty ones too.
+    pub(crate) fn cells(&self) -> u32 {
+        self.writer.view.layout.cells()
+    }
+
+    /// The entry of a cell if it has a lifetime and `wanted` says so of its life and mark.
+    pub(crate) fn marked(
+        &self,
+        cell: u32,
+        wanted: impl FnOnce(Life, Time) -> bool,
+    ) -> Option<(Key, Time)> {
+        let lives = &self.writer.lives;
+        let mark = lives.marks()?.get(cell)?;
+        let life = lives.life(cell);
+        if life == Life::ENDLESS || !wanted(life, mark) {
+            return None;
+        }
+        self.writer.content(cell).map(|content| (content.key, mark))
     }
 
     /// Removes the entry of a key and gives it back.
@@ -161,6 +259,14 @@ impl Table {
         let contents =
             (0..self.writer.view.layout.cells()).filter_map(|cell| self.writer.content(cell));
         contents.map(|content| (content.key, content.entry))
+    }
+
+    /// All entries with their lives, in the order of their cells.
+    pub fn iter_living(&self) -> impl Iterator<Item = (Key, Entry, Life)> + '_ {
+        (0..self.cells()).filter_map(|cell| {
+            let content = self.writer.content(cell)?;
+            Some((content.key, content.entry, self.writer.lives.life(cell)))
+        })
     }
 
     /// How it is filled. Scans the tags.

@@ -12,11 +12,12 @@ use crate::Entry;
 use crate::cell::Torn;
 use crate::key::Key;
 use crate::layout::{Hasher, KeyHash, LAYOUT_VERSION, Layout, MAGIC, header};
+use crate::lifetimes::Marks;
 use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
 use crate::location_cache::LocationCache;
 use crate::lookup::{NOWHERE, View};
 use crate::region::Region;
-use crate::types::ShardId;
+use crate::types::{ShardId, Time};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::Arc;
 use thiserror::Error;
@@ -26,6 +27,8 @@ pub const READ_BURST: usize = 32;
 /// Fruitless attempts after which a reader lets other threads run: the writer may wait for this
 /// core.
 const SPINS_BEFORE_YIELD: u32 = 64;
+/// Attempts at leaving a mark while the entry's neighbours are being moved.
+const MARK_ATTEMPTS: u32 = 16;
 
 /// Whose table a region holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,14 @@ pub enum TableError {
         needed: u64,
         /// Bytes of the region.
         found: u64,
+    },
+    /// Not enough memory for what stands beside a table.
+    #[error(
+        "a table of this capacity needs {wanted} bytes beside its region, and they are not there"
+    )]
+    NoMemory {
+        /// Bytes that are needed.
+        wanted: u64,
     },
     /// The region is mapped read-only and cannot be formatted.
     #[error("a table is formatted in a writable region; this one is mapped read-only")]
@@ -98,6 +109,8 @@ pub enum ReadError {
 #[derive(Clone, Debug)]
 pub struct TableReader {
     view: View<Region>,
+    /// Where what is seen is marked, in the process of the writer.
+    marks: Option<Marks>,
 }
 
 impl TableReader {
@@ -134,7 +147,11 @@ impl TableReader {
             return Err(TableError::TooSmall { needed, found: region.len_bytes() as u64 });
         }
         let hasher = Hasher::new(word(header::HASH_KEY));
-        Ok(Self { view: View { memory: region, layout, hasher } })
+        Ok(Self { view: View { memory: region, layout, hasher }, marks: None })
+    }
+
+    pub(crate) fn with_marks(self, marks: Option<Marks>) -> Self {
+        Self { marks, ..self }
     }
 
     /// The hash of a key in this table, for the calls that take one: it is computed once for a
@@ -168,6 +185,7 @@ impl TableReader {
     pub fn prefetch_cell(&self, mut hash: KeyHash) -> KeyHash {
         if hash.hasher == self.view.hasher.id() {
             hash.cell = self.view.prefetch_cell(hash.hash);
+            self.prefetch_marks(hash.hash);
         }
         hash
     }
@@ -178,6 +196,14 @@ impl TableReader {
         let hash = self.view.hash(key);
         self.view.prefetch_tags(hash);
         self.view.prefetch_lines(self.view.layout.home(hash));
+        self.prefetch_marks(hash);
+    }
+
+    #[inline]
+    fn prefetch_marks(&self, hash: u64) {
+        if let Some(marks) = &self.marks {
+            marks.prefetch(self.view.layout.home(hash));
+        }
     }
 
     /// Reads an entry, in the process of the writer: waits for a write that is under way, and is
@@ -196,6 +222,46 @@ impl TableReader {
         match self.view.entry_at(hash.cell, key, false) {
             Some(entry) => Some(entry),
             None => self.get_settled(key, resolved),
+        }
+    }
+
+    /// As [`TableReader::get_hashed`], for a packet that keeps the entry alive: leaves a mark that
+    /// it was seen now. Without a lock; between two ticks of the marks nothing is written.
+    #[must_use]
+    #[inline]
+    pub fn get_seen(&self, key: &Key, hash: KeyHash, now: Time) -> Option<Entry> {
+        let hash = self.resolve(key, hash);
+        let Some(marks) = &self.marks else { return self.get_settled(key, hash) };
+        let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
+        let moves = counter.load(Ordering::Acquire);
+        if let Ok(found) = self.view.look(key, hash, false) {
+            let (cell, entry) = found?;
+            marks.leave(cell, now);
+            // An entry that moved meanwhile may have left without the mark.
+            if moves & 1 == 0 && counter.load(Ordering::Relaxed) == moves {
+                return Some(entry);
+            }
+        }
+        self.get_seen_unsettled(key, hash, now)
+    }
+
+    #[cold]
+    fn get_seen_unsettled(&self, key: &Key, hash: u64, now: Time) -> Option<Entry> {
+        let marks = self.marks.as_ref()?;
+        let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
+        let mut spins = 0;
+        loop {
+            rest(&mut spins);
+            let moves = counter.load(Ordering::Acquire);
+            let Ok(found) = self.view.look(key, hash, false) else { continue };
+            let (cell, entry) = found?;
+            marks.leave(cell, now);
+            let is_same = counter.load(Ordering::Relaxed) == moves;
+            // A writer that was put aside in the middle of a move must not hold up a packet. The
+            // mark lies where the entry was found, and goes along when the move goes on.
+            if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
+                return Some(entry);
+            }
         }
     }
 

@@ -508,3 +508,49 @@ fn a_table_at_full_load_takes_what_comes_for_what_goes_and_keeps_99_percent_at_h
         }
     }
 }
+
+/// A reader marks keys while the writer moves them about: a mark that was left is there afterwards,
+/// wherever the entry has gone.
+#[test]
+fn a_mark_is_not_lost_when_its_entry_is_moved() {
+    use crate::lifetimes::MARK_NS;
+    const KEYS: u64 = 64;
+    const MARKS: u64 = 200_000;
+    let mut table = table(220);
+    for number in 0..KEYS {
+        let entry = Entry { value: value(number), version: Version(1), slot: SlotId(0) };
+        table.put_living(&key(number), entry, Some(300), 1).unwrap();
+    }
+    let reader = table.reader();
+    let left: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+    let count = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            for at in 1..=MARKS {
+                let number = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+                let now = Time(at * MARK_NS);
+                assert!(reader.get_seen(&key(number), KeyHash::UNKNOWN, now).is_some());
+                left[number as usize].store(now.0, Ordering::Release);
+                count.store(at, Ordering::Release);
+            }
+        });
+        let mut round = 1;
+        while count.load(Ordering::Acquire) < MARKS && !thread.is_finished() {
+            for number in (round..round + 64).map(|number| KEYS + number * 7 % 1000) {
+                if table.remove(&key(number)).is_none() {
+                    // Full is an answer as well.
+                    let _ = put(&mut table, number, round);
+                }
+            }
+            round += 64;
+            for (number, left) in (0..).zip(&left) {
+                let told = left.load(Ordering::Acquire);
+                let mark = table.seen(&key(number)).expect("never removed").2;
+                assert!(told == 0 || mark.is_some_and(|mark| mark.0 > told), "{number} at {told}");
+            }
+        }
+    });
+    assert!(table.stats().displacements > 0);
+    assert!(count.into_inner() == MARKS);
+    assert_eq!(table.timers(), KEYS as u32, "timers went along");
+}

@@ -15,6 +15,7 @@ use crate::Entry;
 use crate::cell::{self, Content};
 use crate::key::Key;
 use crate::layout::{Layout, NEIGHBOURHOOD, bytes_equal, header, tag};
+use crate::lifetimes::Lifetimes;
 use crate::lookup::View;
 use crate::table::TableFull;
 use crate::words::{Word, Words};
@@ -45,6 +46,8 @@ pub(crate) struct Writer<M> {
     pub(crate) entries: u32,
     pub(crate) overflow: u32,
     pub(crate) displacements: u64,
+    /// Goes along with whatever is moved or ends.
+    pub(crate) lives: Lifetimes,
 }
 
 impl<M: Words> Writer<M> {
@@ -52,7 +55,8 @@ impl<M: Words> Writer<M> {
     pub(crate) fn new(view: View<M>) -> Self {
         let distances = vec![0; view.layout.overflow_first as usize].into_boxed_slice();
         let overflowed = BTreeMap::new();
-        Self { view, distances, overflowed, entries: 0, overflow: 0, displacements: 0 }
+        let lives = Lifetimes::default();
+        Self { view, distances, overflowed, entries: 0, overflow: 0, displacements: 0, lives }
     }
 
     pub(crate) fn find(&self, key: &Key) -> Option<(u32, Entry)> {
@@ -64,26 +68,29 @@ impl<M: Words> Writer<M> {
         self.view.look(key, hash, false).expect("only this thread writes")
     }
 
-    /// Sets the entry of a key.
-    pub(crate) fn put(&mut self, content: Content) -> Result<(), TableFull> {
+    /// Sets the entry of a key; gives its cell.
+    pub(crate) fn put(&mut self, content: Content) -> Result<u32, TableFull> {
         assert!(content.key.kind() != 0, "kind 0 marks an empty cell");
         assert!(content.entry.version.0 <= cell::VERSION_MAX, "versions have 48 bits");
         let hash = self.view.hash(&content.key);
         if let Some((cell, _)) = self.find_hashed(&content.key, hash) {
             self.write(cell, content);
-            return Ok(());
+            return Ok(cell);
         }
         let capacity = self.view.layout.capacity;
         if self.entries >= capacity {
             return Err(TableFull(capacity));
         }
         let home = self.view.layout.home(hash);
-        match self.make_room(home) {
-            Some(cell) => self.occupy(cell, home, tag(hash), content),
+        let cell = match self.make_room(home) {
+            Some(cell) => {
+                self.occupy(cell, home, tag(hash), content);
+                cell
+            }
             None => self.put_in_overflow(home, tag(hash), content)?,
-        }
+        };
         self.count_entries(self.entries + 1);
-        Ok(())
+        Ok(cell)
     }
 
     /// Removes the entry of a key and gives it back.
@@ -91,6 +98,7 @@ impl<M: Words> Writer<M> {
         let hash = self.view.hash(key);
         let (cell, entry) = self.find_hashed(key, hash)?;
         self.vacate(cell);
+        self.lives.ended(cell);
         self.count_entries(self.entries - 1);
         if cell >= self.view.layout.overflow_first {
             self.leave_overflow(self.view.layout.home(hash));
@@ -105,6 +113,7 @@ impl<M: Words> Writer<M> {
         let layout = self.view.layout;
         for cell in (0..layout.cells()).filter(|cell| self.tag(*cell) != 0).collect::<Vec<_>>() {
             self.vacate(cell);
+            self.lives.ended(cell);
         }
         for home in core::mem::take(&mut self.overflowed).into_keys() {
             cell::set_overflow(self.view.cell(home), false);
@@ -218,6 +227,7 @@ impl<M: Words> Writer<M> {
         M::Word::fence(Ordering::Release);
         self.occupy(to, home, self.tag(from), content);
         self.vacate(from);
+        self.lives.moved(from, to);
         if from >= self.view.layout.overflow_first {
             self.leave_overflow(home);
         }
@@ -269,7 +279,7 @@ impl<M: Words> Writer<M> {
         })
     }
 
-    fn put_in_overflow(&mut self, home: u32, tag: u8, content: Content) -> Result<(), TableFull> {
+    fn put_in_overflow(&mut self, home: u32, tag: u8, content: Content) -> Result<u32, TableFull> {
         let layout = self.view.layout;
         let mut place = None;
         for bucket in layout.buckets_of(home) {
@@ -288,7 +298,7 @@ impl<M: Words> Writer<M> {
         self.set_bit(layout.flags_at, home, true);
         cell::set_overflow(self.view.cell(home), true);
         self.count_overflow(self.overflow + 1);
-        Ok(())
+        Ok(cell)
     }
 
     /// One key of this home is no longer in the overflow area.

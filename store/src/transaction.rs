@@ -36,6 +36,9 @@ pub enum Condition {
     Present(Key),
     /// The entry of this key has just this version.
     Version(Key, Version),
+    /// The entry of this key has just this version, a lifetime, and was not seen during it: the
+    /// condition of an expiry. Whoever refreshes it first makes it fail.
+    Expired(Key, Version),
 }
 
 /// A place in the key or value of a [`Write::Put`] into which the endpoint that an earlier
@@ -74,6 +77,9 @@ pub enum Write {
         value: Value,
         /// Where the taken endpoint goes, if anywhere.
         fill: Fill,
+        /// Seconds that it lives after it was last seen, at most
+        /// [`crate::lifetimes::TTL_MAX_S`]; 0: until it is deleted. Putting it is seeing it.
+        ttl_s: u32,
     },
     /// Removes the entry of this key; no failure if there is none.
     Delete(Key),
@@ -142,6 +148,15 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+/// Somebody's packets keep an entry alive: soft state on its way to all replicas.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenNote {
+    /// Which entry; nothing happens if there is none.
+    pub key: Key,
+    /// How long before this is said it was last seen.
+    pub age_ms: u32,
+}
+
 /// Many transactions in one log entry, with the time at which they are decided.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Batch {
@@ -150,4 +165,6 @@ pub struct Batch {
     pub time_ms: u64,
     /// In the order in which they are decided.
     pub transactions: Vec<Transaction>,
+    /// What was seen, before any of them; no entry's version rises by that.
+    pub seen: Vec<SeenNote>,
 }

@@ -9,8 +9,9 @@ use crate::Entry;
 use crate::consensus::{GROUP_NODES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::frame::FRAME_BODY_MAX;
 use crate::key::{Key, Value};
+use crate::limits::SEEN_NOTES_MAX;
 use crate::machine::Reply;
-use crate::transaction::{Outcome, Transaction};
+use crate::transaction::{Outcome, SeenNote, Transaction};
 use crate::types::{ShardId, SlotId, Version};
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
@@ -222,6 +223,8 @@ pub enum Request {
     Reads(ShardId, Vec<Key>),
     /// A message of the layers above.
     App(Vec<u8>),
+    /// Entries that the asker's packets have seen.
+    Seen(ShardId, Vec<SeenNote>),
 }
 
 /// The answer to [`Append`].
@@ -369,6 +372,8 @@ pub enum Response {
     App(Vec<u8>),
     /// To anything.
     NotServed(NotServed),
+    /// To [`Request::Seen`].
+    Noted,
 }
 
 /// A message that is not what it should be.
@@ -482,6 +487,7 @@ impl Request {
             Self::ReadLease(_) => Ok(()),
             Self::Reads(_, keys) => bound((1..=KEYS_MAX).contains(&keys.len()), "number of keys"),
             Self::App(bytes) => bound(bytes.len() <= APP_BYTES_MAX, "message"),
+            Self::Seen(_, notes) => bound(notes.len() <= SEEN_NOTES_MAX, "number of notes"),
         }
     }
 
@@ -522,7 +528,7 @@ impl Response {
             Self::Append(Appended::Partial(at)) => check_position(*at),
             Self::Append(Appended::Newer(ballot)) | Self::Snapshot(Some(ballot)) => ballot.check(),
             Self::Append(Appended::Success | Appended::Conflict) => Ok(()),
-            Self::Snapshot(None) | Self::HandOver(_) | Self::NotServed(_) => Ok(()),
+            Self::Snapshot(None) | Self::HandOver(_) | Self::NotServed(_) | Self::Noted => Ok(()),
             Self::Proposed(WireReply::None) => Ok(()),
             Self::Proposed(WireReply::Outcomes(outcomes)) | Self::Outcomes(outcomes) => {
                 bound(outcomes.len() <= OUTCOMES_MAX, "number of outcomes")

@@ -18,7 +18,7 @@ fn key(n: u16) -> Key {
 }
 
 fn transaction() -> Transaction {
-    let put = Write::Put { key: key(1), value: Value::ZERO, fill: Fill::default() };
+    let put = Write::Put { key: key(1), value: Value::ZERO, fill: Fill::default(), ttl_s: 0 };
     Transaction {
         id: TransactionId { client: 5, serial: 6 },
         slot: SlotId(9),

@@ -27,6 +27,7 @@ mod tests;
 use crate::nf::rules::{Action, RuleSet};
 use crate::nf::state_key;
 use crate::nf::tcp_state::{Segment, Step, TcpState, step};
+use crate::nf::timeouts::Timeouts;
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::Transport;
 use crate::verdict::{DropReason, Verdict};
@@ -109,6 +110,7 @@ impl Flow {
 pub struct Firewall {
     rules: RuleSet,
     rule_epoch: u64,
+    timeouts: Timeouts,
 }
 
 impl Firewall {
@@ -120,8 +122,41 @@ impl Firewall {
     /// A firewall with these rules. `rule_epoch` rises with every change of them and is kept with
     /// the flows that they allowed.
     #[must_use]
-    pub const fn new(rules: RuleSet, rule_epoch: u64) -> Self {
-        Self { rules, rule_epoch }
+    pub fn new(rules: RuleSet, rule_epoch: u64) -> Self {
+        Self { rules, rule_epoch, timeouts: Timeouts::default() }
+    }
+
+    /// The same firewall with other times.
+    #[must_use]
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self }
+    }
+
+    /// Seconds that a flow lives. A connection that opens or closes lives shortly (RFC 5382 REQ-5);
+    /// one that was reset as long as that (RFC 7857 section 2).
+    const fn ttl_s(&self, state: FlowState, protocol: u8) -> u32 {
+        match state {
+            FlowState::Tcp(TcpState::Established) => self.timeouts.tcp_established_s,
+            FlowState::Tcp(_) => self.timeouts.tcp_transitory_s,
+            FlowState::Open => self.timeouts.of_protocol(protocol),
+        }
+    }
+
+    fn write(
+        &self,
+        packet: &Packet<'_>,
+        flow: Flow,
+        condition: Condition,
+        changes: &mut Changes,
+    ) -> Verdict {
+        changes.conditions.push(condition);
+        changes.writes.push(Write::Put {
+            key: key_of(packet),
+            value: flow.encode(),
+            fill: Fill::default(),
+            ttl_s: self.ttl_s(flow.state, packet.tuple.protocol),
+        });
+        Verdict::Forward
     }
 
     /// Why this packet may not open a flow, if it may not.
@@ -150,7 +185,7 @@ impl Firewall {
             opened_from: packet.side,
             rule_epoch: self.rule_epoch,
         };
-        write(packet, flow, condition, changes)
+        self.write(packet, flow, condition, changes)
     }
 
     /// A packet of a flow that is not known.
@@ -181,7 +216,7 @@ impl Firewall {
             Step::Stay => Verdict::Forward,
             Step::To(next) => {
                 let flow = Flow { state: FlowState::Tcp(next), ..flow };
-                write(packet, flow, unchanged, changes)
+                self.write(packet, flow, unchanged, changes)
             }
             // A new connection, which the rules must allow as they must any other.
             Step::Reopen => {
@@ -259,14 +294,4 @@ fn key_of(packet: &Packet<'_>) -> Key {
 /// Whether the packet's source is the larger endpoint of its key.
 fn is_from_high(packet: &Packet<'_>) -> bool {
     packet.tuple.source > packet.tuple.destination
-}
-
-fn write(packet: &Packet<'_>, flow: Flow, condition: Condition, changes: &mut Changes) -> Verdict {
-    changes.conditions.push(condition);
-    changes.writes.push(Write::Put {
-        key: key_of(packet),
-        value: flow.encode(),
-        fill: Fill::default(),
-    });
-    Verdict::Forward
 }

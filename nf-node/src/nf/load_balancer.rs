@@ -31,6 +31,7 @@ mod tests;
 use crate::maglev::{BACKENDS_MAX, Maglev, Share, TABLE_SIZE, is_usable_size};
 use crate::nf::state_key::{self, KeyKind};
 use crate::nf::tcp_state::Segment;
+use crate::nf::timeouts::Timeouts;
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::Transport;
 use crate::siphash::{HashKey, siphash};
@@ -154,6 +155,7 @@ pub struct LoadBalancer {
     backends: Vec<(u8, Endpoint)>,
     hash_key: HashKey,
     epoch: u64,
+    timeouts: Timeouts,
 }
 
 impl LoadBalancer {
@@ -192,7 +194,15 @@ impl LoadBalancer {
             backends,
             hash_key: HashKey(balancing.seed, 0x6261_6c61_6e63_6572),
             epoch: balancing.epoch,
+            timeouts: Timeouts::default(),
         })
+    }
+
+    /// The same balancer with other times. A choice lives as long as either direction sends; the
+    /// balancer does not follow connections, so one of TCP has the time of an established one.
+    #[must_use]
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self }
     }
 
     fn service(&self, protocol: u8, address: &Endpoint) -> Option<&Table> {
@@ -269,7 +279,8 @@ impl LoadBalancer {
         }
         for (key, to) in [(key, backend), (reply(backend), service)] {
             let value = Choice { to, epoch: self.epoch }.encode();
-            changes.writes.push(Write::Put { key, value, fill: Fill::default() });
+            let ttl_s = self.timeouts.of_protocol(protocol);
+            changes.writes.push(Write::Put { key, value, fill: Fill::default(), ttl_s });
         }
     }
 }

@@ -11,6 +11,7 @@
 //! same packet asks for no more changes. A retransmission, and a packet that is sent again because
 //! a node died, are then harmless.
 
+pub mod entry_rules;
 pub mod firewall;
 pub mod load_balancer;
 pub mod nat44;
@@ -19,8 +20,11 @@ pub mod state_key;
 pub mod tcp_state;
 #[cfg(test)]
 pub(crate) mod test_store;
+pub mod timeouts;
 
-use crate::packet::parsed::Parsed;
+use crate::nf::state_key::KeyKind;
+use crate::packet::parsed::{Parsed, Transport};
+use crate::packet::tcp::flags::RST;
 use crate::verdict::Verdict;
 use arrayvec::ArrayVec;
 use nearstate_placement::{FlowTuple, Side};
@@ -40,6 +44,22 @@ pub struct Packet<'a> {
     pub side: Side,
     /// The flow as the functions so far have translated it.
     pub tuple: FlowTuple,
+}
+
+impl Packet<'_> {
+    /// Whether this packet keeps the entry of a key alive. ICMP errors do not (RFC 4787 REQ-12,
+    /// RFC 5508 REQ-6), and neither do resets (RFC 7857 section 9). A mapping lives by its outbound
+    /// packets: what comes in from outside need not be wanted (RFC 4787 REQ-6).
+    #[must_use]
+    #[inline]
+    pub fn keeps_alive(&self, key: &Key) -> bool {
+        let counts = match self.parsed.transport {
+            Transport::IcmpError { .. } => false,
+            Transport::Tcp { flags } => flags & RST == 0,
+            Transport::Udp | Transport::Echo { .. } => true,
+        };
+        counts && key.kind() != KeyKind::NatIn as u8
+    }
 }
 
 /// Conditions and writes that the functions of a chain ask for: one transaction in the making.
@@ -88,4 +108,37 @@ pub trait NetworkFunction {
 
     /// One sentence on what this entry says, for `nearstate trace`.
     fn describe(&self, key: &Key, entry: Option<&Entry>) -> String;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nf::test_store::{ACK, FIN, RST, SYN, echo, end, error, tcp, udp};
+
+    /// R4787-6, R4787-12, R5508-6, R7857-9.
+    #[test]
+    fn errors_and_resets_keep_nothing_alive_and_a_mapping_lives_by_what_goes_out() {
+        let (a, b) = ("10.0.0.1:1000", "192.0.2.1:80");
+        let rows = [
+            (udp(a, b), true),
+            (tcp(SYN, a, b), true),
+            (tcp(ACK, a, b), true),
+            (tcp(FIN, a, b), true),
+            (tcp(RST, a, b), false),
+            (tcp(RST | ACK, a, b), false),
+            (echo(true, "10.0.0.1:7", "192.0.2.1:7"), true),
+            (echo(false, "10.0.0.1:7", "192.0.2.1:7"), true),
+            (error(17, a, b), false),
+        ];
+        let tenant = TenantId(0);
+        for (parsed, expected) in rows {
+            let (side, tuple) = (Side::Inside, parsed.tuple);
+            let packet = Packet { frame: &[], parsed: &parsed, tenant, side, tuple };
+            let out = state_key::nat_out(tenant, 17, end(a));
+            for key in [out, state_key::firewall(tenant, &tuple)] {
+                assert_eq!(packet.keeps_alive(&key), expected, "{parsed:?}");
+            }
+            assert!(!packet.keeps_alive(&state_key::nat_in(tenant, 17, end(b))));
+        }
+    }
 }

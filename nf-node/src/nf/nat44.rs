@@ -12,13 +12,17 @@
 //! packet from outside to an address that is not of the pool: such addresses are routed, and
 //! whether they may be reached is the firewall's business.
 //!
+//! A mapping lives as long as its inside endpoint sends ([`crate::nf::timeouts`]). One of TCP is
+//! transitory until an inside segment shows that a connection was established; from then on it
+//! keeps the long time: other connections may use it, so the end of one says nothing.
+//!
 //! Both entries have a value of one layout. In `nat-out` the endpoint is the external one, in
 //! `nat-in` the inside one:
 //!
 //! ```text
-//! byte  0                 16         18     19
-//!       address           port       pool   zero
-//!       16, IPv4-mapped   2, network 1      45
+//! byte  0                 16         18     19           20
+//!       address           port       pool   established  zero
+//!       16, IPv4-mapped   2, network 1      1            44
 //! ```
 
 #[cfg(test)]
@@ -26,6 +30,7 @@ mod tests;
 
 use crate::nf::state_key::{self, KeyKind, NAT_IN_FILL};
 use crate::nf::tcp_state::Segment;
+use crate::nf::timeouts::Timeouts;
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::{IpVersion, Transport};
 use crate::verdict::{DropReason, Verdict};
@@ -46,6 +51,8 @@ pub struct Mapping {
     pub to: Endpoint,
     /// The pool that the external port goes back to when the mapping ends.
     pub pool: PoolId,
+    /// A TCP connection through it has been established.
+    pub is_established: bool,
 }
 
 impl Mapping {
@@ -55,6 +62,7 @@ impl Mapping {
         let mut bytes = [0; VALUE_BYTES];
         bytes[..18].copy_from_slice(&self.to.to_bytes());
         bytes[18] = self.pool.0;
+        bytes[19] = u8::from(self.is_established);
         Value::from_bytes(&bytes)
     }
 
@@ -65,8 +73,9 @@ impl Mapping {
         let mut address = [0; 16];
         address[..8].copy_from_slice(&w0.to_le_bytes());
         address[8..].copy_from_slice(&w1.to_le_bytes());
-        let [high, low, pool, ..] = w2.to_le_bytes();
-        Self { to: Endpoint { address, port: u16::from_be_bytes([high, low]) }, pool: PoolId(pool) }
+        let [high, low, pool, established, ..] = w2.to_le_bytes();
+        let to = Endpoint { address, port: u16::from_be_bytes([high, low]) };
+        Self { to, pool: PoolId(pool), is_established: established != 0 }
     }
 }
 
@@ -91,6 +100,7 @@ pub struct Nat44 {
     /// them the search.
     lowest: Ipv4Addr,
     highest: Ipv4Addr,
+    timeouts: Timeouts,
 }
 
 impl Nat44 {
@@ -105,7 +115,22 @@ impl Nat44 {
         // A pool has at least one address: `PoolSpec::new` sees to it.
         let addresses = pool.addresses();
         let (lowest, highest) = (addresses[0], addresses[addresses.len() - 1]);
-        Self { pool, lowest, highest }
+        Self { pool, lowest, highest, timeouts: Timeouts::default() }
+    }
+
+    /// The same NAT with other times.
+    #[must_use]
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self }
+    }
+
+    /// Seconds that a mapping lives (RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2).
+    const fn ttl_s(&self, protocol: u8, is_established: bool) -> u32 {
+        if protocol == 6 && !is_established {
+            self.timeouts.tcp_transitory_s
+        } else {
+            self.timeouts.of_protocol(protocol)
+        }
     }
 
     /// The pool of external addresses.
@@ -147,24 +172,46 @@ impl Nat44 {
         let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
         let inside = packet.tuple.source;
         let out = state_key::nat_out(tenant, protocol, inside);
+        let pool = self.pool.id();
+        let is_established = shows_established(packet.parsed.transport);
         changes.conditions.push(Condition::Absent(out));
         changes.writes.push(Write::Take(Take {
-            pool: self.pool.id(),
+            pool,
             protocol,
             holder: inside.address,
             like_port: inside.port,
         }));
         changes.writes.push(Write::Put {
             key: out,
-            value: Mapping { to: Endpoint::v4([0; 4], 0), pool: self.pool.id() }.encode(),
+            value: Mapping { to: Endpoint::v4([0; 4], 0), pool, is_established }.encode(),
             fill: Fill { key_at: None, value_at: Some(VALUE_FILL) },
+            ttl_s: self.ttl_s(protocol, is_established),
         });
         changes.writes.push(Write::Put {
             key: state_key::nat_in_unfilled(tenant, protocol),
-            value: Mapping { to: inside, pool: self.pool.id() }.encode(),
+            value: Mapping { to: inside, pool, is_established: false }.encode(),
             fill: Fill { key_at: Some(NAT_IN_FILL), value_at: None },
+            // It ends with the other entry.
+            ttl_s: 0,
         });
         Verdict::Commit
+    }
+
+    /// Asks for the long time of an established connection, if this packet shows the first one.
+    fn establish(&self, packet: &Packet<'_>, entry: &Entry, changes: &mut Changes) {
+        let mapping = Mapping::decode(&entry.value);
+        if mapping.is_established || !shows_established(packet.parsed.transport) {
+            return;
+        }
+        let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
+        let key = state_key::nat_out(tenant, protocol, packet.tuple.source);
+        changes.conditions.push(Condition::Version(key, entry.version));
+        changes.writes.push(Write::Put {
+            key,
+            value: Mapping { is_established: true, ..mapping }.encode(),
+            fill: Fill::default(),
+            ttl_s: self.ttl_s(protocol, true),
+        });
     }
 }
 
@@ -193,6 +240,7 @@ impl NetworkFunction for Nat44 {
             (Way::Pass, _) => Verdict::Forward,
             (Way::Refused(reason), _) => Verdict::Drop(reason),
             (Way::Out, Some(entry)) => {
+                self.establish(packet, entry, changes);
                 translate_source(packet, Mapping::decode(&entry.value).to);
                 Verdict::Forward
             }
@@ -241,6 +289,15 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
             Some(DropReason::TcpMidstream)
         }
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { request: true } => None,
+    }
+}
+
+/// Whether a packet from inside shows an established TCP connection: anything behind the handshake
+/// but a reset.
+const fn shows_established(transport: Transport) -> bool {
+    match transport {
+        Transport::Tcp { flags } => matches!(Segment::of(flags), Segment::Other | Segment::Fin),
+        Transport::Udp | Transport::Echo { .. } | Transport::IcmpError { .. } => false,
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) fn error(inner_protocol: u8, source: &str, destination: &str) -> Pars
 /// The store.
 pub(crate) struct TestStore {
     pub(crate) entries: BTreeMap<Key, Entry>,
+    /// The seconds that each was put for.
+    pub(crate) lifetimes: BTreeMap<Key, u32>,
     /// Ports that have a holder.
     pub(crate) taken: BTreeSet<(u8, Endpoint)>,
     steering: Steering,
@@ -71,7 +73,13 @@ pub(crate) struct TestStore {
 impl TestStore {
     pub(crate) fn new(chain: &Chain) -> Self {
         let steering = chain.steering(7);
-        Self { entries: BTreeMap::new(), taken: BTreeSet::new(), steering, version: 0 }
+        Self {
+            entries: BTreeMap::new(),
+            lifetimes: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            steering,
+            version: 0,
+        }
     }
 
     /// Takes a packet through the chain until it is decided, and then once more: the same packet
@@ -138,6 +146,7 @@ impl TestStore {
                 Condition::Version(key, version) => {
                     self.entries.get(key).is_some_and(|entry| entry.version == *version)
                 }
+                Condition::Expired(..) => panic!("no packet asks for an expiry"),
             };
             assert!(holds, "nobody else writes, so {condition:?} holds");
         }
@@ -145,8 +154,9 @@ impl TestStore {
         for write in &changes.writes {
             match write {
                 Write::Take(take) => filling = Some(self.take(slot, take)?),
-                Write::Put { key, value, fill } => {
+                Write::Put { key, value, fill, ttl_s } => {
                     let (key, value) = filled(*key, *value, *fill, filling);
+                    self.lifetimes.insert(key, *ttl_s);
                     self.version += 1;
                     let version = Version(self.version);
                     self.entries.insert(key, Entry { value, version, slot });

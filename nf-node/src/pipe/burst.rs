@@ -134,7 +134,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let mut packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
             let (mut is_first, mut found_first) = (true, None);
             let mut hash = Some(*hash);
-            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key| {
+            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, is_seen| {
                 if core::mem::take(&mut is_first) {
                     if first.is_none() {
                         found_first = Some(*key);
@@ -143,8 +143,13 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                         return Err(Stop::Behind(*key));
                     }
                 }
-                let hash = hash.take().unwrap_or(KeyHash::UNKNOWN);
-                match access.read(now, token, *slot, (key, hash)) {
+                let wanted = (key, hash.take().unwrap_or(KeyHash::UNKNOWN));
+                let answer = if is_seen {
+                    access.read_seen(now, token, *slot, wanted)
+                } else {
+                    access.read(now, token, *slot, wanted)
+                };
+                match answer {
                     ReadAnswer::Here { entry, access, valid_until } => {
                         counters.add_accesses(access, 1);
                         Ok((entry, valid_until))

@@ -194,7 +194,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             tuple: parsed.tuple,
         };
         let first = chain.function(side, 0).and_then(|function| function.key(&packet));
-        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key| {
+        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, is_seen| {
             if first_key.is_none() {
                 *first_key = Some(*key);
                 if claims.is_held(key) {
@@ -204,7 +204,13 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             if let Some(answer) = Answer::find(answers, now, key) {
                 return Ok((answer.entry, answer.valid_until));
             }
-            match access.read(now, token, slot, (key, KeyHash::UNKNOWN)) {
+            let wanted = (key, KeyHash::UNKNOWN);
+            let answer = if is_seen {
+                access.read_seen(now, token, slot, wanted)
+            } else {
+                access.read(now, token, slot, wanted)
+            };
+            match answer {
                 ReadAnswer::Here { entry, access, valid_until } => {
                     counters.add_accesses(access, 1);
                     Answer { key: *key, entry, valid_until, asked: numbered }.keep_in(answers);

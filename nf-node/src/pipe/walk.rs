@@ -36,13 +36,14 @@ pub(super) enum Stop {
 }
 
 /// Sends a packet through the chain. `first` is the key of the first function, found already.
+/// `read` is told whether the packet keeps the entry alive.
 #[inline(always)]
 pub(super) fn walk<C: Stages>(
     chain: &C,
     now: Time,
     (packet, first): (&mut Packet<'_>, Option<&Key>),
     changes: &mut Changes,
-    mut read: impl FnMut(&Key) -> Result<(Option<Entry>, Time), Stop>,
+    mut read: impl FnMut(&Key, bool) -> Result<(Option<Entry>, Time), Stop>,
 ) -> Way {
     changes.clear();
     let mut valid_until = Time(u64::MAX);
@@ -55,7 +56,7 @@ pub(super) fn walk<C: Stages>(
             later = function.key(packet);
             later.as_ref()
         };
-        let entry = match key.map(&mut read) {
+        let entry = match key.map(|key| read(key, packet.keeps_alive(key))) {
             None => None,
             Some(Ok((entry, until))) => {
                 valid_until = valid_until.min(until);

@@ -1,7 +1,9 @@
 //! The tables of a node: a region a shard, the machine that writes it, and what reads it.
 
 use super::{ClusterShape, NodeError};
+use crate::chain::Chain;
 use crate::cluster_access::LocalShard;
+use crate::nf::entry_rules::FunctionRules;
 use crate::node_config::NodeConfig;
 use nearstate_placement::Map;
 use nearstate_placement::system::SystemMachine;
@@ -10,8 +12,8 @@ use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::region::{Region, require_memory};
 use nearstate_store::{
-    Entry, Key, Machine, PoolSpec, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table,
-    TableReader,
+    Entry, Key, Machine, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table, TableReader,
+    Time,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +50,11 @@ impl LocalReads for TableReads {
     fn get(&self, key: &Key) -> Option<Entry> {
         self.0.get(key)
     }
+
+    fn note_seen(&self, key: &Key, at: Time) {
+        // Whether there is such an entry is not asked here.
+        let _ = self.0.get_seen(key, self.0.hash(key), at);
+    }
 }
 
 impl Replicas {
@@ -59,7 +66,7 @@ impl Replicas {
     pub(super) fn new(
         config: &NodeConfig,
         nonce: u64,
-        (shape, pools): (ClusterShape, &[PoolSpec]),
+        (shape, chain): (ClusterShape, &Chain),
         view: &SystemView,
     ) -> Result<Self, NodeError> {
         let bytes = Table::bytes_for(config.table_capacity)?;
@@ -84,8 +91,10 @@ impl Replicas {
             let reader = table.reader();
             let lease = Arc::new(LeaseCell::none());
             let generation = table.generation_cell();
-            let machine =
-                FlowMachine::new(FlowMachineConfig { table, slots, pools: pools.to_vec() });
+            let pools = chain.pools().to_vec();
+            let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools })
+                .with_rules(Arc::new(FunctionRules))
+                .with_soft_state(chain.soft());
             replicas.setups.push(ShardSetup {
                 id: shard,
                 machine: Box::new(machine),

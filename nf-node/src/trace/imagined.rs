@@ -28,7 +28,7 @@ impl Imagined {
         for write in &changes.writes {
             match write {
                 Write::Take(take) => imagined.taken = some_port(chain, slot, take),
-                Write::Put { key, value, fill } => imagined.put(*key, *value, *fill),
+                Write::Put { key, value, fill, .. } => imagined.put(*key, *value, *fill),
                 Write::Delete(key) => imagined.writes.push((*key, None)),
                 // They change no meaning that a function goes by.
                 Write::Touch(_) | Write::Add { .. } | Write::Return { .. } => {}

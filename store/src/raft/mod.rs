@@ -15,6 +15,7 @@ use crate::machine::{Machine, PayloadError, Reply};
 use crate::shard_time::ShardTime;
 use crate::transport::Transport;
 use crate::types::{LogIndex, NodeId, ShardId, Term, Time};
+use crate::upkeep::{Upkeep, UpkeepClock};
 use crate::wire::{Append, Appended, AskVote, HandOver, NotServed, SnapshotChunk, Voted};
 use core::fmt;
 use core::time::Duration;
@@ -31,7 +32,7 @@ use openraft::{
     StepDownPolicy,
 };
 use rkyv::util::AlignedVec;
-use state_machine::StateMachine;
+use state_machine::{MachineHandle, StateMachine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
@@ -119,6 +120,7 @@ pub(crate) struct Replica {
     check: PayloadCheck,
     assembly: Mutex<Option<Assembly>>,
     time: Arc<ShardTime>,
+    machine: MachineHandle,
 }
 
 /// What the lease is made of.
@@ -190,10 +192,11 @@ impl Replica {
         let network = PeerFactory { transport, shard, node, timing };
         let time = Arc::new(ShardTime::default());
         let machine = StateMachine::new(machine, time.clone());
+        let handle = machine.handle();
         let raft = Raft::new(node.0, Arc::new(config), network, LogStore::default(), machine)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), time })
+        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), time, machine: handle })
     }
 
     /// Forms the group, once. Forming it again is no error.
@@ -285,6 +288,11 @@ impl Replica {
     /// Whether this node asks for votes when it misses a leader.
     pub(crate) fn campaign(&self, may: bool) {
         self.raft.runtime_config().elect(may);
+    }
+
+    /// Asks the machine what is to be done because time has passed; whether it was free.
+    pub(crate) fn upkeep(&self, clock: &UpkeepClock, work: &mut Upkeep) -> bool {
+        self.machine.upkeep(clock, work)
     }
 
     /// What time it is in the shard.

@@ -11,6 +11,7 @@ use crate::machine::{Machine, Reply};
 use crate::shard_time::ShardTime;
 use crate::transport::lock;
 use crate::types::LogIndex;
+use crate::upkeep::{Upkeep, UpkeepClock};
 use futures::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -34,9 +35,8 @@ struct Applied {
 
 /// See the module's text.
 pub(crate) struct StateMachine {
-    // The lock is never waited for: only this task takes it. It makes a machine shareable that
-    // need not be.
-    applied: Mutex<Applied>,
+    // Shared with the upkeep only, which takes it for small pieces of work and never waits for it.
+    applied: Arc<Mutex<Applied>>,
     current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
     time: Arc<ShardTime>,
 }
@@ -44,7 +44,27 @@ pub(crate) struct StateMachine {
 impl StateMachine {
     pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Mutex::new(applied), current: Arc::default(), time }
+        Self { applied: Arc::new(Mutex::new(applied)), current: Arc::default(), time }
+    }
+
+    /// Access to the machine for its upkeep.
+    pub(crate) fn handle(&self) -> MachineHandle {
+        MachineHandle(self.applied.clone())
+    }
+}
+
+/// Asks a machine between two entries.
+pub(crate) struct MachineHandle(Arc<Mutex<Applied>>);
+
+impl MachineHandle {
+    /// See [`Machine::upkeep`]. Whether the machine was free.
+    pub(crate) fn upkeep(&self, clock: &UpkeepClock, work: &mut Upkeep) -> bool {
+        match self.0.try_lock() {
+            Ok(mut applied) => applied.machine.upkeep(clock, work),
+            // Whoever panicked in it has said so, and the group ends.
+            Err(_) => return false,
+        }
+        true
     }
 }
 

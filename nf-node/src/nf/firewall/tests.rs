@@ -55,6 +55,22 @@ fn check(what: &str, rules: &[&str], steps: &[Step3]) {
 }
 
 #[test]
+fn a_flow_lives_as_long_as_its_state_deserves() {
+    let chain = chain(&[]);
+    let mut store = TestStore::new(&chain);
+    let mut send = |(side, packet): (Side, Parsed)| {
+        store.send(&chain, side, &packet).0.unwrap();
+        store.lifetimes[&state_key::firewall(TenantId(0), &packet.tuple)]
+    };
+    let open = [out(SYN), back(SYN_ACK), out(ACK), back(ACK)].map(&mut send);
+    assert_eq!(open, [240, 240, 7440, 7440]);
+    assert_eq!([out(FIN), back(FIN), out(SYN)].map(&mut send), [240, 240, 240]);
+    assert_eq!([back(SYN_ACK), out(ACK), back(RST)].map(&mut send), [240, 7440, 240]);
+    assert_eq!(send((OUT, udp(H, R))), 300);
+    assert_eq!(send((OUT, echo(true, "10.0.0.1:7", "192.0.2.1:7"))), 60);
+}
+
+#[test]
 fn tcp_connections() {
     use DropReason::{NoState, RuleDenied, TcpMidstream};
     use TcpState::{Closing, Established, FinInitiator, FinResponder, SynReceived, SynSent};

@@ -56,6 +56,7 @@ fn the_first_packet_chooses_and_both_directions_follow() {
         key,
         value: Choice { to, epoch: 4 }.encode(),
         fill: Fill::default(),
+        ttl_s: 7440,
     };
     assert_eq!(changes.writes[..], [put(there, backend), put(back, end(VIRTUAL))]);
 

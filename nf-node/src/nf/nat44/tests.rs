@@ -176,15 +176,35 @@ fn segments_from_the_middle_make_a_mapping_but_a_reset_does_not() {
     }
 }
 
+/// R5382-5, R4787-5, R5508-2.
+#[test]
+fn a_mapping_of_tcp_is_transitory_until_a_connection_is_established() {
+    let chain = chain();
+    let mut store = TestStore::new(&chain);
+    let key = |protocol, inside: &str| state_key::nat_out(TenantId(0), protocol, end(inside));
+    let steps = [(SYN, 240), (0x12, 240), (RST, 240), (ACK, 7440), (FIN, 7440), (RST, 7440)];
+    for (flags, ttl_s) in steps {
+        store.send(&chain, OUT, &tcp(flags, H, WEB)).0.unwrap();
+        assert_eq!(store.lifetimes[&key(6, H)], ttl_s, "flags {flags:#x}");
+    }
+    store.send(&chain, OUT, &tcp(ACK, "10.0.0.1:1001", WEB)).0.unwrap();
+    assert_eq!(store.lifetimes[&key(6, "10.0.0.1:1001")], 7440, "picked up in the middle");
+    store.send(&chain, OUT, &udp(H, WEB)).0.unwrap();
+    store.send(&chain, OUT, &echo(true, P, "192.0.2.1:77")).0.unwrap();
+    assert_eq!((store.lifetimes[&key(17, H)], store.lifetimes[&key(1, P)]), (300, 60));
+    let inwards = store.lifetimes.iter().filter(|(key, _)| key.kind() == KeyKind::NatIn as u8);
+    assert!(inwards.clone().count() == 4 && inwards.clone().all(|(_, ttl_s)| *ttl_s == 0));
+}
+
 #[test]
 fn a_mapping_is_read_back_as_it_was_written() {
-    let mapping = Mapping { to: end("198.19.0.7:4321"), pool: PoolId(9) };
+    let mapping = Mapping { to: end("198.19.0.7:4321"), pool: PoolId(9), is_established: false };
     assert_eq!(Mapping::decode(&mapping.encode()), mapping);
     let bytes = mapping.encode().to_bytes();
     assert_eq!(bytes[10..19], [0xff, 0xff, 198, 19, 0, 7, 0x10, 0xe1, 9]);
     assert!(bytes[19..].iter().all(|byte| *byte == 0));
     // What the store fills in is what is read.
-    let mut bytes = Mapping { to: Endpoint::v4([0; 4], 0), pool: PoolId(9) }.encode().to_bytes();
+    let mut bytes = Mapping { to: Endpoint::v4([0; 4], 0), ..mapping }.encode().to_bytes();
     let at = usize::from(VALUE_FILL);
     bytes[at..at + 6].copy_from_slice(&[198, 19, 0, 7, 0x10, 0xe1]);
     assert_eq!(Mapping::decode(&Value::from_bytes(&bytes)), mapping);
@@ -193,7 +213,8 @@ fn a_mapping_is_read_back_as_it_was_written() {
 #[test]
 fn it_says_what_its_entries_mean() {
     let nat = Nat44::new(chain().pools()[0].clone());
-    let value = Mapping { to: end("198.19.0.7:4321"), pool: PoolId(0) }.encode();
+    let value =
+        Mapping { to: end("198.19.0.7:4321"), pool: PoolId(0), is_established: true }.encode();
     let entry = Entry { value, version: Version(1), slot: SlotId(0) };
     let out = state_key::nat_out(TenantId(0), 6, end("10.0.0.1:99"));
     assert_eq!(

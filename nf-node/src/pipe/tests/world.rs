@@ -111,6 +111,7 @@ impl World {
                 Condition::Version(key, version) => {
                     self.entries.get(key).is_some_and(|entry| entry.version == *version)
                 }
+                Condition::Expired(..) => panic!("no packet asks for an expiry"),
             };
             if !holds {
                 return Outcome::ConditionFailed(number as u8);
@@ -342,7 +343,7 @@ impl NetworkFunction for Toy {
                 None => Condition::Absent(key),
             });
             let value = Value([wanted, 0, 0, 0, 0, 0, 0, 0]);
-            changes.writes.push(Write::Put { key, value, fill: Fill::default() });
+            changes.writes.push(Write::Put { key, value, fill: Fill::default(), ttl_s: 0 });
             return if number % 2 == 0 { Verdict::Commit } else { Verdict::Forward };
         }
         if matches!(self, Self::Flow) {

@@ -1,0 +1,212 @@
+//! When the entries of a flow machine expire, and what its owner tells the others of soft state.
+//!
+//! An entry expires when nobody has seen it for its lifetime. All replicas know roughly when it was
+//! last seen (its [`Life`]); the owner knows better, from its marks. It proposes the expiry under a
+//! condition that the log decides: not refreshed, not changed, and over in the shard's own time. So
+//! a refresh that came first wins, and of any number of proposals one takes effect.
+//!
+//! *Never early.* To a deadline the owner adds the time within which other nodes tell it what they
+//! saw. What an earlier owner saw last it cannot know, so it counts every entry as seen when it
+//! became owner itself: then nothing ends before its time, and what nobody sees any more ends one
+//! lifetime after the change of owner.
+//!
+//! *Bounded.* One call looks at so many timers and so many cells, and gives so much work, and no
+//! more. It changes no replicated state, and reads no clock.
+
+use crate::flow_machine::FlowMachine;
+use crate::lifetimes::Life;
+use crate::limits::SEEN_NOTES_MAX;
+use crate::pool_check::{PoolLeak, PoolReport, pool_check};
+use crate::transaction::{Condition, SeenNote};
+use crate::types::{Term, Time};
+use crate::upkeep::{
+    CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, Expiry, PlainRules, SoftTerms, TIMERS_AT_ONCE,
+    Upkeep, UpkeepClock,
+};
+use crate::{Entry, Key};
+use std::sync::Arc;
+
+/// How far the marks have been looked through.
+#[derive(Clone, Copy, Debug, Default)]
+struct Scan {
+    next_cell: u32,
+    /// When this pass over all cells began; `None` before the first.
+    began: Option<Time>,
+}
+
+/// What a machine needs for its upkeep; no part of its state.
+#[derive(Debug)]
+pub(crate) struct Keeping {
+    rules: Arc<dyn EntryRules>,
+    soft: SoftTerms,
+    /// The term in which this node owns the shard, and the shard's time when that began.
+    tenure: Option<(Term, u64)>,
+    scan: Scan,
+    due: Vec<(Key, Entry)>,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self {
+            rules: Arc::new(PlainRules),
+            soft: SoftTerms::default(),
+            tenure: None,
+            scan: Scan::default(),
+            due: Vec::new(),
+        }
+    }
+}
+
+/// What the owner of now knows by.
+#[derive(Clone, Copy, Debug)]
+struct Knowledge {
+    clock: UpkeepClock,
+    /// The shard's time when it became owner.
+    since_ms: u64,
+    soft: SoftTerms,
+}
+
+impl Knowledge {
+    /// When a mark was left, in the shard's time.
+    fn marked_ms(self, mark: Time) -> u64 {
+        self.clock.time_ms.saturating_sub(self.age_ms(mark))
+    }
+
+    fn age_ms(self, mark: Time) -> u64 {
+        self.clock.now.since_ns(mark) / 1_000_000
+    }
+
+    /// When an entry is due, as far as is known now.
+    fn due_ms(self, life: Life, mark: Option<Time>) -> u64 {
+        if life == Life::ENDLESS {
+            return u64::MAX;
+        }
+        let marked_ms = mark.map_or(0, |mark| self.marked_ms(mark));
+        let seen = marked_ms.max(life.seen_ms()).max(self.since_ms);
+        seen + life.ttl_ms() + self.soft.within_ms
+    }
+}
+
+impl FlowMachine {
+    /// The same machine, whose entries end as these rules say.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Arc<dyn EntryRules>) -> Self {
+        self.keeping.rules = rules;
+        self
+    }
+
+    /// The same machine with other terms for soft state. All replicas should have the same.
+    #[must_use]
+    pub fn with_soft_state(mut self, soft: SoftTerms) -> Self {
+        self.keeping.soft = soft;
+        self
+    }
+
+    /// Whether every port in use has just one entry that it is in use for, and every such entry its
+    /// port. Scans everything.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub fn pool_check(&self) -> Result<PoolReport, PoolLeak> {
+        let pools = self.pools.iter().map(|((at, _), pool)| (&self.specs[usize::from(*at)], pool));
+        pool_check(self.table.iter(), pools, &*self.keeping.rules)
+    }
+
+    /// Entries with a timer.
+    #[must_use]
+    pub fn timers(&self) -> u32 {
+        self.table.timers()
+    }
+
+    /// See [`crate::machine::Machine::upkeep`].
+    pub(crate) fn keep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
+        let mut clock = *clock;
+        clock.time_ms = clock.time_ms.max(crate::machine::Machine::time_ms(self));
+        let since_ms = match self.keeping.tenure {
+            Some((term, since_ms)) if term == clock.term => since_ms,
+            _ => clock.time_ms,
+        };
+        self.keeping.tenure = Some((clock.term, since_ms));
+        let known = Knowledge { clock, since_ms, soft: self.keeping.soft };
+        self.end_expired(known, work);
+        if work.wants_seen {
+            self.tell_seen(known, work);
+        }
+    }
+
+    fn end_expired(&mut self, known: Knowledge, work: &mut Upkeep) {
+        let mut due = core::mem::take(&mut self.keeping.due);
+        let room = EXPIRIES_MAX.saturating_sub(work.expiries.len()) as u32;
+        let turned = self.table.turn_timers(
+            known.clock.time_ms,
+            // Each timer may be due.
+            TIMERS_AT_ONCE.min(room),
+            |life, mark| known.due_ms(life, mark),
+            |key, entry| due.push((key, entry)),
+        );
+        work.steps += turned.steps;
+        work.is_more |= turned.is_more;
+        for (key, entry) in due.drain(..) {
+            work.expiries.extend(self.expiry(known, &key, &entry));
+        }
+        self.keeping.due = due;
+    }
+
+    /// The end of an entry that is due; `None` if one of its partners is not.
+    fn expiry(&mut self, known: Knowledge, key: &Key, entry: &Entry) -> Option<Expiry> {
+        let mut ending = Ending::default();
+        self.keeping.rules.end(key, entry, &mut ending);
+        let Ending { partners, writes } = ending;
+        let mut expiry = Expiry { slot: entry.slot, conditions: [].into_iter().collect(), writes };
+        expiry.conditions.push(Condition::Expired(*key, entry.version));
+        for partner in partners {
+            let Some((other, life, mark)) = self.table.seen(&partner) else { continue };
+            let due_ms = known.due_ms(life, mark);
+            if due_ms > known.clock.time_ms {
+                self.table.arm(key, due_ms, known.clock.time_ms);
+                return None;
+            }
+            expiry.conditions.push(Condition::Expired(partner, other.version));
+        }
+        (!expiry.writes.is_empty()).then_some(expiry)
+    }
+
+    /// Looks through the marks: all of them once in [`SoftTerms::within_ms`].
+    fn tell_seen(&mut self, known: Knowledge, work: &mut Upkeep) {
+        let (cells, now) = (self.table.cells(), known.clock.now);
+        let Scan { mut next_cell, began } = self.keeping.scan;
+        let within_ns = known.soft.within_ms.max(1).saturating_mul(1_000_000);
+        let began = match began {
+            Some(began) if next_cell < cells || now.since_ns(began) < within_ns => began,
+            _ => {
+                next_cell = 0;
+                now
+            }
+        };
+        // So many should have been looked at by now, and at least a little at every call.
+        let share = u128::from(now.since_ns(began).min(within_ns)) * u128::from(cells);
+        let wanted = (share / u128::from(within_ns)) as u32;
+        let little = CELLS_AT_ONCE.min(cells / 64 + 1);
+        let wanted = wanted.max(next_cell.saturating_add(little)).min(cells);
+        let end = wanted.min(next_cell.saturating_add(CELLS_AT_ONCE));
+        let begin = next_cell;
+        while next_cell < end && work.seen.len() < SEEN_NOTES_MAX {
+            let worth = |life: Life, mark: Time| {
+                let worth_ms = known.soft.worth_ms(life.ttl_ms());
+                known.marked_ms(mark) >= life.seen_ms() + worth_ms
+            };
+            if let Some((key, mark)) = self.table.marked(next_cell, worth) {
+                let age_ms = u32::try_from(known.age_ms(mark)).unwrap_or(u32::MAX);
+                work.seen.push(SeenNote { key, age_ms });
+            }
+            next_cell += 1;
+        }
+        work.cells += next_cell - begin;
+        work.is_more |= next_cell < wanted;
+        self.keeping.scan = Scan { next_cell, began: Some(began) };
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_upkeep_tests.rs"]
+mod tests;

@@ -1,0 +1,184 @@
+//! An owner's fourth task: every now and then it asks its machine what is to be done because time
+//! has passed, and proposes that.
+//!
+//! The edge: it sleeps and reads clocks, and decides nothing; when an entry has expired is the
+//! machine's business ([`crate::flow_upkeep`]). The machine is asked for small pieces of work, and
+//! other tasks run in between. Expiries go the way of all transactions. Notes of what was seen go
+//! in entries of their own, one at a time, and wait when the group has much to do: packets never
+//! wait for them.
+
+#![expect(clippy::disallowed_methods, reason = "looks every now and then")]
+
+use crate::clock::{boot_now, wall_ms};
+use crate::raft::Payload;
+use crate::shard::{Ask, Route, Shard};
+use crate::transaction::{Batch, Outcome, SeenNote, TransactionId};
+use crate::types::{NodeId, Term};
+use crate::upkeep::{Expiry, Upkeep, UpkeepClock};
+use crate::wire::{NotServed, TRANSACTIONS_MAX};
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use futures::future::join_all;
+use rkyv::rancor;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+/// Between two looks: a tick of the machine's timers.
+const EVERY: Duration = Duration::from_millis(64);
+/// How long what was proposed is waited for. Whatever came of it then, the timers come up again.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The number of this task among the askers of its node.
+const CLIENT: u64 = 0xffff;
+
+/// What an owner did for a shard beside answering.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpkeepCounts {
+    /// Expiries that took effect.
+    pub expired: u64,
+    /// Expiries that did not, because a refresh or another proposal was faster.
+    pub outrun: u64,
+    /// Expiries of which nothing is known, or that were refused; they are proposed again.
+    pub undecided: u64,
+    /// Notes of what was seen that all replicas have.
+    pub told: u64,
+    /// Rounds in which notes had to wait because the group was busy.
+    pub waited: u64,
+}
+
+/// The same, while they rise.
+#[derive(Debug, Default)]
+pub(crate) struct UpkeepCounters {
+    expired: AtomicU64,
+    outrun: AtomicU64,
+    undecided: AtomicU64,
+    told: AtomicU64,
+    waited: AtomicU64,
+}
+
+impl UpkeepCounters {
+    pub(crate) fn read(&self) -> UpkeepCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        UpkeepCounts {
+            expired: load(&self.expired),
+            outrun: load(&self.outrun),
+            undecided: load(&self.undecided),
+            told: load(&self.told),
+            waited: load(&self.waited),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+/// Ids for the proposals of one life of a node.
+struct Ids {
+    client: u64,
+    serial: u64,
+}
+
+impl Ids {
+    fn of(node: NodeId) -> Self {
+        Self { client: node.0 << 16 | CLIENT, serial: 0 }
+    }
+
+    fn next(&mut self) -> TransactionId {
+        self.serial += 1;
+        TransactionId { client: self.client, serial: self.serial }
+    }
+}
+
+impl Shard {
+    /// The fourth task; see the module's text.
+    pub(crate) async fn keep_loop(self: Arc<Self>) {
+        let mut ids = Ids::of(self.node);
+        let mut work = Upkeep::new();
+        loop {
+            sleep(EVERY).await;
+            if let Some(term) = self.owned_term() {
+                self.keep(term, &mut ids, &mut work).await;
+            }
+        }
+    }
+
+    /// The term in which this node owns the shard now.
+    fn owned_term(&self) -> Option<Term> {
+        let leading = self.replica.leading().filter(|leading| leading.caught_up)?;
+        (boot_now() < self.lease_until()).then_some(leading.term)
+    }
+
+    /// Does all that is due, piece by piece.
+    async fn keep(&self, term: Term, ids: &mut Ids, work: &mut Upkeep) {
+        loop {
+            work.clear();
+            work.wants_seen = !self.is_busy();
+            if !work.wants_seen {
+                count(&self.upkeep.waited, 1);
+            }
+            let now = boot_now();
+            let time_ms = self.replica.time().stamp(term, now, wall_ms());
+            if !self.replica.upkeep(&UpkeepClock { time_ms, now, term }, work) {
+                return;
+            }
+            let expiries = self.expire(work.expiries.drain(..), ids);
+            let told = self.tell(term, &mut work.seen);
+            tokio::join!(expiries, told);
+            if !work.is_more || self.owned_term() != Some(term) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn expire(&self, expiries: impl Iterator<Item = Expiry>, ids: &mut Ids) {
+        let mut transactions: Vec<_> =
+            expiries.map(|expiry| expiry.into_transaction(ids.next())).collect();
+        let mut answers = Vec::new();
+        while !transactions.is_empty() {
+            let rest = transactions.split_off(transactions.len().min(TRANSACTIONS_MAX));
+            let (sender, answer) = oneshot::channel();
+            let asked = transactions.len();
+            self.ask(Ask { transactions, route: Route::Local(sender) });
+            answers.push(async move { (asked, timeout(PATIENCE, answer).await) });
+            transactions = rest;
+        }
+        for (asked, answer) in join_all(answers).await {
+            let outcomes: Result<Vec<Outcome>, NotServed> =
+                answer.ok().and_then(Result::ok).unwrap_or(Err(NotServed::Unknown));
+            self.count_outcomes(asked, &outcomes.unwrap_or_default());
+        }
+    }
+
+    fn count_outcomes(&self, asked: usize, outcomes: &[Outcome]) {
+        let of = |kind: fn(&Outcome) -> bool| outcomes.iter().filter(|o| kind(o)).count();
+        let expired = of(|outcome| matches!(outcome, Outcome::Committed(_)));
+        let outrun = of(|outcome| matches!(outcome, Outcome::ConditionFailed(_)));
+        count(&self.upkeep.expired, expired);
+        count(&self.upkeep.outrun, outrun);
+        count(&self.upkeep.undecided, asked - expired - outrun);
+    }
+
+    /// Puts notes into the log, in an entry of their own.
+    async fn tell(&self, term: Term, seen: &mut Vec<SeenNote>) {
+        if seen.is_empty() {
+            return;
+        }
+        let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
+        let batch = Batch { time_ms, transactions: Vec::new(), seen: core::mem::take(seen) };
+        let payload = rkyv::to_bytes::<rancor::Error>(&batch).ok();
+        let told = batch.seen.len();
+        // The memory is used again.
+        *seen = batch.seen;
+        let Some(payload) = payload.map(|bytes| Payload(Arc::new(bytes))) else { return };
+        if self.replica.check(&payload).is_err() {
+            tracing::error!(shard = %self.id, told, "notes are not acceptable");
+            return;
+        }
+        // What does not get through is still in the marks, and is told the next time.
+        if let Ok(Ok(_)) = timeout(PATIENCE, self.replica.write(payload)).await {
+            count(&self.upkeep.told, told);
+        }
+    }
+}
