@@ -2,7 +2,7 @@
 //!
 //! Only arithmetic and text. Whether a run was good is decided here, once.
 
-use super::measure::{LatencyUs, round3};
+use super::measure::LatencyUs;
 use super::outcome::{Outcome, Outcomes};
 use serde::Serialize;
 use std::collections::BTreeMap;
