@@ -35,6 +35,7 @@ mod shard;
 mod shard_time;
 pub mod slot_set;
 pub mod snapshot;
+mod suspension;
 pub mod table;
 pub mod table_reader;
 pub mod table_stats;

@@ -146,6 +146,9 @@ impl Marks {
     }
 }
 
+/// Bytes that a cell has beside it: life, mark, and the two links of its timer.
+pub(crate) const BESIDE_BYTES: usize = 20;
+
 #[derive(Debug)]
 struct Kept {
     lives: Box<[u64]>,
@@ -163,6 +166,14 @@ impl Lifetimes {
     /// For a table of so many cells. (The default keeps nothing: for tables that are only looked
     /// at.)
     pub(crate) fn new(cells: u32) -> Result<Self, RegionError> {
+        // Asked for in one piece first: an allocation that fails ends the process.
+        let mut all = Vec::<u8>::new();
+        all.try_reserve_exact(cells as usize * BESIDE_BYTES).map_err(|_| RegionError::Io {
+            action: "reserve",
+            path: "anonymous memory".into(),
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        })?;
+        drop(all);
         let bytes = (cells as usize * size_of::<u32>()).next_multiple_of(size_of::<u64>());
         let marks = Marks(Arc::new(Region::anonymous(bytes)?));
         let lives = vec![0; cells as usize].into_boxed_slice();

@@ -27,6 +27,7 @@ use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::{GrantBoard, LinkContext};
 use crate::machine::Reply;
 use crate::raft::{Payload, Replica, Watch, WriteError};
+use crate::suspension::Clocks;
 use crate::tenure::{Look, Tenure};
 use crate::transaction::{Batch, Outcome, SeenNote, Transaction};
 use crate::types::{NodeId, ShardId, Term, Time};
@@ -39,7 +40,6 @@ use futures::stream::FuturesUnordered;
 use rkyv::rancor;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
@@ -560,55 +560,5 @@ struct Offering<'a> {
 impl Drop for Offering<'_> {
     fn drop(&mut self) {
         self.tenure.offered(self.term);
-    }
-}
-
-/// Notices when the host slept: the monotonic clock stops then, the lease's clock does not.
-struct Clocks {
-    origin: Instant,
-    /// Boot-time clock less monotonic clock, when last looked at.
-    apart_ns: i128,
-    /// What was acknowledged before it is void.
-    since: Instant,
-}
-
-/// Clocks drift apart by less than this between two looks, unless the host slept.
-const APART_NS: i128 = 1_000_000;
-
-impl Clocks {
-    fn new() -> Self {
-        let origin = Instant::now();
-        let mut clocks = Self { origin, apart_ns: 0, since: origin };
-        clocks.apart_ns = clocks.apart();
-        clocks
-    }
-
-    fn apart(&self) -> i128 {
-        let mut best = (Duration::MAX, 0);
-        // A thread may be put aside between two looks at two clocks: take the closest pair.
-        for _ in 0..4 {
-            let before = self.origin.elapsed();
-            let boot = boot_now();
-            let gap = self.origin.elapsed().saturating_sub(before);
-            if gap < best.0 {
-                best = (gap, i128::from(boot.0) - before.as_nanos() as i128);
-            }
-            if gap < Duration::from_micros(50) {
-                break;
-            }
-        }
-        best.1
-    }
-
-    /// How far back the monotonic clock can be trusted; `None` if the host slept just now.
-    fn look(&mut self) -> Option<Duration> {
-        let apart = self.apart();
-        let jumped = (apart - self.apart_ns).abs() > APART_NS;
-        self.apart_ns = apart;
-        if jumped {
-            self.since = Instant::now();
-            return None;
-        }
-        Some(self.since.elapsed())
     }
 }

@@ -9,7 +9,7 @@ use crate::Entry;
 use crate::cell::Content;
 use crate::key::{Key, Value};
 use crate::layout::{LAYOUT_VERSION, Layout, MAGIC, header};
-use crate::lifetimes::{Life, Lifetimes};
+use crate::lifetimes::{BESIDE_BYTES, Life, Lifetimes};
 use crate::region::Region;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::table_stats::TableStats;
@@ -76,8 +76,9 @@ impl Table {
             words[at].store(value, Ordering::Relaxed);
         }
         words[header::MAGIC].store(MAGIC, Ordering::Release);
-        let lives = Lifetimes::new(layout.cells())
-            .map_err(|_| TableError::NoMemory { wanted: u64::from(layout.cells()) * 20 })?;
+        let lives = Lifetimes::new(layout.cells()).map_err(|_| TableError::NoMemory {
+            wanted: u64::from(layout.cells()) * BESIDE_BYTES as u64,
+        })?;
         let reader = TableReader::open(region, identity)?.with_marks(lives.marks().cloned());
         let mut writer = Writer::new(reader.view().clone());
         writer.lives = lives;

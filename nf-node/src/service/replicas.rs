@@ -12,8 +12,8 @@ use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::region::{Region, require_memory};
 use nearstate_store::{
-    Entry, Key, Machine, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table, TableReader,
-    Time,
+    Entry, Key, Machine, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table, TableError,
+    TableReader, Time,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,7 +87,17 @@ impl Replicas {
                 Region::anonymous(bytes)
             };
             let region = region.map_err(|source| too_little(config, shape.shards, source))?;
-            let table = make_table(config, shard, region)?;
+            let table = make_table(config, shard, region).map_err(|error| match error {
+                NodeError::Table(TableError::NoMemory { .. }) => {
+                    let source = RegionError::Io {
+                        action: "reserve",
+                        path: "anonymous memory".into(),
+                        source: std::io::ErrorKind::OutOfMemory.into(),
+                    };
+                    too_little(config, shape.shards, source)
+                }
+                other => other,
+            })?;
             let reader = table.reader();
             let lease = Arc::new(LeaseCell::none());
             let generation = table.generation_cell();
