@@ -12,7 +12,7 @@
 //! the entry up, and if so begins again; the writer counts the move, then takes the mark along.
 //! Between the two steps of each stands a full fence, so one of them sees the other.
 //!
-//! It reads no clock and decides nothing about expiry ([`crate::flow_upkeep`] does).
+//! It reads no clock and decides nothing about expiry (`flow_upkeep` does).
 
 use crate::region::{Region, RegionError};
 use crate::timer_wheel::{TimerWheel, Turned};

@@ -4,8 +4,8 @@
 //! and a holder's flows keep to one address (paired pooling, RFC 4787 REQ-2). TCP, UDP and ICMP
 //! have port spaces of their own inside a block. A port keeps the parity of the flow's own port
 //! while there is room (RFC 4787 REQ-4) and is otherwise picked at random (RFC 6056). A returned
-//! port rests for [`PORT_HOLD_DOWN_MS`] before it is given out again (RFC 6888 REQ-8). A block with
-//! no live and no resting port is free for everybody.
+//! port rests for [`PORT_HOLD_DOWN_MS`](crate::limits::PORT_HOLD_DOWN_MS) before it is given out
+//! again (RFC 6888 REQ-8). A block with no live and no resting port is free for everybody.
 //!
 //! Deterministic: time and seed come from the log.
 

@@ -32,7 +32,7 @@ pub const SOFT_STATE_MS: u64 = 1_000;
 pub struct SoftTerms {
     /// What was seen is replicated within this time; so much is lost with an owner. Less than an
     /// eighth of an entry's life is not worth a message: of a long-lived entry that much may be
-    /// missing. (A new owner knows that it does not know; see [`crate::flow_upkeep`].)
+    /// missing. (A new owner knows that it does not know; see `flow_upkeep`.)
     pub within_ms: u64,
 }
 
