@@ -99,6 +99,10 @@ impl Server {
                 answer.send(&shard.read_for_others(&keys));
                 return Ok(None);
             }
+            Request::CanLead(_) => {
+                answer.send(&Response::CanLead(!shard.replica.disk_is_full()));
+                return Ok(None);
+            }
             Request::App(_) => return Err((NotServed::Malformed, answer)),
         };
         Ok(Some((answering, answer)))
@@ -116,6 +120,7 @@ async fn propose(shard: Arc<Shard>, payload: Vec<u8>) -> Result<Response, NotSer
         Err(WriteError::Unknown) => Err(NotServed::Unknown),
         Err(WriteError::Malformed) => Err(NotServed::Malformed),
         Err(WriteError::Stopped) => Err(NotServed::Stopped),
+        Err(WriteError::DiskFull) => Err(NotServed::DiskFull),
     }
 }
 
@@ -128,6 +133,7 @@ fn shard_of(request: &Request) -> Option<ShardId> {
         | Request::Propose(shard, _)
         | Request::Transactions(shard, _)
         | Request::ReadLease(shard)
+        | Request::CanLead(shard)
         | Request::Reads(shard, _) => Some(*shard),
         Request::App(_) => None,
     }

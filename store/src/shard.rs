@@ -175,6 +175,11 @@ impl Shard {
         self.replica.status(self.parts.lease.until())
     }
 
+    /// How long the answer of a node that lives may take.
+    pub(crate) const fn patience(&self) -> Duration {
+        Duration::from_millis(self.timing.election_min_ms)
+    }
+
     /// For the end, when nothing makes it longer any more.
     pub(crate) fn end_lease(&self) {
         self.parts.lease.set(Time(0));
@@ -396,7 +401,7 @@ impl Shard {
 
     /// Asks for a read lease; gives when to ask again.
     async fn fetch_grant(&self, context: &LinkContext, owner: NodeId) -> Duration {
-        let patience = Duration::from_millis(self.timing.election_min_ms);
+        let patience = self.patience();
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
         let request = Request::ReadLease(self.id);
@@ -495,6 +500,7 @@ impl Shard {
             Err(WriteError::Unknown) => NotServed::Unknown,
             Err(WriteError::Malformed) => NotServed::Malformed,
             Err(WriteError::Stopped) => NotServed::Stopped,
+            Err(WriteError::DiskFull) => NotServed::DiskFull,
         };
         for (_, route) in routes {
             route.answer(Err(refusal));

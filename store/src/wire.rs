@@ -212,6 +212,8 @@ pub enum Request {
     Reads(ShardId, Vec<Key>),
     /// A message of the layers above.
     App(Vec<u8>),
+    /// Whether the node would lead the shard now.
+    CanLead(ShardId),
 }
 
 /// The answer to [`Append`].
@@ -333,6 +335,9 @@ pub enum NotServed {
     /// The node or the shard's group has stopped.
     #[error("stopped")]
     Stopped,
+    /// There is no room on the node's disk; nothing was done.
+    #[error("the node's disk is full: free some space there, it goes on by itself")]
+    DiskFull,
 }
 
 /// What comes back.
@@ -359,6 +364,8 @@ pub enum Response {
     App(Vec<u8>),
     /// To anything.
     NotServed(NotServed),
+    /// To [`Request::CanLead`].
+    CanLead(bool),
 }
 
 /// A message that is not what it should be.
@@ -469,7 +476,7 @@ impl Request {
             Self::Transactions(_, list) => {
                 bound((1..=TRANSACTIONS_MAX).contains(&list.len()), "number of transactions")
             }
-            Self::ReadLease(_) => Ok(()),
+            Self::ReadLease(_) | Self::CanLead(_) => Ok(()),
             Self::Reads(_, keys) => bound((1..=KEYS_MAX).contains(&keys.len()), "number of keys"),
             Self::App(bytes) => bound(bytes.len() <= APP_BYTES_MAX, "message"),
         }
@@ -512,7 +519,9 @@ impl Response {
             Self::Append(Appended::Partial(at)) => check_position(*at),
             Self::Append(Appended::Newer(ballot)) | Self::Snapshot(Some(ballot)) => ballot.check(),
             Self::Append(Appended::Success | Appended::Conflict) => Ok(()),
-            Self::Snapshot(None) | Self::HandOver(_) | Self::NotServed(_) => Ok(()),
+            Self::Snapshot(None) | Self::HandOver(_) | Self::NotServed(_) | Self::CanLead(_) => {
+                Ok(())
+            }
             Self::Proposed(WireReply::None) => Ok(()),
             Self::Proposed(WireReply::Outcomes(outcomes)) | Self::Outcomes(outcomes) => {
                 bound(outcomes.len() <= OUTCOMES_MAX, "number of outcomes")

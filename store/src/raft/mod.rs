@@ -11,6 +11,7 @@ mod network;
 mod state_machine;
 
 use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
+use crate::disk::{self, DiskLog, DiskSnapshots};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::transport::Transport;
 use crate::types::{LogIndex, NodeId, ShardId, Term, Time};
@@ -92,6 +93,8 @@ pub(crate) struct ReplicaSetup {
     pub(crate) snapshot_every: u64,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) check: PayloadCheck,
+    /// What the log and the snapshots are kept in, if anything.
+    pub(crate) files: Option<disk::Opened>,
 }
 
 /// What [`Machine::check`] is for a machine whose type is not known here.
@@ -108,6 +111,8 @@ pub(crate) enum WriteError {
     Malformed,
     /// The group has stopped on this node. Whether it takes effect is unknown.
     Stopped,
+    /// There is no room for it on this node's disk. It had no effect.
+    DiskFull,
 }
 
 /// One shard's group on this node.
@@ -117,6 +122,7 @@ pub(crate) struct Replica {
     raft: Raft<Types, StateMachine>,
     check: PayloadCheck,
     assembly: Mutex<Option<Assembly>>,
+    files: Option<(DiskLog, DiskSnapshots)>,
 }
 
 /// What the lease is made of.
@@ -178,19 +184,48 @@ fn config(setup: &ReplicaSetup) -> Result<Config, openraft::ConfigError> {
 }
 
 impl Replica {
-    /// Starts the group's instance on this node: empty, member of nothing.
+    /// Starts the group's instance on this node: with what its files hold, else empty and member of
+    /// nothing.
     pub(crate) async fn start(
         setup: ReplicaSetup,
         transport: Arc<Transport>,
     ) -> Result<Self, String> {
         let config = config(&setup).map_err(|error| error.to_string())?;
-        let ReplicaSetup { shard, node, timing, machine, check, .. } = setup;
+        let ReplicaSetup { shard, node, timing, machine, check, files, .. } = setup;
         let network = PeerFactory { transport, shard, node, timing };
-        let machine = StateMachine::new(machine);
-        let raft = Raft::new(node.0, Arc::new(config), network, LogStore::default(), machine)
+        let (log, machine, files) = match files {
+            None => (LogStore::default(), StateMachine::new(machine), None),
+            Some(disk::Opened { log, snapshots, recovered }) => {
+                let disk::Recovered { state, entries, snapshot, .. } = recovered;
+                let store = LogStore::on_disk(log.clone(), &state, entries, check)?;
+                let machine = StateMachine::on_disk(machine, snapshots.clone(), snapshot)
+                    .ok_or("the group of the newest snapshot is none")?;
+                (store, machine, Some((log, snapshots)))
+            }
+        };
+        let raft = Raft::new(node.0, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None) })
+        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), files })
+    }
+
+    /// Whether this node's disk has no room for more entries.
+    pub(crate) fn disk_is_full(&self) -> bool {
+        self.files.as_ref().is_some_and(|(log, _)| log.is_full())
+    }
+
+    /// The same, counted as a refusal.
+    fn refuses_for_room(&self) -> bool {
+        let full = self.disk_is_full();
+        if let Some((log, _)) = self.files.as_ref().filter(|_| full) {
+            log.count_refused();
+        }
+        full
+    }
+
+    /// News of [`Replica::disk_is_full`]; `None` without a disk.
+    pub(crate) fn watch_disk(&self) -> Option<tokio::sync::watch::Receiver<bool>> {
+        self.files.as_ref().map(|(log, _)| log.watch_full())
     }
 
     /// Forms the group, once. Forming it again is no error.
@@ -216,6 +251,9 @@ impl Replica {
 
     /// Writes a payload if this node leads; the answer comes once it is applied here.
     pub(crate) async fn write(&self, payload: Payload) -> Result<Reply, WriteError> {
+        if self.refuses_for_room() {
+            return Err(WriteError::DiskFull);
+        }
         match self.raft.client_write(payload).await {
             Ok(written) => Ok(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
@@ -239,6 +277,9 @@ impl Replica {
 
     /// The request reaches the group when this is first polled: poll in the order of arrival.
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, NotServed> {
+        if !append.entries.is_empty() && self.refuses_for_room() {
+            return Err(NotServed::DiskFull);
+        }
         let request = convert::append_request(append).ok_or(NotServed::Malformed)?;
         for entry in &request.entries {
             if let EntryPayload::Normal(payload) = &entry.payload {
@@ -259,6 +300,9 @@ impl Replica {
         from: NodeId,
         chunk: SnapshotChunk,
     ) -> Result<Option<crate::wire::Ballot>, NotServed> {
+        if self.refuses_for_room() {
+            return Err(NotServed::DiskFull);
+        }
         let ballot = convert::vote(&chunk.ballot);
         let assembled = {
             let mut assembly = crate::transport::lock(&self.assembly);
@@ -272,6 +316,9 @@ impl Replica {
     }
 
     pub(crate) async fn hand_over(&self, ask: HandOver) -> Result<bool, NotServed> {
+        if self.refuses_for_room() {
+            return Ok(false);
+        }
         let HandOver { ballot, to, last_log } = ask;
         let last_log = last_log.map(convert::log_id);
         let request = TransferLeaderRequest::new(convert::vote(&ballot), to, last_log);
@@ -395,8 +442,14 @@ impl Replica {
     }
 
     pub(crate) async fn stop(&self) {
+        if let Some((_, snapshots)) = &self.files {
+            snapshots.close();
+        }
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = %self.shard, %error, "a group did not end cleanly");
+        }
+        if let Some((log, _)) = &self.files {
+            log.close().await;
         }
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! The library calls `apply` from one task, so entries are applied in order by one writer. A
 //! snapshot is taken in the same task between two entries; it is the machine's state at one index.
+//! A durable replica's snapshot is on the disk before anybody hears of it; if there is no room for
+//! one, it is put off.
 
-use super::convert::StoredGroup;
+use super::convert::{self, StoredGroup};
 use super::{SnapshotBytes, Types};
+use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
 use crate::transport::lock;
 use crate::types::LogIndex;
@@ -26,28 +29,67 @@ pub(crate) struct StateMachine {
     // The lock is never waited for: only this task takes it. It makes a machine shareable that
     // need not be.
     applied: Mutex<Applied>,
-    current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
+    current: Current,
+    disk: Option<DiskSnapshots>,
 }
+
+/// The newest snapshot.
+type Current = Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>;
 
 impl StateMachine {
     pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Mutex::new(applied), current: Arc::default() }
+        Self { applied: Mutex::new(applied), current: Arc::default(), disk: None }
+    }
+
+    /// A machine whose snapshots are kept on disk, and the newest one of them.
+    /// `None`: the snapshot's group is none.
+    pub(crate) fn on_disk(
+        machine: Box<dyn Machine>,
+        disk: DiskSnapshots,
+        newest: Option<(SnapshotHead, Vec<u8>)>,
+    ) -> Option<Self> {
+        let newest = match newest {
+            None => None,
+            Some((head, bytes)) => {
+                let group = convert::group(&head.members)?;
+                let meta = SnapshotMetaOf::<Types> {
+                    last_log_id: head.last_log.map(convert::log_id),
+                    last_membership: StoredGroup::new(head.members_at.map(convert::log_id), group),
+                };
+                Some(SnapshotOf::<Types, _> { meta, snapshot: Arc::new(bytes) })
+            }
+        };
+        let current = Arc::new(Mutex::new(newest));
+        Some(Self { current, disk: Some(disk), ..Self::new(machine) })
+    }
+}
+
+fn head(meta: &SnapshotMetaOf<Types>) -> SnapshotHead {
+    SnapshotHead {
+        last_log: meta.last_log_id.as_ref().map(convert::position),
+        members_at: meta.last_membership.log_id().as_ref().map(convert::position),
+        members: convert::members(meta.last_membership.membership()),
     }
 }
 
 /// Holds a snapshot that was taken already.
 pub(crate) struct Builder {
     taken: SnapshotOf<Types, SnapshotBytes>,
-    current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
+    current: Current,
+    disk: Option<DiskSnapshots>,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBytes;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotBytes>, io::Error> {
-        *lock(&self.current) = Some(self.taken.clone());
-        Ok(self.taken.clone())
+        let taken = self.taken.clone();
+        if let Some(disk) = &self.disk {
+            disk.save(head(&taken.meta), taken.snapshot.clone()).await?;
+        }
+        *lock(&self.current) = Some(taken.clone());
+        Ok(taken)
     }
 }
 
@@ -96,7 +138,27 @@ impl RaftStateMachine<Types> for StateMachine {
             last_membership: applied.group.clone(),
         };
         let snapshot = Arc::new(applied.machine.snapshot());
-        Builder { taken: SnapshotOf::<Types, _> { meta, snapshot }, current: self.current.clone() }
+        Builder {
+            taken: SnapshotOf::<Types, _> { meta, snapshot },
+            current: self.current.clone(),
+            disk: self.disk.clone(),
+        }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let builder = self.get_snapshot_builder().await;
+        let Some(disk) = self.disk.as_ref().filter(|_| !force) else { return Some(builder) };
+        match disk.reserve(builder.taken.snapshot.len()).await {
+            Ok(true) => Some(builder),
+            Ok(false) => {
+                tracing::warn!("a snapshot is put off: there is no room for it on the disk");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "a snapshot is put off: its file cannot be made");
+                None
+            }
+        }
     }
 
     async fn install_snapshot(
@@ -104,10 +166,16 @@ impl RaftStateMachine<Types> for StateMachine {
         meta: &SnapshotMetaOf<Types>,
         snapshot: SnapshotBytes,
     ) -> Result<(), io::Error> {
-        let mut applied = lock(&self.applied);
-        applied.machine.install(&snapshot).map_err(io::Error::other)?;
-        applied.last = meta.last_log_id;
-        applied.group = meta.last_membership.clone();
+        let at_hand = lock(&self.current).as_ref().is_some_and(|at_hand| at_hand.meta == *meta);
+        {
+            let mut applied = lock(&self.applied);
+            applied.machine.install(&snapshot).map_err(io::Error::other)?;
+            applied.last = meta.last_log_id;
+            applied.group = meta.last_membership.clone();
+        }
+        if let Some(disk) = self.disk.as_ref().filter(|_| !at_hand) {
+            disk.save(head(meta), snapshot.clone()).await?;
+        }
         *lock(&self.current) = Some(SnapshotOf::<Types, _> { meta: meta.clone(), snapshot });
         Ok(())
     }
