@@ -6,6 +6,7 @@
 
 mod answers;
 mod control;
+mod durable;
 mod formation;
 mod replicas;
 mod system_view;
@@ -22,13 +23,15 @@ use crate::port::pcap::{Outputs, PcapPort, SideRule};
 use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
-use formation::Newcomer;
+use durable::{Home, Life};
+use formation::{Newcomer, Past};
 use nearstate_placement::api::{Request, Response};
 use nearstate_placement::service::ServiceConfig;
-use nearstate_placement::system::{SystemCommand, SystemReply};
+use nearstate_placement::system::{SystemCommand, SystemRefusal, SystemReply};
 use nearstate_placement::{Map, Member, MemberState};
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::Role;
+use nearstate_store::disk::{DiskError, Durability};
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{StartError, Store, StoreConfig};
 use nearstate_store::{NodeId, RegionError, Reply, ShardId, TableError};
@@ -46,6 +49,8 @@ use thiserror::Error;
 const MAP_WAIT_MS: u32 = 500;
 /// How long the answer may take.
 const MAP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a durable node may be silent before it is given up: it is expected to come back.
+const DURABLE_DEAD_AFTER_MS: u64 = 30_000;
 /// Between two tries while nobody answers.
 const MAP_RETRY: Duration = Duration::from_millis(100);
 
@@ -76,11 +81,29 @@ pub enum NodeError {
     Random(std::io::Error),
     /// It has formed the cluster in an earlier life.
     #[error(
-        "{} says that this node has formed the cluster before and has lost its memory since; start \
-         it with `start = {{ join = ... }}`, or remove the file if the whole cluster is gone",
+        "{} says that this node has formed the cluster before and has lost its memory since. If \
+         other members live, start it with `start = {{ join = ... }}`. If all were down at once, \
+         the cluster's state is lost (`durability = \"disk\"` would have kept it): to form a new \
+         cluster without it, remove the file, start this node again, and let the others join",
         .0.display()
     )]
     FormedBefore(PathBuf),
+    /// It is a member under another address, or with other ports.
+    #[error(
+        "the cluster knows this node's `{key}` as {was}, and the configuration says {is}: set it \
+         back, or give the node another directory to let it join as a new one"
+    )]
+    Moved {
+        /// Which setting.
+        key: &'static str,
+        /// What members know.
+        was: String,
+        /// What the configuration says.
+        is: String,
+    },
+    /// Its logs cannot be looked at.
+    #[error("the logs of this node: {0}")]
+    Disk(#[source] DiskError),
     /// No member lets it in.
     #[error("not let into the cluster: {0}")]
     NotLetIn(String),
@@ -154,6 +177,8 @@ struct Node {
     pipe: PipeHandle,
     pipe_stop: PipeStop,
     slots: SlotTable,
+    cluster: u64,
+    home: Option<Home>,
 }
 
 /// Ends a pipe from outside.
@@ -171,30 +196,51 @@ impl PipeStop {
 
 /// The id and what came with it.
 struct Identity {
-    node: NodeId,
-    nonce: u64,
+    life: Life,
     map: Map,
-    slots: u32,
-    shards: u16,
+    home: Option<Home>,
+}
+
+impl Identity {
+    fn durability(&self) -> Durability {
+        match &self.home {
+            None => Durability::Memory,
+            Some(home) => Durability::Disk(home.logs(self.life.starts > 1)),
+        }
+    }
+
+    /// For the transactions of this process: their serials begin anew, so it must not be one of
+    /// another process, of this life or of another one.
+    fn client(&self) -> u64 {
+        self.life.node.0 << 32 | u64::from(self.life.starts as u16) << 16
+    }
+
+    /// Keeps who this node is. Before the founder has formed the cluster, and before anything that
+    /// must not happen twice in a life.
+    fn save(&self) -> Result<(), NodeError> {
+        self.home.as_ref().map_or(Ok(()), |home| home.save(&self.life))
+    }
 }
 
 impl Node {
     async fn start(config: &NodeConfig) -> Result<Self, NodeError> {
         std::fs::create_dir_all(&config.directory)
             .map_err(|source| NodeError::File { path: config.directory.clone(), source })?;
-        let (listener, listen) = listen(config.listen)?;
+        let past = formation::look_back(config).await?;
+        let (listener, listen) = listen(past.address(config, &port_names(config))?)?;
         let early = early_slots(config);
         // Built once before the node has an id, so that a wrong chain costs nobody an id.
         drop(Chain::new(&config.chain, early)?);
         let port = open_port(config)?;
-        let identity = identify(config, listen).await?;
-        let chain = Arc::new(Chain::new(&config.chain, identity.slots)?);
+        let mut identity = identify(config, past, listen).await?;
+        let Life { node, nonce, slots: slot_count, shards, .. } = identity.life;
+        let chain = Arc::new(Chain::new(&config.chain, slot_count)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(identity.map.clone());
-        let shape = Shape { slots: identity.slots, shards: identity.shards, pools: chain.pools() };
-        let replicas = Replicas::new(config, identity.node, &shape, &view)?;
+        let shape = Shape { slots: slot_count, shards, pools: chain.pools() };
+        let replicas = Replicas::new(config, node, &shape, &view)?;
         let answers = Arc::new(Answers {
-            node: identity.node,
+            node,
             name: config.name.clone(),
             started: boot_now(),
             view: view.clone(),
@@ -207,44 +253,51 @@ impl Node {
         });
         let store_config = StoreConfig {
             cluster: config.cluster_id(),
-            node: identity.node,
+            node,
             timing: config.timing(),
-            nonce: identity.nonce,
+            nonce,
+            durability: identity.durability(),
         };
         let handler = Arc::new(Handler(answers.clone()));
         let store = Store::start(store_config, listener, replicas.setups, handler).await?;
         answers.store.get_or_init(|| store.clone());
-        tell_peers(&store, &identity.map, identity.node);
-        if let Start::Form { slots, shards, replicas } = config.start {
+        identity.save()?;
+        tell_peers(&store, &identity.map, node);
+        if let Start::Form { slots, shards, replicas } = config.start
+            && identity.life.forming
+        {
             let shape = SystemCommand::Form {
                 members: vec![member(config, listen)],
                 slots,
                 shards,
                 replicas,
             };
-            form(&store, identity.node, shards, &shape).await?;
+            form(&store, node, shards, &shape).await?;
+            identity.life.forming = false;
+            identity.save()?;
         }
-        let slots: SlotTable = (0..identity.slots).map(|_| AtomicU16::new(0)).collect();
-        load_slots(&slots, &Map::first_slots(identity.slots, identity.shards));
+        let slots: SlotTable = (0..slot_count).map(|_| AtomicU16::new(0)).collect();
+        load_slots(&slots, &Map::first_slots(slot_count, shards));
         let stages = SteeredChain::new(chain, config.steer_seed);
         let parts = PipeParts { stages, port, slots: slots.clone() };
         let (pipe, pipe_stop) = start_pipe(config, &identity, &store, &replicas.views, parts)?;
         answers.counters.get_or_init(|| pipe.counters().clone());
-        let ready = Ready {
-            node: identity.node,
-            name: config.name.clone(),
-            listen,
-            ports: port_names(config),
-        };
-        Ok(Self { ready, store, view, pipe, pipe_stop, slots })
+        let ready = Ready { node, name: config.name.clone(), listen, ports: port_names(config) };
+        let (cluster, home) = (config.cluster_id(), identity.home);
+        Ok(Self { ready, store, view, pipe, pipe_stop, slots, cluster, home })
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
-        let Self { ready, store, view, pipe, pipe_stop, slots } = self;
+        let Self { ready, store, view, pipe, pipe_stop, slots, cluster, home } = self;
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
         let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
-        let placement = nearstate_placement::service::run(&control, ServiceConfig::default());
+        let mut service = ServiceConfig::default();
+        if home.is_some() {
+            service.thresholds.dead_after_ms = DURABLE_DEAD_AFTER_MS;
+        }
+        let placement = nearstate_placement::service::run(&control, service);
+        let keep = |map: &Map| home.iter().for_each(|home| home.save_map(map));
         let ended = tokio::select! {
             () = stop => Ok(()),
             () = view.stopped() => Ok(()),
@@ -252,9 +305,9 @@ impl Node {
                 pipe_is_over = true;
                 Ok(())
             }
-            () = follow_map(&view, &store, &slots, ready.node) => Err(NodeError::GivenUp),
+            () = follow_map(&view, &store, (&slots, ready.node), keep) => Err(NodeError::GivenUp),
             shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
-            () = fetch_maps(&view, &store, ready.node) => Ok(()),
+            () = fetch_maps(&view, &store, (cluster, ready.node)) => Ok(()),
             () = placement => Ok(()),
         };
         view.stop();
@@ -323,29 +376,50 @@ fn member(config: &NodeConfig, address: SocketAddr) -> Member {
     }
 }
 
-/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
-async fn identify(config: &NodeConfig, address: SocketAddr) -> Result<Identity, NodeError> {
-    let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
-    match &config.start {
-        Start::Form { slots, shards, .. } => {
-            formation::mark_as_former(&config.directory, &config.cluster, &config.name, nonce)?;
-            let map = Map::unformed();
-            Ok(Identity { node: NodeId(1), nonce, map, slots: *slots, shards: *shards })
-        }
-        Start::Join { seeds } => {
-            let newcomer = Newcomer {
-                cluster: config.cluster_id(),
-                name: config.name.clone(),
-                address,
-                ports: port_names(config),
-                nonce,
-                settings: config.shared_settings(),
-            };
-            let (node, map) = formation::join(&newcomer, seeds).await?;
-            let (slots, shards) = (map.slots, map.shards.len() as u16 - 1);
-            Ok(Identity { node, nonce, map, slots, shards })
-        }
+/// Gets the node an id: the one that it had, if that life goes on; else the first of a new cluster,
+/// or a fresh one of an existing cluster.
+async fn identify(
+    config: &NodeConfig,
+    past: Past,
+    address: SocketAddr,
+) -> Result<Identity, NodeError> {
+    let Past { home, life, seeds: mut known } = past;
+    if let Some((life, map)) = life {
+        tracing::info!(node = %life.node, starts = life.starts, "comes back with its memory");
+        return Ok(Identity { life, map, home });
     }
+    let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
+    let ports = port_names(config);
+    let life = |node, (slots, shards), forming| Life {
+        node,
+        nonce,
+        listen: address,
+        ports: ports.clone(),
+        slots,
+        shards,
+        starts: 1,
+        forming,
+    };
+    match &config.start {
+        Start::Form { slots, shards, .. } if known.is_empty() => {
+            formation::mark_as_former(&config.directory, &config.cluster, &config.name, nonce)?;
+            let life = life(NodeId(1), (*slots, *shards), true);
+            return Ok(Identity { life, map: Map::unformed(), home });
+        }
+        Start::Form { .. } => {}
+        Start::Join { seeds } => known.extend(seeds),
+    }
+    let newcomer = Newcomer {
+        cluster: config.cluster_id(),
+        name: config.name.clone(),
+        address,
+        ports: ports.clone(),
+        nonce,
+        settings: config.shared_settings(),
+    };
+    let (node, map) = formation::join(&newcomer, &known).await?;
+    let shape = (map.slots, map.shards.len() as u16 - 1);
+    Ok(Identity { life: life(node, shape, false), map, home })
 }
 
 /// Makes every group with this node as its only voter, then writes the first map.
@@ -369,7 +443,8 @@ async fn form(
         return Err(NodeError::NotFormed("no answer of the system shard".to_owned()));
     };
     match SystemReply::decode(&bytes) {
-        Ok(SystemReply::Done(_)) => Ok(()),
+        // A founder that was killed in the middle forms again.
+        Ok(SystemReply::Done(_) | SystemReply::Refused(SystemRefusal::AlreadyFormed)) => Ok(()),
         Ok(SystemReply::Refused(refusal)) => Err(NodeError::NotFormed(refusal.to_string())),
         Ok(SystemReply::Joined(..)) => Err(NodeError::NotFormed("a wrong answer".to_owned())),
         Err(error) => Err(NodeError::NotFormed(error.to_string())),
@@ -393,7 +468,7 @@ fn start_pipe(
         Some(bell) => bell,
         None => Arc::new(Doorbell::new()?),
     };
-    let client = identity.node.0 << 16;
+    let client = identity.client();
     let link = store.pipe_link(client, bell.clone());
     let local = views.iter().map(|view| view.as_ref().map(ReplicaView::to_local)).collect();
     let access = ClusterAccess::new(
@@ -403,7 +478,8 @@ fn start_pipe(
         link,
         config.shared_memory_reads,
     );
-    let settings = PipeSettings { client, parked_max: PARKED_MAX, seed: identity.nonce };
+    let settings =
+        PipeSettings { client, parked_max: PARKED_MAX, seed: identity.life.nonce ^ client };
     let pipe = Pipe::new(parts.stages, access, settings);
     let stop = PipeStop { flag: Arc::default(), bell: bell.clone() };
     let handle = pipe_driver::spawn("pipe-0", pipe, parts.port, bell, stop.flag.clone())
@@ -427,11 +503,17 @@ fn tell_peers(store: &Store, map: &Map, me: NodeId) {
 
 /// Keeps address book and slot table as the newest map says. Ends when the map has given this node
 /// up: its id is worth nothing any more, and a new life needs a new one (P6).
-async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me: NodeId) {
+async fn follow_map(
+    view: &SystemView,
+    store: &Arc<Store>,
+    (slots, me): (&SlotTable, NodeId),
+    keep: impl Fn(&Map),
+) {
     let mut maps = view.follow();
     loop {
         let map = maps.borrow_and_update().clone();
         if map.is_formed() {
+            keep(&map);
             if !map.state_of(me).is_live() {
                 return;
             }
@@ -474,7 +556,7 @@ async fn follow_groups(view: &SystemView, store: &Store) -> ShardId {
 
 /// Asks for newer maps. The system shard's log reaches only its replicas, and theirs may be cut
 /// off: everybody asks. Never ends.
-async fn fetch_maps(view: &SystemView, store: &Arc<Store>, me: NodeId) {
+async fn fetch_maps(view: &SystemView, store: &Arc<Store>, (cluster, me): (u64, NodeId)) {
     for turn in 0_usize.. {
         let map = view.map();
         let system = map.shard(ShardId::SYSTEM).map(|shard| shard.replicas.clone());
@@ -488,7 +570,11 @@ async fn fetch_maps(view: &SystemView, store: &Arc<Store>, me: NodeId) {
         match answer.and_then(|bytes| Response::decode(&bytes).ok()) {
             Some(Response::Map(map)) => view.publish(Arc::new(map)),
             Some(Response::NoNewerMap) => {}
-            _ => pause().await,
+            _ => {
+                let news = formation::newer_map(cluster, &map, me, turn).await;
+                news.into_iter().for_each(|map| view.publish(Arc::new(map)));
+                pause().await;
+            }
         }
     }
 }

@@ -3,10 +3,13 @@
 //! An id is one life of one process (promise P6). A node that forms leaves a mark in its directory
 //! before it votes for the first time, and refuses to form again: its memory is gone, so it must
 //! come back as somebody else. A node that joins gets an id that the system shard never gives
-//! twice. The edge: reads and writes the mark, and connects to the seeds.
+//! twice. A durable node that comes back has its id already ([`super::durable`]). The edge: reads
+//! and writes the mark, and connects to the seeds.
 #![expect(clippy::disallowed_methods, reason = "the edge: waits between two tries to join")]
 
 use super::NodeError;
+use super::durable::{Found, Home, Life};
+use crate::node_config::{Durability, NodeConfig};
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response};
 use nearstate_store::NodeId;
@@ -22,6 +25,8 @@ use std::time::Duration;
 pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
 /// How long one seed may take to answer.
 const SEED_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a member may take to tell whether there is a newer map.
+const NEWS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two rounds over the seeds.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,6 +63,97 @@ pub(super) fn mark_as_former(
     writeln!(file, "{nonce:016x}").map_err(failed)?;
     file.sync_all().map_err(failed)?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+/// What is left of a durable node's last process.
+#[derive(Default)]
+pub(super) struct Past {
+    /// Where it keeps its files; `None` if its state is in memory only.
+    pub(super) home: Option<Home>,
+    /// A life that goes on, and the newest map that it knows.
+    pub(super) life: Option<(Life, Map)>,
+    /// Who may know the cluster, if the life before is over.
+    pub(super) seeds: Vec<SocketAddr>,
+}
+
+impl Past {
+    /// Where this process has to listen.
+    ///
+    /// # Errors
+    /// [`NodeError::Moved`] if the configuration says otherwise than what members know.
+    pub(super) fn address(
+        &self,
+        config: &NodeConfig,
+        ports: &[String],
+    ) -> Result<SocketAddr, NodeError> {
+        let Some((life, _)) = &self.life else { return Ok(config.listen) };
+        let moved = |key, was, is| Err(NodeError::Moved { key, was, is });
+        if life.ports != ports {
+            return moved("port", life.ports.join(", "), ports.join(", "));
+        }
+        let any_port = config.listen.port() == 0 && config.listen.ip() == life.listen.ip();
+        if any_port || config.listen == life.listen {
+            return Ok(life.listen);
+        }
+        moved("listen", life.listen.to_string(), config.listen.to_string())
+    }
+}
+
+/// Looks whether this node was here before, and whether that life goes on.
+pub(super) async fn look_back(config: &NodeConfig) -> Result<Past, NodeError> {
+    if config.durability == Durability::Memory {
+        return Ok(Past::default());
+    }
+    let home = Home::of(config);
+    let found = match home.look()? {
+        Found::Life(life, map) => with_news(config, &home, life, map).await?,
+        other => other,
+    };
+    Ok(match found {
+        Found::Nobody => Past { home: Some(home), ..Past::default() },
+        Found::Lost(seeds) => Past { home: Some(home), life: None, seeds },
+        Found::Life(life, map) => {
+            let life = Life { starts: life.starts.saturating_add(1), ..life };
+            Past { home: Some(home), life: Some((life, map)), seeds: Vec::new() }
+        }
+    })
+}
+
+/// Asks whoever can be reached whether this life was given up meanwhile.
+async fn with_news(
+    config: &NodeConfig,
+    home: &Home,
+    life: Life,
+    known: Map,
+) -> Result<Found, NodeError> {
+    let mut map = known;
+    for turn in 0..map.members.len() {
+        let news = newer_map(config.cluster_id(), &map, life.node, turn).await;
+        if let Some(newer) = news {
+            map = newer;
+            break;
+        }
+    }
+    if map.is_formed() && !map.state_of(life.node).is_live() {
+        tracing::warn!(node = %life.node, "the cluster has given this node's last life up");
+        home.save_map(&map);
+        return home.lose();
+    }
+    Ok(Found::Life(life, map))
+}
+
+/// A newer map from some other member, asked as a client: who was given up is not spoken to as a
+/// node any more, and learns of it in this way only.
+pub(super) async fn newer_map(cluster: u64, known: &Map, me: NodeId, turn: usize) -> Option<Map> {
+    let others = known.members.iter().filter(|m| m.id != me && m.state.is_live());
+    let others: Vec<SocketAddr> = others.map(|member| member.address).collect();
+    let address = *others.get(turn % others.len().max(1))?;
+    let request = Request::GetMap { newer_than: known.epoch, wait_ms: 0 }.encode();
+    let answer = tokio::time::timeout(NEWS_TIMEOUT, ask(cluster, address, &request)).await;
+    match answer {
+        Ok(Ok(Response::Map(map))) if map.epoch > known.epoch => Some(map),
+        _ => None,
+    }
 }
 
 /// What a node says of itself when it joins.
@@ -109,7 +205,10 @@ pub(super) async fn join(
         tracing::debug!(%last, "not let in yet");
         tokio::time::sleep(ROUND_PAUSE).await;
     }
-    Err(NodeError::NotLetIn(last))
+    Err(NodeError::NotLetIn(format!(
+        "{last}. Start a member first. If all members were down at once and `durability` is \
+         `memory`, the cluster's state is lost: form it anew, then join it"
+    )))
 }
 
 async fn ask(cluster: u64, seed: SocketAddr, request: &[u8]) -> Result<Response, String> {

@@ -138,6 +138,22 @@ pub struct DiskCounts {
     pub failures: AtomicU64,
 }
 
+impl DiskCounts {
+    /// The figures with their names.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 6] {
+        [
+            ("disk_syncs", &self.syncs),
+            ("disk_refused_full", &self.refused_full),
+            ("disk_became_full", &self.became_full),
+            ("disk_healed", &self.healed),
+            ("disk_snapshots_put_off", &self.snapshots_put_off),
+            ("disk_failures", &self.failures),
+        ]
+        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    }
+}
+
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

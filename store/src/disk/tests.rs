@@ -4,7 +4,6 @@ mod crashes;
 mod model_disk;
 
 use super::format::{Body, Entry, Header, LogState, Record, decode};
-use super::layer::Files;
 use super::recovery::{RecoveryError, segment_name};
 use super::snapshot_file::{SnapshotHead, SnapshotWriter};
 use super::verify::{Verdict, verify_files};
@@ -340,31 +339,21 @@ fn a_full_disk_keeps_what_waits_and_heals() {
 #[test]
 fn a_write_that_half_fits_leaves_no_trace() {
     let disk = ModelDisk::new(1);
+    disk.lock().reserves = false;
     let (mut writer, _) = open(&disk, 1 << 16).unwrap();
     let name = segment_name(1);
     let mut waiting = VecDeque::from([entry(1, 0, 5_000)]);
-    {
-        // A file system that sets nothing aside.
-        let (mut handle, used) = (disk.clone(), disk.files()[&name].len());
-        handle.create("other", 0).unwrap();
-        disk.lock().room = (1 << 16) + 1_000 - used;
-        handle.write("other", 0, &[0; 900]).unwrap();
-        disk.lock().room = used + 1_000;
-    }
+    let used = disk.files()[&name].len();
+    disk.lock().room = used + 1_000;
     let before = disk.files()[&name].clone();
-    writer_is_full(&mut writer, &mut waiting);
-    assert_eq!(disk.files()[&name], before);
+    let failure = writer.write(&mut waiting).unwrap_err();
+    assert!(matches!(failure, WriteFailure::Full), "{failure:?}");
+    assert_eq!((waiting.len(), &disk.files()[&name]), (1, &before));
     disk.lock().room = usize::MAX;
     writer.write(&mut waiting).unwrap();
     writer.sync().unwrap();
     let (_, found) = open(&disk, 1 << 16).unwrap();
     assert!(Model::after(&[entry(1, 0, 5_000)]).is(&found));
-}
-
-fn writer_is_full(writer: &mut Writer<ModelDisk>, waiting: &mut VecDeque<Record>) {
-    let failure = writer.write(waiting).unwrap_err();
-    assert!(matches!(failure, WriteFailure::Full), "{failure:?}");
-    assert_eq!(waiting.len(), 1);
 }
 
 proptest! {
