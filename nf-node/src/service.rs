@@ -571,8 +571,11 @@ async fn fetch_maps(view: &SystemView, store: &Arc<Store>, (cluster, me): (u64, 
             Some(Response::Map(map)) => view.publish(Arc::new(map)),
             Some(Response::NoNewerMap) => {}
             _ => {
-                let news = formation::newer_map(cluster, &map, me, turn).await;
-                news.into_iter().for_each(|map| view.publish(Arc::new(map)));
+                let others = formation::others(&map, me);
+                if let Some(address) = others.get(turn % others.len().max(1)) {
+                    let news = formation::newer_map(cluster, &map, *address).await;
+                    news.into_iter().for_each(|map| view.publish(Arc::new(map)));
+                }
                 pause().await;
             }
         }

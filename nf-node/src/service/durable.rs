@@ -82,7 +82,7 @@ impl Home {
         let path = self.file("identity");
         let text = match read(&path, IDENTITY_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // It is written last: without it nobody has voted here.
+                // It is written before anything is voted on; without it all else is worth nothing.
                 return self.clear().map(|()| Found::Nobody);
             }
             other => other.map_err(Self::failed(&path))?,
@@ -117,12 +117,14 @@ impl Home {
     }
 
     fn clear(&self) -> Result<(), NodeError> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Self::failed(&self.path)(error))
-            }
-            _ => std::fs::create_dir_all(&self.path).map_err(Self::failed(&self.path)),
+        let failed = Self::failed;
+        std::fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
+        let left = std::fs::read_dir(&self.path).map_err(failed(&self.path))?.count();
+        if left > 0 {
+            disk::set_aside(&self.path).map_err(failed(&self.path))?;
+            std::fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
         }
+        Ok(())
     }
 
     /// The newest map that was saved, if it can be read: it only tells where to look for others.
@@ -271,6 +273,7 @@ mod tests {
         std::fs::create_dir(home.path.join("shard-0")).unwrap();
         assert!(matches!(home.look().unwrap(), Found::Nobody));
         assert!(!home.path.join("shard-0").exists());
+        assert!(directory.path().join("c.n1.disk.damaged/shard-0").exists());
     }
 
     #[test]

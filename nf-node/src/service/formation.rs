@@ -9,7 +9,7 @@
 
 use super::NodeError;
 use super::durable::{Found, Home, Life};
-use crate::node_config::{Durability, NodeConfig};
+use crate::node_config::{Durability, NodeConfig, Start};
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response};
 use nearstate_store::NodeId;
@@ -127,9 +127,12 @@ async fn with_news(
     known: Map,
 ) -> Result<Found, NodeError> {
     let mut map = known;
-    for turn in 0..map.members.len() {
-        let news = newer_map(config.cluster_id(), &map, life.node, turn).await;
-        if let Some(newer) = news {
+    let mut others = others(&map, life.node);
+    if let Start::Join { seeds } = &config.start {
+        others.extend(seeds);
+    }
+    for address in others {
+        if let Some(newer) = newer_map(config.cluster_id(), &map, address).await {
             map = newer;
             break;
         }
@@ -142,12 +145,15 @@ async fn with_news(
     Ok(Found::Life(life, map))
 }
 
-/// A newer map from some other member, asked as a client: who was given up is not spoken to as a
-/// node any more, and learns of it in this way only.
-pub(super) async fn newer_map(cluster: u64, known: &Map, me: NodeId, turn: usize) -> Option<Map> {
-    let others = known.members.iter().filter(|m| m.id != me && m.state.is_live());
-    let others: Vec<SocketAddr> = others.map(|member| member.address).collect();
-    let address = *others.get(turn % others.len().max(1))?;
+/// Where the other live members are.
+pub(super) fn others(map: &Map, me: NodeId) -> Vec<SocketAddr> {
+    let others = map.members.iter().filter(|m| m.id != me && m.state.is_live());
+    others.map(|member| member.address).collect()
+}
+
+/// A newer map from somebody, asked as a client: who was given up is not spoken to as a node any
+/// more, and learns of it in this way only.
+pub(super) async fn newer_map(cluster: u64, known: &Map, address: SocketAddr) -> Option<Map> {
     let request = Request::GetMap { newer_than: known.epoch, wait_ms: 0 }.encode();
     let answer = tokio::time::timeout(NEWS_TIMEOUT, ask(cluster, address, &request)).await;
     match answer {

@@ -174,6 +174,9 @@ fn config(setup: &ReplicaSetup) -> Result<Config, openraft::ConfigError> {
         api_channel_size: Some(4096),
         enable_pre_vote: Some(true),
         broadcast_submitted_on_append: Some(true),
+        // A leader that comes back must not go on in its old term: entries of it that followers
+        // have may not have reached its own disk, and it would write others in their places.
+        enable_leader_restore: Some(false),
         // A leader that is removed would hand over by itself, past the lease. It is never removed
         // while it leads: `change_voters` refuses.
         removed_leader_step_down: StepDownPolicy::Never,
@@ -442,8 +445,12 @@ impl Replica {
     }
 
     pub(crate) async fn stop(&self) {
-        if let Some((_, snapshots)) = &self.files {
+        if let Some((log, snapshots)) = &self.files {
             snapshots.close();
+            if log.is_full() {
+                // The group may be waiting for room, and would not end before there is some.
+                log.close().await;
+            }
         }
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = %self.shard, %error, "a group did not end cleanly");

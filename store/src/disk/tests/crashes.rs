@@ -155,9 +155,10 @@ impl World {
     }
 }
 
-fn run(seed: u64, seen: &mut Seen) {
+fn run(seed: u64, lies: bool, seen: &mut Seen) {
     let mut random = Random(seed);
     let disk = ModelDisk::new(random.next());
+    disk.lock().lies = lies;
     disk.lock().sync_failures = if random.percent(30) { 3 } else { 0 };
     let before = Model::default();
     let mut world = World {
@@ -195,7 +196,7 @@ fn what_was_acknowledged_survives_a_thousand_seeds_of_crashes() {
     let mut seen = Seen::default();
     for seed in 0..SEEDS {
         let caught = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| {
-            run(seed, &mut seen);
+            run(seed, false, &mut seen);
         }));
         assert!(caught.is_ok(), "seed {seed}");
     }
@@ -211,4 +212,13 @@ fn what_was_acknowledged_survives_a_thousand_seeds_of_crashes() {
     ] {
         assert!(times >= 50, "{what}: {times} times only");
     }
+}
+
+#[test]
+fn a_disk_that_lies_about_its_syncs_is_found_out_by_the_model() {
+    let found_out = (0..50).filter(|seed| {
+        let lives = || run(*seed, true, &mut Seen::default());
+        std::panic::catch_unwind(core::panic::AssertUnwindSafe(lives)).is_err()
+    });
+    assert!(found_out.count() > 25, "the model forgives what it must not");
 }

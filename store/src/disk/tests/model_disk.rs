@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) sync_failures: u64,
     /// Bytes that fit.
     pub(crate) room: usize,
+    /// Syncs do nothing and say that all is well.
+    pub(crate) lies: bool,
     /// Whether room can be set aside.
     pub(crate) reserves: bool,
 }
@@ -115,6 +117,7 @@ impl ModelDisk {
             sync_failures: 0,
             room: usize::MAX,
             reserves: true,
+            lies: false,
         })))
     }
 
@@ -285,6 +288,9 @@ impl Files for ModelDisk {
     fn sync(&mut self, name: &str) -> io::Result<()> {
         let mut inner = self.lock();
         inner.spend()?;
+        if inner.lies {
+            return Ok(());
+        }
         let chance = inner.sync_failures;
         let fails = inner.random.percent(chance);
         let node = inner.node(name)?;
