@@ -62,7 +62,8 @@ pub(crate) struct DiskLog(Arc<Shared>);
 /// The snapshots of one replica.
 #[derive(Clone)]
 pub(crate) struct DiskSnapshots {
-    writer: Arc<Mutex<SnapshotWriter<Directory>>>,
+    /// `None` once it has been released.
+    writer: Arc<Mutex<Option<SnapshotWriter<Directory>>>>,
     counts: Counts,
     closed: Arc<AtomicBool>,
 }
@@ -113,7 +114,7 @@ pub(crate) fn open(
         .name(format!("log-{}", identity.shard.0))
         .spawn(move || running.run())?;
     let snapshots = DiskSnapshots {
-        writer: Arc::new(Mutex::new(writing)),
+        writer: Arc::new(Mutex::new(Some(writing))),
         counts: counts.clone(),
         closed: Arc::default(),
     };
@@ -238,12 +239,24 @@ impl DiskSnapshots {
         self.closed.store(true, Ordering::SeqCst);
     }
 
+    /// Lets the directory go, after what is being written.
+    pub(crate) async fn release(&self) {
+        let writer = self.writer.clone();
+        let released = tokio::task::spawn_blocking(move || drop(lock(&writer).take()));
+        if let Err(error) = released.await {
+            tracing::error!(%error, "the snapshots were not closed in good order");
+        }
+    }
+
     async fn on_a_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut SnapshotWriter<Directory>) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let writer = self.writer.clone();
-        let done = tokio::task::spawn_blocking(move || work(&mut lock(&writer)));
+        let done = tokio::task::spawn_blocking(move || match &mut *lock(&writer) {
+            Some(writer) => work(writer),
+            None => Err(io::Error::other("the snapshots have been closed")),
+        });
         done.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }

@@ -455,8 +455,9 @@ impl Replica {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = %self.shard, %error, "a group did not end cleanly");
         }
-        if let Some((log, _)) = &self.files {
+        if let Some((log, snapshots)) = &self.files {
             log.close().await;
+            snapshots.release().await;
         }
     }
 }
