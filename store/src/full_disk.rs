@@ -1,8 +1,8 @@
 //! A leader whose disk is full gives the shard to somebody who has room.
 //!
 //! Raft alone would leave it in office: its group commits without its disk. But it takes no new
-//! writes, so while it leads nobody can write. Nothing is forced: if nobody else can lead, it stays,
-//! and goes on as soon as there is room. An edge: waits for a time.
+//! writes, so while it leads nobody can write. Nothing is forced: if nobody else can lead, it
+//! stays, and goes on as soon as there is room. An edge: waits for a time.
 
 #![expect(clippy::disallowed_methods, reason = "waits between two tries")]
 

@@ -2,8 +2,8 @@
 //!
 //! A node whose `durability` is `disk` comes back as the member that it was: under its id, with its
 //! vote and its log (promise P6). That holds as long as all of it is there. If a log is damaged or
-//! gone, or the cluster has given the node up meanwhile, the id is worth nothing any more: the files
-//! are set aside, and the node joins as a newcomer, which catches up as a learner.
+//! gone, or the cluster has given the node up meanwhile, the id is worth nothing any more: the
+//! files are set aside, and the node joins as a newcomer, which catches up as a learner.
 //!
 //! The edge: reads and writes files.
 

@@ -1,14 +1,14 @@
 //! The edge: one thread a replica that writes and syncs what waits, all of it at once.
 //!
-//! While a sync runs, more comes in; the next sync is for all of that. So there are as many syncs as
-//! the disk can make and no more, and each entry waits for two at most. The thread also sees to it
-//! that there is room before it is needed, and notices when there is room again.
+//! While a sync runs, more comes in; the next sync is for all of that. So there are as many syncs
+//! as the disk can make and no more, and each entry waits for two at most. The thread also sees to
+//! it that there is room before it is needed, and notices when there is room again.
 
 #![expect(clippy::disallowed_methods, reason = "the edge: a thread, and blocking file work")]
 
 use super::files::Directory;
 use super::format::{Identity, Record};
-use super::layer::{Look, is_full};
+use super::layer::{Files, Look, is_full};
 use super::recovery::latest_run;
 use super::snapshot_file::{SnapshotHead, SnapshotWriter};
 use super::writer::{Recovered, WriteFailure, Writer};
@@ -101,6 +101,17 @@ pub(crate) fn open(
         tracing::info!(shard = %identity.shard, bytes = recovered.torn, "cut a torn tail");
     }
     let writing = SnapshotWriter::new(snapshots, identity, recovered.snapshot_number);
+    let log = begin(writer, identity, counts)?;
+    let snapshots = DiskSnapshots {
+        writer: Arc::new(Mutex::new(Some(writing))),
+        counts: counts.clone(),
+        closed: Arc::default(),
+    };
+    Ok(Opened { log, snapshots, recovered })
+}
+
+/// Starts the thread of a log.
+fn begin<F: Files>(writer: Writer<F>, identity: Identity, counts: &Counts) -> io::Result<DiskLog> {
     let shared = Arc::new(Shared {
         queue: Mutex::default(),
         news: Condvar::new(),
@@ -113,12 +124,7 @@ pub(crate) fn open(
     std::thread::Builder::new()
         .name(format!("log-{}", identity.shard.0))
         .spawn(move || running.run())?;
-    let snapshots = DiskSnapshots {
-        writer: Arc::new(Mutex::new(Some(writing))),
-        counts: counts.clone(),
-        closed: Arc::default(),
-    };
-    Ok(Opened { log: DiskLog(shared), snapshots, recovered })
+    Ok(DiskLog(shared))
 }
 
 fn weight(records: &[Record]) -> usize {
@@ -262,14 +268,14 @@ impl DiskSnapshots {
 }
 
 /// The thread's own.
-struct Running {
+struct Running<F> {
     shared: Arc<Shared>,
-    writer: Writer<Directory>,
+    writer: Writer<F>,
     /// Told at the next sync.
     waiting: VecDeque<Done>,
 }
 
-impl Running {
+impl<F: Files> Running<F> {
     fn run(mut self) {
         let ended = self.serve();
         let failed = ended.err().map(|error| {
@@ -281,6 +287,7 @@ impl Running {
         let jobs = {
             let mut queue = lock(&self.shared.queue);
             queue.closing = true;
+            queue.bytes = 0;
             queue.failed = failed.clone();
             core::mem::take(&mut queue.jobs)
         };
@@ -378,5 +385,76 @@ impl Running {
             count(&counts.healed);
             tracing::info!(%shard, "the disk has room again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::tests::model_disk::ModelDisk;
+    use crate::disk::tests::{WHO, entry};
+
+    fn log(disk: &ModelDisk, counts: &Counts) -> DiskLog {
+        let (writer, _) = Writer::open(disk.clone(), WHO, 4096).unwrap();
+        begin(writer, WHO, counts).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failed_sync_is_the_end_and_is_not_tried_again() {
+        let (disk, counts) = (ModelDisk::new(1), Counts::default());
+        let log = log(&disk, &counts);
+        log.put_and_wait(vec![entry(1, 0, 10)]).await.unwrap();
+        disk.lock().sync_failures = 100;
+        let failed = log.put_and_wait(vec![entry(1, 1, 10)]).await.unwrap_err();
+        assert!(failed.to_string().contains("has failed"), "{failed}");
+        // The disk would say yes now, and the entry would not be on it.
+        disk.lock().sync_failures = 0;
+        assert!(log.put_and_wait(vec![entry(1, 2, 10)]).await.is_err());
+        assert!(log.room().await.is_err());
+        assert_eq!(counts.failures.load(Ordering::Relaxed), 1);
+        assert_eq!(counts.syncs.load(Ordering::Relaxed), 1);
+        log.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_room_is_written_when_there_is_some() {
+        let (disk, counts) = (ModelDisk::new(1), Counts::default());
+        disk.lock().room = 3 * 4096;
+        let log = log(&disk, &counts);
+        let mut index = 0;
+        while !log.is_full() {
+            log.put_and_wait(vec![entry(1, index, 500)]).await.unwrap();
+            index += 1;
+        }
+        // More than the last segment takes: it waits, and nothing is lost.
+        let more: Vec<Record> = (index..index + 20).map(|index| entry(1, index, 500)).collect();
+        let waiting = tokio::spawn({
+            let log = log.clone();
+            async move { log.put_and_wait(more).await }
+        });
+        let mut full = log.watch_full();
+        disk.lock().room = 1 << 20;
+        full.wait_for(|full| !full).await.unwrap();
+        waiting.await.unwrap().unwrap();
+        assert_eq!(counts.healed.load(Ordering::Relaxed), 1);
+        log.close().await;
+        let (_, found) = Writer::open(disk, WHO, 4096).unwrap();
+        assert_eq!(found.entries.len() as u64, index + 20);
+    }
+
+    #[tokio::test]
+    async fn what_waits_when_a_full_log_is_closed_is_told() {
+        let (disk, counts) = (ModelDisk::new(1), Counts::default());
+        disk.lock().room = 2 * 4096;
+        let log = log(&disk, &counts);
+        let more: Vec<Record> = (0..40).map(|index| entry(1, index, 500)).collect();
+        let waiting = log.put_and_wait(more);
+        let close = async {
+            log.watch_full().wait_for(|full| *full).await.unwrap();
+            log.close().await;
+        };
+        let (told, ()) = futures::future::join(waiting, close).await;
+        assert!(told.is_err());
+        assert_eq!(counts.failures.load(Ordering::Relaxed), 0);
     }
 }

@@ -1,7 +1,8 @@
-//! Logs that are cut, flipped, crashed and filled: what was acknowledged is there, or the damage is.
+//! Logs that are cut, flipped, crashed and filled: what was acknowledged is there, or the damage
+//! is.
 
 mod crashes;
-mod model_disk;
+pub(crate) mod model_disk;
 
 use super::format::{Body, Entry, Header, LogState, Record, decode};
 use super::recovery::{RecoveryError, segment_name};
@@ -17,7 +18,8 @@ use rkyv::util::AlignedVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-const WHO: Identity = Identity { cluster: 7, lineage: 99, node: NodeId(3), shard: ShardId(1) };
+pub(crate) const WHO: Identity =
+    Identity { cluster: 7, lineage: 99, node: NodeId(3), shard: ShardId(1) };
 
 pub(crate) fn at(term: u64, index: u64) -> Position {
     Position { term, index }

@@ -1,6 +1,6 @@
-//! A model of a disk and of the system's cache before it: at a crash it forgets what was not synced,
-//! in part and out of order; a sync that fails loses what it should have written and never says so
-//! again; a disk can be full.
+//! A model of a disk and of the system's cache before it: at a crash it forgets what was not
+//! synced, in part and out of order; a sync that fails loses what it should have written and never
+//! says so again; a disk can be full.
 
 use crate::disk::layer::{Files, Look};
 use std::collections::BTreeMap;
