@@ -8,6 +8,7 @@ mod answers;
 mod control;
 mod durable;
 mod formation;
+mod map_feed;
 mod replicas;
 mod system_view;
 
@@ -24,11 +25,12 @@ use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
 use durable::{Home, Life};
-use formation::{Newcomer, Past};
-use nearstate_placement::api::{Request, Response};
+use formation::{Newcomer, Origin, Past};
+use map_feed::MapFeed;
 use nearstate_placement::service::ServiceConfig;
 use nearstate_placement::system::{SystemCommand, SystemRefusal, SystemReply};
 use nearstate_placement::{Map, Member, MemberState};
+use nearstate_store::client::Wanted;
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::Role;
 use nearstate_store::disk::{DiskError, Durability};
@@ -41,18 +43,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use system_view::SystemView;
 use thiserror::Error;
 
-/// How long a node waits for another's newer map.
-const MAP_WAIT_MS: u32 = 500;
-/// How long the answer may take.
-const MAP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a durable node may be silent before it is given up: it is expected to come back.
 const DURABLE_DEAD_AFTER_MS: u64 = 30_000;
-/// Between two tries while nobody answers.
-const MAP_RETRY: Duration = Duration::from_millis(100);
 
 /// Why a node did not start, or ended.
 #[derive(Debug, Error)]
@@ -104,6 +99,26 @@ pub enum NodeError {
     /// Its logs cannot be looked at.
     #[error("the logs of this node: {0}")]
     Disk(#[source] DiskError),
+    /// It was a member in an earlier life.
+    #[error(
+        "{} says that this node was a member of a cluster of this name, and forming one would \
+         make two; start it with `start = {{ join = ... }}`, or remove the file if that cluster \
+         is gone",
+        .0.display()
+    )]
+    JoinedBefore(PathBuf),
+    /// A mark cannot be read.
+    #[error(
+        "{} is no mark of this program; remove it if the cluster that this node was in is gone",
+        .0.display()
+    )]
+    NoMark(PathBuf),
+    /// Every seed is of another cluster of the same name.
+    #[error(
+        "all seeds belong to another cluster of this name, formed at another time than the one \
+         that {} speaks of; name seeds of that one, or remove the file if it is gone", .0.display()
+    )]
+    OtherLineage(PathBuf),
     /// No member lets it in.
     #[error("not let into the cluster: {0}")]
     NotLetIn(String),
@@ -172,12 +187,12 @@ pub async fn run(
 
 struct Node {
     ready: Ready,
+    wanted: Wanted,
     store: Arc<Store>,
     view: SystemView,
     pipe: PipeHandle,
     pipe_stop: PipeStop,
     slots: SlotTable,
-    cluster: u64,
     home: Option<Home>,
 }
 
@@ -233,7 +248,7 @@ impl Node {
         drop(Chain::new(&config.chain, early)?);
         let port = open_port(config)?;
         let mut identity = identify(config, past, listen).await?;
-        let Life { node, nonce, slots: slot_count, shards, .. } = identity.life;
+        let Life { node, nonce, lineage, slots: slot_count, shards, .. } = identity.life;
         let chain = Arc::new(Chain::new(&config.chain, slot_count)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(identity.map.clone());
@@ -253,6 +268,7 @@ impl Node {
         });
         let store_config = StoreConfig {
             cluster: config.cluster_id(),
+            lineage,
             node,
             timing: config.timing(),
             nonce,
@@ -271,6 +287,7 @@ impl Node {
                 slots,
                 shards,
                 replicas,
+                lineage,
             };
             form(&store, node, shards, &shape).await?;
             identity.life.forming = false;
@@ -283,15 +300,17 @@ impl Node {
         let (pipe, pipe_stop) = start_pipe(config, &identity, &store, &replicas.views, parts)?;
         answers.counters.get_or_init(|| pipe.counters().clone());
         let ready = Ready { node, name: config.name.clone(), listen, ports: port_names(config) };
-        let (cluster, home) = (config.cluster_id(), identity.home);
-        Ok(Self { ready, store, view, pipe, pipe_stop, slots, cluster, home })
+        let wanted = Wanted { cluster: config.cluster_id(), lineage };
+        let home = identity.home;
+        Ok(Self { ready, wanted, store, view, pipe, pipe_stop, slots, home })
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
-        let Self { ready, store, view, pipe, pipe_stop, slots, cluster, home } = self;
+        let Self { ready, wanted, store, view, pipe, pipe_stop, slots, home } = self;
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
         let control = Control { me: ready.node, store: store.clone(), view: view.clone() };
+        let feed = MapFeed { me: ready.node, wanted, store: &store, view: &view };
         let mut service = ServiceConfig::default();
         if home.is_some() {
             service.thresholds.dead_after_ms = DURABLE_DEAD_AFTER_MS;
@@ -307,7 +326,7 @@ impl Node {
             }
             () = follow_map(&view, &store, (&slots, ready.node), keep) => Err(NodeError::GivenUp),
             shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
-            () = fetch_maps(&view, &store, (cluster, ready.node)) => Ok(()),
+            () = feed.run() => Ok(()),
             () = placement => Ok(()),
         };
         view.stop();
@@ -389,10 +408,11 @@ async fn identify(
         return Ok(Identity { life, map, home });
     }
     let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
-    let ports = port_names(config);
-    let life = |node, (slots, shards), forming| Life {
+    let (ports, origin) = (port_names(config), origin(config));
+    let life = |node, lineage, (slots, shards), forming| Life {
         node,
         nonce,
+        lineage,
         listen: address,
         ports: ports.clone(),
         slots,
@@ -402,8 +422,9 @@ async fn identify(
     };
     match &config.start {
         Start::Form { slots, shards, .. } if known.is_empty() => {
-            formation::mark_as_former(&config.directory, &config.cluster, &config.name, nonce)?;
-            let life = life(NodeId(1), (*slots, *shards), true);
+            let lineage = formation::draw_nonce().map_err(NodeError::Random)?;
+            origin.mark_as_former(lineage)?;
+            let life = life(NodeId(1), lineage, (*slots, *shards), true);
             return Ok(Identity { life, map: Map::unformed(), home });
         }
         Start::Form { .. } => {}
@@ -417,9 +438,14 @@ async fn identify(
         nonce,
         settings: config.shared_settings(),
     };
-    let (node, map) = formation::join(&newcomer, &known).await?;
+    let (node, map) = formation::join(&newcomer, &origin, &known).await?;
+    origin.mark_as_member(map.lineage)?;
     let shape = (map.slots, map.shards.len() as u16 - 1);
-    Ok(Identity { life: life(node, shape, false), map, home })
+    Ok(Identity { life: life(node, map.lineage, shape, false), map, home })
+}
+
+fn origin(config: &NodeConfig) -> Origin<'_> {
+    Origin { directory: &config.directory, cluster: &config.cluster, name: &config.name }
 }
 
 /// Makes every group with this node as its only voter, then writes the first map.
@@ -554,35 +580,5 @@ async fn follow_groups(view: &SystemView, store: &Store) -> ShardId {
     stopped
 }
 
-/// Asks for newer maps. The system shard's log reaches only its replicas, and theirs may be cut
-/// off: everybody asks. Never ends.
-async fn fetch_maps(view: &SystemView, store: &Arc<Store>, (cluster, me): (u64, NodeId)) {
-    for turn in 0_usize.. {
-        let map = view.map();
-        let system = map.shard(ShardId::SYSTEM).map(|shard| shard.replicas.clone());
-        let mut others = system.unwrap_or_default();
-        others.retain(|node| *node != me);
-        let request = Request::GetMap { newer_than: map.epoch, wait_ms: MAP_WAIT_MS };
-        let answer = match others.get(turn % others.len().max(1)) {
-            Some(node) => store.call(*node, request.encode(), MAP_PATIENCE).await.ok(),
-            None => None,
-        };
-        match answer.and_then(|bytes| Response::decode(&bytes).ok()) {
-            Some(Response::Map(map)) => view.publish(Arc::new(map)),
-            Some(Response::NoNewerMap) => {}
-            _ => {
-                let others = formation::others(&map, me);
-                if let Some(address) = others.get(turn % others.len().max(1)) {
-                    let news = formation::newer_map(cluster, &map, *address).await;
-                    news.into_iter().for_each(|map| view.publish(Arc::new(map)));
-                }
-                pause().await;
-            }
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge: nobody to ask now")]
-async fn pause() {
-    tokio::time::sleep(MAP_RETRY).await;
-}
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Version of the messages, their first byte. Nodes of different versions do not talk.
-pub const API_VERSION: u8 = 1;
+pub const API_VERSION: u8 = 2;
 
 /// What may be asked of a node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]

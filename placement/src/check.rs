@@ -15,6 +15,12 @@ pub enum Violation {
     /// A part is beyond its limit, or a lookup leads nowhere.
     #[error("{0}")]
     Malformed(String),
+    /// Nothing tells this cluster from another of its name.
+    #[error("a cluster has a lineage, drawn when it is formed")]
+    NoLineage,
+    /// The lineage is fixed when the cluster is made.
+    #[error("the map is of lineage {1:016x}, not {0:016x}: another cluster's of the same name")]
+    LineageChanged(u64, u64),
     /// Not a power of two.
     #[error("{0} slots are not a power of two")]
     SlotCount(u32),
@@ -85,6 +91,9 @@ pub fn check_map(map: &Map) -> Vec<Violation> {
     if !map.is_formed() {
         return found;
     }
+    if map.lineage == 0 {
+        found.push(Violation::NoLineage);
+    }
     if !map.slots.is_power_of_two() {
         found.push(Violation::SlotCount(map.slots));
     }
@@ -153,6 +162,9 @@ pub fn check_step(old: &Map, new: &Map) -> Vec<Violation> {
     }
     if !old.is_formed() {
         return found;
+    }
+    if old.lineage != new.lineage {
+        found.push(Violation::LineageChanged(old.lineage, new.lineage));
     }
     if old.slot_to_shard.len() != new.slot_to_shard.len() || old.shards.len() != new.shards.len() {
         found.push(Violation::ShapeChanged);

@@ -85,6 +85,9 @@ pub struct ShardPlacement {
 pub struct Map {
     /// Its version; 0 only before the cluster is formed.
     pub epoch: Epoch,
+    /// Drawn at random when the cluster was formed: tells it from another of the same name. Never
+    /// changes; 0 only before the cluster is formed.
+    pub lineage: u64,
     /// Slots of the cluster, a power of two; 0 only before the cluster is formed.
     pub slots: u32,
     /// Replicas that each shard should have.
@@ -103,6 +106,7 @@ impl Map {
     pub const fn unformed() -> Self {
         Self {
             epoch: Epoch(0),
+            lineage: 0,
             slots: 0,
             replicas_wanted: 0,
             slot_to_shard: Vec::new(),
@@ -271,6 +275,7 @@ pub(crate) mod tests {
         };
         Map {
             epoch: Epoch(5),
+            lineage: 0x1e,
             slots: 8,
             replicas_wanted: 3,
             slot_to_shard: vec![1, 2, 1, 2, 1, 2, 1, 2],

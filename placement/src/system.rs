@@ -30,6 +30,8 @@ pub enum SystemCommand {
         shards: u16,
         /// Replicas that each shard should have.
         replicas: u16,
+        /// Drawn at random by the founder, not 0: see [`Map::lineage`].
+        lineage: u64,
     },
     /// Lets a node in under a fresh id.
     Join {
@@ -81,7 +83,7 @@ impl SystemCommand {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let command: Self = archive::decode(bytes, limits::COMMAND_BYTES_MAX)?;
         match &command {
-            Self::Form { members, slots, shards, replicas } => {
+            Self::Form { members, slots, shards, replicas, .. } => {
                 limit("founders", members.len(), limits::REPLICAS_MAX)?;
                 limit("slots", *slots as usize, limits::SLOTS_MAX)?;
                 limit("flow shards", usize::from(*shards), limits::SHARDS_MAX - 1)?;
@@ -174,7 +176,7 @@ struct State {
 }
 
 const SNAPSHOT_MAGIC: [u8; 4] = *b"NSSY";
-const SNAPSHOT_VERSION: u32 = 1;
+const SNAPSHOT_VERSION: u32 = 2;
 /// Magic, version, checksum of the rest.
 const SNAPSHOT_HEADER_BYTES: usize = 12;
 
@@ -201,8 +203,8 @@ impl SystemMachine {
     fn execute(&mut self, command: SystemCommand) -> Result<SystemReply, SystemRefusal> {
         let formed = self.state.map.is_formed();
         match command {
-            SystemCommand::Form { members, slots, shards, replicas } => {
-                let wanted = Shape { slots, shards, replicas };
+            SystemCommand::Form { members, slots, shards, replicas, lineage } => {
+                let wanted = Shape { slots, shards, replicas, lineage };
                 self.form(members, wanted)
             }
             _ if !formed => Err(SystemRefusal::NotFormed),
@@ -241,6 +243,7 @@ impl SystemMachine {
         };
         let map = Map {
             epoch: Epoch(1),
+            lineage: shape.lineage,
             slots: shape.slots,
             replicas_wanted: shape.replicas.max(1),
             slot_to_shard: Map::first_slots(shape.slots, shape.shards),
@@ -388,6 +391,7 @@ struct Shape {
     slots: u32,
     shards: u16,
     replicas: u16,
+    lineage: u64,
 }
 
 impl Machine for SystemMachine {

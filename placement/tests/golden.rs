@@ -91,6 +91,7 @@ impl Cluster {
             slots: number(slots) as u32,
             shards: number(shards) as u16,
             replicas: number(replicas) as u16,
+            lineage: 1,
         });
         format!("{reply:?}\n")
     }

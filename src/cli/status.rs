@@ -204,6 +204,7 @@ mod tests {
         };
         Map {
             epoch: Epoch(4),
+            lineage: 1,
             slots: 4,
             replicas_wanted: 2,
             slot_to_shard: vec![1, 2, 1, 1],

@@ -68,6 +68,7 @@ mod tests {
         };
         Map {
             epoch: Epoch(2),
+            lineage: 1,
             slots: 2,
             replicas_wanted: 3,
             slot_to_shard: vec![1, 1],

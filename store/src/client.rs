@@ -5,7 +5,7 @@
 use crate::connection::{Caller, Connection, Serve, run};
 use crate::consensus::CallError;
 use crate::serve::Server;
-use crate::transport::{GreetError, greet};
+use crate::transport::{GreetError, greet, same_lineage};
 use crate::types::NodeId;
 use crate::wire::{APP_BYTES_MAX, Hello, Refused, Request, Response};
 use core::net::SocketAddr;
@@ -45,8 +45,17 @@ pub struct Client {
     node: NodeId,
 }
 
+/// Whom a client wants to talk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The cluster's number.
+    pub cluster: u64,
+    /// Which forming of it; 0 for any.
+    pub lineage: u64,
+}
+
 impl Client {
-    /// Connects to a node of the cluster.
+    /// Connects to a node of the cluster, whenever that was formed.
     ///
     /// # Errors
     /// If nobody of this cluster and of this program's version answers there.
@@ -55,7 +64,20 @@ impl Client {
         address: SocketAddr,
         patience: Duration,
     ) -> Result<Self, ConnectError> {
-        let hello = Hello { cluster, from: 0, to: 0, nonce: 0 };
+        Self::connect_to(Wanted { cluster, lineage: 0 }, address, patience).await
+    }
+
+    /// Connects to a node of the cluster that is wanted.
+    ///
+    /// # Errors
+    /// If nobody of this cluster and of this program's version answers there.
+    pub async fn connect_to(
+        wanted: Wanted,
+        address: SocketAddr,
+        patience: Duration,
+    ) -> Result<Self, ConnectError> {
+        let Wanted { cluster, lineage } = wanted;
+        let hello = Hello { cluster, lineage, from: 0, to: 0, nonce: 0 };
         let greeted = tokio::time::timeout(patience, greet(address, &hello))
             .await
             .map_err(|_| ConnectError::Timeout(address))?;
@@ -69,6 +91,8 @@ impl Client {
             let reason = Refused::Cluster(theirs.cluster);
             return Err(ConnectError::Refused { address, reason });
         }
+        same_lineage(lineage, theirs.lineage)
+            .map_err(|reason| ConnectError::Refused { address, reason })?;
         let connection = Connection::new(Caller::Client, Arc::default());
         let running = connection.clone();
         tokio::spawn(async move {

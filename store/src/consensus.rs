@@ -227,7 +227,8 @@ pub enum ChangeError {
     /// Only the leader changes its group.
     #[error("this node does not lead the shard; ask {0:?}")]
     NotLeader(Option<NodeId>),
-    /// Another change is not finished, or the leader is too new.
+    /// Another change is not finished, the leader is too new, or it has offered its office to
+    /// another node.
     #[error("the group is being changed already; try again")]
     InProgress,
     /// A leader does not remove itself: its lease would outlive its office.

@@ -47,6 +47,9 @@ const RETRY: Duration = Duration::from_millis(10);
 pub struct StoreConfig {
     /// Which cluster; others are not spoken to.
     pub cluster: u64,
+    /// Drawn at random when the cluster was formed: tells it from another of the same name. 0: not
+    /// known, so that it is not looked at.
+    pub lineage: u64,
     /// This life's id. Never used before, unless the logs of that life are here.
     pub node: NodeId,
     /// How fast groups notice things.
@@ -58,17 +61,18 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// With the default timing, in memory.
+    /// With the default timing, in memory, and no lineage.
     #[must_use]
     pub fn new(cluster: u64, node: NodeId, nonce: u64) -> Self {
-        Self { cluster, node, timing: Timing::default(), nonce, durability: Durability::Memory }
+        let (timing, durability) = (Timing::default(), Durability::Memory);
+        Self { cluster, lineage: 0, node, timing, nonce, durability }
     }
 
     /// Opens the files of a shard, if they are kept.
     fn open(&self, shard: ShardId, counts: &Counts) -> Result<Option<Opened>, StartError> {
         let Durability::Disk(disk) = &self.durability else { return Ok(None) };
-        let Self { cluster, node, nonce: lineage, .. } = *self;
-        let identity = crate::disk::Identity { cluster, lineage, node, shard };
+        let Self { cluster, lineage, node, nonce: life, .. } = *self;
+        let identity = crate::disk::Identity { cluster, lineage, life, node, shard };
         let opened = crate::disk::open(disk, identity, counts);
         opened.map(Some).map_err(|source| StartError::Disk { shard, source })
     }
@@ -196,8 +200,8 @@ impl Store {
         if given == 0 || given > SHARDS_MAX || ids.len() != given {
             return Err(StartError::Shards(given));
         }
-        let StoreConfig { cluster, node, nonce, .. } = config;
-        let transport = Transport::new(Identity { cluster, node, nonce });
+        let StoreConfig { cluster, lineage, node, nonce, .. } = config;
+        let transport = Transport::new(Identity { cluster, lineage, node, nonce });
         let disk = Counts::default();
         let mut tasks = Vec::new();
         let opened = open_all(&config, shards, &disk).await?;
@@ -294,9 +298,7 @@ impl Store {
                 }
                 Some(leader) => {
                     let answer = self.transport.call(leader, &request, left).await;
-                    if let Ok(Response::NotServed(NotServed::NotOwner(other))) = answer {
-                        shard.view.set_hint(other);
-                    }
+                    shard.view.learn(leader, answer.as_ref());
                     proposed(answer)
                 }
                 None => None,
@@ -406,9 +408,14 @@ impl Store {
     }
 
     /// Hands a shard over to another voter. All leases run out first; commits go on until then.
+    /// Once this returns, this node leads no more in the term in which it was asked. Normally the
+    /// other does; if it failed to take over, whomever the voters elected: see the status.
     ///
     /// # Errors
-    /// If this node does not lead, or the other did not take over in time: then this one leads on.
+    /// If this node does not lead, the other does not vote, or the leadership was offered already
+    /// in this term. [`ChangeError::Timeout`] if nobody has taken over yet: then this node is
+    /// without a lease, and without a word in this term, until the voters elect somebody, and the
+    /// other may still be the one.
     pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), ChangeError> {
         let shard = self.shard_to_change(shard)?;
         let leads = shard.replica.leading().is_some() && to != self.config.node;

@@ -143,10 +143,10 @@ impl FlowMachine {
     pub fn apply_one(
         &mut self,
         index: LogIndex,
-        wall_ms: u64,
+        time_ms: u64,
         transaction: &Transaction,
     ) -> Outcome {
-        self.time_ms = self.time_ms.max(wall_ms);
+        self.time_ms = self.time_ms.max(time_ms);
         self.transact(index, transaction)
     }
 
@@ -202,11 +202,6 @@ impl FlowMachine {
             }
             Err(refusal) => Outcome::Refused(refusal),
         }
-    }
-
-    /// The time of the newest batch.
-    pub(crate) const fn time_ms(&self) -> u64 {
-        self.time_ms
     }
 
     /// A slot's pool, by the pool's place in `specs`.
@@ -343,7 +338,7 @@ impl Machine for FlowMachine {
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
         let outcomes = with_archive(payload, |batch| {
             check_counts(batch).expect("the payload was checked");
-            self.time_ms = self.time_ms.max(batch.wall_ms.to_native());
+            self.time_ms = self.time_ms.max(batch.time_ms.to_native());
             let decide = |archived| {
                 let transaction = rkyv::deserialize::<Transaction, rancor::Error>(archived)
                     .expect("a validated archive of bounded counts");
@@ -352,6 +347,10 @@ impl Machine for FlowMachine {
             batch.transactions.iter().map(decide).collect()
         });
         Reply::Outcomes(outcomes.expect("the payload was checked"))
+    }
+
+    fn time_ms(&self) -> u64 {
+        self.time_ms
     }
 
     fn snapshot(&self) -> Vec<u8> {

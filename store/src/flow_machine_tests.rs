@@ -59,7 +59,7 @@ fn apply(machine: &mut FlowMachine, index: u64, batch: &Batch) -> Vec<Outcome> {
 }
 
 fn apply_one(machine: &mut FlowMachine, index: u64, transaction: Transaction) -> Outcome {
-    apply(machine, index, &Batch { wall_ms: index, transactions: vec![transaction] })[0]
+    apply(machine, index, &Batch { time_ms: index, transactions: vec![transaction] })[0]
 }
 
 const DONE: fn(u64) -> Outcome = |index| Outcome::Committed(LogIndex(index));
@@ -168,7 +168,7 @@ fn a_full_table_refuses_all_of_a_transaction_on_every_replica() {
 
 #[test]
 fn payloads_that_are_no_batches_are_refused_and_alignment_does_not_matter() {
-    let batch = Batch { wall_ms: 1, transactions: vec![transaction(1, &[], &[put(1, 1)])] };
+    let batch = Batch { time_ms: 1, transactions: vec![transaction(1, &[], &[put(1, 1)])] };
     let good = encode_batch(&batch);
     for shift in 0..16 {
         let shifted = [&vec![0; shift][..], &good].concat();
@@ -189,7 +189,7 @@ fn payloads_that_are_no_batches_are_refused_and_alignment_does_not_matter() {
             }
         }
     }
-    let many = Batch { wall_ms: 1, transactions: vec![transaction(1, &[], &[]); 4097] };
+    let many = Batch { time_ms: 1, transactions: vec![transaction(1, &[], &[]); 4097] };
     let too_many = PayloadError::TooMany { count: 4097, limit: BATCH_TRANSACTIONS_MAX };
     assert_eq!(FlowMachine::check(&encode_batch(&many)), Err(too_many));
     assert!(FlowMachine::check(&vec![0; BATCH_BYTES_MAX + 1]).is_err());
@@ -223,7 +223,7 @@ fn batches() -> impl Strategy<Value = Vec<Batch>> {
         list.iter().map(|(serial, c, w)| transaction(*serial, c, w)).collect::<Vec<_>>()
     });
     let batch = (0..500_000_u64, transactions)
-        .prop_map(|(wall_ms, transactions)| Batch { wall_ms, transactions });
+        .prop_map(|(time_ms, transactions)| Batch { time_ms, transactions });
     prop::collection::vec(batch, 1..40)
 }
 
@@ -367,4 +367,24 @@ fn a_damaged_snapshot_is_refused_and_the_state_stays() {
     assert_eq!(target.state_hash(), before);
     target.install(&good).unwrap();
     assert_eq!(target.state_hash(), source.state_hash());
+}
+
+/// A retry that comes too late changes nothing, whether its first try took effect or never came.
+#[test]
+fn a_forgotten_id_is_refused_and_takes_no_effect() {
+    let mut machine = machine(1);
+    let remembered = crate::limits::OUTCOMES_PER_CLIENT as u64;
+    let add = |serial, n| transaction(serial, &[], &[put(n, serial)]);
+    // The first took effect, the second was lost on its way.
+    assert_eq!(apply_one(&mut machine, 1, add(1, 1)), DONE(1));
+    for serial in 3..=2 + remembered {
+        assert_eq!(apply_one(&mut machine, serial, add(serial, 3)), DONE(serial));
+    }
+    let before = machine.state_hash();
+    for serial in [1, 2] {
+        let late = apply_one(&mut machine, remembered + 2, add(serial, 9));
+        assert_eq!(late, Outcome::Refused(Refusal::IdForgotten), "serial {serial}");
+    }
+    assert_eq!(machine.state_hash(), before);
+    assert_eq!(machine.reader().get(&key(9)), None);
 }

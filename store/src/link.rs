@@ -16,7 +16,7 @@ use crate::shard::{Ask, Route, Shard, ShardView};
 use crate::transaction::{Outcome, Transaction};
 use crate::transport::{Transport, lock};
 use crate::types::{NodeId, ShardId, Time};
-use crate::wire::{KEYS_MAX, NotServed, Request, Response, TRANSACTIONS_MAX};
+use crate::wire::{KEYS_MAX, Request, Response, TRANSACTIONS_MAX};
 use crate::{Entry, Key};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -393,13 +393,13 @@ impl LinkContext {
                 Tried::Transactions(group, outcomes)
             });
         }
-        let begun = target.and_then(|target| {
+        let begun = target.map(|target| {
             let request = Request::Transactions(shard.id, transactions);
-            self.transport.begin(target, &request).ok()
+            self.transport.begin(target, &request)
         });
         let view = shard.view.clone();
         Box::pin(async move {
-            let outcomes = match answer(begun, patience, &view).await {
+            let outcomes = match answer(target, begun, patience, &view).await {
                 Some(Response::Outcomes(outcomes)) => Some(outcomes),
                 _ => None,
             };
@@ -424,13 +424,13 @@ impl LinkContext {
         }
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
-        let begun = target.and_then(|target| {
+        let begun = target.map(|target| {
             let keys = group.iter().map(|read| read.key).collect();
-            self.transport.begin(target, &Request::Reads(shard.id, keys)).ok()
+            self.transport.begin(target, &Request::Reads(shard.id, keys))
         });
         let view = shard.view.clone();
         Box::pin(async move {
-            let found = match answer(begun, patience, &view).await {
+            let found = match answer(target, begun, patience, &view).await {
                 Some(Response::Reads(readings)) => {
                     let until = crate::lease::read_lease_end(asked, readings.left_ns);
                     let found = readings.found.into_iter().map(|found| found.map(Entry::from));
@@ -445,7 +445,7 @@ impl LinkContext {
     /// Whom to ask. A node without a vote in the group may not know its leader: then who was named
     /// last, or anybody, who will name another.
     pub(crate) fn target(&self, shard: &Shard) -> Option<NodeId> {
-        shard.view.leader().or_else(|| shard.view.hint()).or_else(|| {
+        shard.view.named(self.node).or_else(|| {
             let peers = self.transport.contacts();
             let turn = shard.view.next_guess() as usize;
             (!peers.is_empty()).then(|| peers[turn % peers.len()].0)
@@ -458,19 +458,17 @@ fn patience(deadlines: impl Iterator<Item = Time>) -> Duration {
     Duration::from_nanos(first.since_ns(boot_now()).min(TRY_NS))
 }
 
-async fn answer(begun: Option<Pending>, patience: Duration, view: &ShardView) -> Option<Response> {
-    let Some(begun) = begun else {
-        // No connection: who was named last may be dead, and somebody else knows better.
-        view.set_hint(0);
-        return None;
+/// Waits for the answer of a node, and learns from it who owns the shard.
+async fn answer(
+    asked: Option<NodeId>,
+    begun: Option<Result<Pending, CallError>>,
+    patience: Duration,
+    view: &ShardView,
+) -> Option<Response> {
+    let answer = match begun? {
+        Ok(pending) => pending.within(patience).await,
+        Err(error) => Err(error),
     };
-    let answer = begun.within(patience).await;
-    match &answer {
-        Ok(Response::NotServed(NotServed::NotOwner(owner))) => view.set_hint(*owner),
-        Ok(Response::NotServed(_)) | Err(CallError::Timeout | CallError::Broken) => {
-            view.set_hint(0);
-        }
-        _ => {}
-    }
+    view.learn(asked?, answer.as_ref());
     answer.ok()
 }

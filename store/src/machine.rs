@@ -77,6 +77,12 @@ pub trait Machine: Send + 'static {
     /// If the payload was not checked: that is our own bug.
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply;
 
+    /// The shard's time after what was applied, in milliseconds; 0 if nothing has said it yet, or
+    /// the machine keeps none. Decided by the log alone, and never falls.
+    fn time_ms(&self) -> u64 {
+        0
+    }
+
     /// The whole state, self-describing and checksummed.
     fn snapshot(&self) -> Vec<u8>;
 

@@ -4,6 +4,7 @@
 
 use crate::flow_machine::FlowMachine;
 use crate::key::{KEY_BYTES, Key, VALUE_BYTES, Value};
+use crate::machine::Machine;
 use crate::transaction::{Fill, Refusal, Take, Transaction, WRITES_MAX, Write};
 use crate::types::PoolId;
 use arrayvec::ArrayVec;

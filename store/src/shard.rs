@@ -10,22 +10,24 @@
 //! term is applied: then its table holds everything that was ever acknowledged.
 //!
 //! **Handing over.** The library ends the voters' refusal when asked to transfer leadership, and
-//! knows nothing of what was promised here. So the lease is frozen first: nothing is promised past
-//! its end, reads go on until then, and only then is the leadership given away.
+//! knows nothing of what was promised here. So nothing is promised past the lease's end first
+//! ([`crate::tenure`]), reads go on until then, and only then is the leadership given away. From
+//! then on the library lets this node neither propose nor send heartbeats in that term: if the
+//! other does not take over, the voters elect somebody when they have waited long enough.
 
 #![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
 
 use crate::clock::{boot_now, wall_ms};
 use crate::connection::Answer;
-use crate::consensus::{ChangeError, ShardStatus, Timing};
+use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
 use crate::group_commit::{GroupCommit, GroupLimits, Weight};
-use crate::lease::{LeaseCell, LeaseTerms, owner_lease_end, read_lease_end, read_lease_grant_ns};
+use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::{GrantBoard, LinkContext};
 use crate::machine::Reply;
-use crate::raft::{Leading, Payload, Replica, Watch, WriteError};
+use crate::raft::{Payload, Replica, Watch, WriteError};
+use crate::tenure::{Look, Tenure};
 use crate::transaction::{Batch, Outcome, Transaction};
-use crate::transport::lock;
 use crate::types::{NodeId, ShardId, Term, Time};
 use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
 use crate::{Entry, Key};
@@ -35,15 +37,13 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rkyv::rancor;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 /// Questions that may wait for the group commit of a shard.
 const ASKS_MAX: usize = 4096;
-/// Longest read lease that is granted at a time.
-const GRANT_MAX_NS: u64 = 1_000_000_000;
 /// Until a read lease is asked for again: after a refusal, and if there is nobody to ask.
 const GRANT_RETRY: Duration = Duration::from_millis(10);
 const GRANT_IDLE: Duration = Duration::from_millis(500);
@@ -56,6 +56,9 @@ pub(crate) struct ShardView {
     leader: AtomicU64,
     /// Who was named as owner by somebody else, for nodes without a part in the group.
     hint: AtomicU64,
+    /// The leader in which a caller was let down. A node that was removed from the group never
+    /// hears of a later one.
+    doubted: AtomicU64,
     guess: AtomicU64,
     pub(crate) grants: GrantBoard,
 }
@@ -68,15 +71,55 @@ impl ShardView {
         }
     }
 
-    pub(crate) fn hint(&self) -> Option<NodeId> {
-        match self.hint.load(Ordering::Relaxed) {
-            0 => None,
-            id => Some(NodeId(id)),
-        }
+    /// Whom to ask, if anybody is known: the leader as this node's own replica knows it, unless it
+    /// let a caller down; otherwise who was named last by somebody else. `me` is never named by
+    /// others: this node knows best whether it leads.
+    pub(crate) fn named(&self, me: NodeId) -> Option<NodeId> {
+        let doubted = self.doubted.load(Ordering::Relaxed);
+        let hint = NodeId(self.hint.load(Ordering::Relaxed));
+        let hint = Some(hint).filter(|hint| hint.0 != 0 && *hint != me);
+        self.leader().filter(|leader| *leader == me || leader.0 != doubted).or(hint)
     }
 
-    pub(crate) fn set_hint(&self, node: u64) {
-        self.hint.store(node, Ordering::Relaxed);
+    /// Learns from what came of asking a node for something that only the owner does. Whoever
+    /// fails, is unknown, or says that it is not the owner is not asked again before somebody
+    /// else names it.
+    pub(crate) fn learn(&self, asked: NodeId, answer: Result<&Response, &CallError>) {
+        let named = match answer {
+            Ok(Response::NotServed(NotServed::NotOwner(owner))) => *owner,
+            // It is there, and it may well be the owner.
+            Ok(Response::NotServed(NotServed::Busy)) | Err(CallError::Busy) => return,
+            Ok(Response::NotServed(_)) => 0,
+            Err(
+                CallError::Timeout
+                | CallError::Broken
+                | CallError::Unreachable(_)
+                | CallError::Refused(_)
+                | CallError::Garbage(_),
+            ) => 0,
+            Err(CallError::TooLarge(_)) => return,
+            Ok(_) => {
+                if self.doubted.load(Ordering::Relaxed) == asked.0 {
+                    self.doubted.store(0, Ordering::Relaxed);
+                }
+                if self.hint.load(Ordering::Relaxed) != asked.0 {
+                    self.hint.store(asked.0, Ordering::Relaxed);
+                }
+                return;
+            }
+        };
+        self.doubted.store(asked.0, Ordering::Relaxed);
+        self.hint.store(named, Ordering::Relaxed);
+    }
+
+    /// The replica's own news of who leads. Whether it is another than before.
+    fn set_leader(&self, leader: Option<NodeId>) -> bool {
+        let leader = leader.map_or(0, |leader| leader.0);
+        let moved = self.leader.swap(leader, Ordering::SeqCst) != leader;
+        if moved {
+            self.doubted.store(0, Ordering::Relaxed);
+        }
+        moved
     }
 
     pub(crate) fn next_guess(&self) -> u64 {
@@ -133,10 +176,7 @@ pub(crate) struct Shard {
     pub(crate) view: Arc<ShardView>,
     parts: ShardParts,
     timing: Timing,
-    /// The lease is not made longer: leadership is being handed over.
-    frozen: Mutex<bool>,
-    /// The latest end of anything granted to others.
-    granted: AtomicU64,
+    tenure: Tenure,
     /// The last term in which this node owned the shard.
     generation: AtomicU64,
     status: watch::Sender<ShardStatus>,
@@ -159,10 +199,9 @@ impl Shard {
             node,
             replica,
             view: Arc::default(),
+            tenure: Tenure::new(parts.lease.clone(), terms(timing)),
             parts,
             timing,
-            frozen: Mutex::new(false),
-            granted: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             status,
             asks,
@@ -172,7 +211,7 @@ impl Shard {
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
-        self.replica.status(self.parts.lease.until())
+        self.replica.status(self.tenure.until())
     }
 
     /// How long the answer of a node that lives may take.
@@ -182,7 +221,7 @@ impl Shard {
 
     /// For the end, when nothing makes it longer any more.
     pub(crate) fn end_lease(&self) {
-        self.parts.lease.set(Time(0));
+        self.tenure.end();
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<ShardStatus> {
@@ -210,7 +249,7 @@ impl Shard {
         };
         let found: Vec<Option<Found>> =
             keys.iter().map(|key| reads.get(key).map(Found::from)).collect();
-        match self.promise() {
+        match self.tenure.grant(boot_now) {
             Some(left_ns) => Response::Reads(Readings { found, left_ns }),
             None => self.not_owner(),
         }
@@ -228,16 +267,10 @@ impl Shard {
         let path = self.parts.region.as_ref().and_then(|region| region.path.to_str());
         let Some(path) = path else { return Response::NotServed(NotServed::Malformed) };
         let generation = self.generation.load(Ordering::SeqCst);
-        match self.promise() {
+        match self.tenure.grant(boot_now) {
             Some(left_ns) => Response::ReadLease(Grant { path: path.into(), generation, left_ns }),
             None => self.not_owner(),
         }
-    }
-
-    fn terms(&self) -> LeaseTerms {
-        let ns = |ms: u64| ms * 1_000_000;
-        let Timing { election_max_ms, lease_margin_ms, .. } = self.timing;
-        LeaseTerms { length_ns: ns(election_max_ms), margin_ns: ns(lease_margin_ms) }
     }
 
     fn not_owner(&self) -> Response {
@@ -245,19 +278,8 @@ impl Shard {
         Response::NotServed(NotServed::NotOwner(leader.map_or(0, |leader| leader.0)))
     }
 
-    /// Lets another node rely on this one's lease for what is returned, if there is one.
-    fn promise(&self) -> Option<u64> {
-        let now = boot_now();
-        let until = self.parts.lease.until();
-        let left = read_lease_grant_ns(until, now, self.terms()).min(GRANT_MAX_NS);
-        if left == 0 {
-            return None;
-        }
-        self.granted.fetch_max(now.plus_ns(left).0, Ordering::SeqCst);
-        Some(left)
-    }
-
-    /// Gives the leadership away once everything promised has run out.
+    /// Offers the leadership to another node once everything promised has run out; gives when this
+    /// node leads no more in the term in which it was asked.
     pub(crate) async fn transfer(&self, to: NodeId) -> Result<(), ChangeError> {
         let Some(leading) = self.replica.leading() else {
             return Err(ChangeError::NotLeader(self.view.leader()));
@@ -268,42 +290,38 @@ impl Shard {
         if to == self.node {
             return Ok(());
         }
-        if core::mem::replace(&mut *lock(&self.frozen), true) {
-            return Err(ChangeError::InProgress);
-        }
-        let result = self.transfer_frozen(to, leading.term).await;
-        *lock(&self.frozen) = false;
-        self.moved.notify_waiters();
-        result
-    }
-
-    async fn transfer_frozen(&self, to: NodeId, term: Term) -> Result<(), ChangeError> {
+        self.tenure.offer(leading.term).map_err(|_| ChangeError::InProgress)?;
+        let mut offering = Offering { tenure: &self.tenure, term: None };
         loop {
-            let now = boot_now();
-            let promised = self.granted.load(Ordering::SeqCst).max(self.parts.lease.until().0);
-            let left = Time(promised).since_ns(now);
+            let left = self.tenure.promised_until().since_ns(boot_now());
             if left == 0 {
                 break;
             }
             sleep(Duration::from_nanos(left)).await;
         }
         let mut watch = self.replica.watch();
-        self.replica.transfer(to).await?;
+        // Should this call be given up while it asks, nothing is known: then no term that this
+        // node may have led by then has a lease again.
+        offering.term = Some(Term(u64::MAX));
+        let asked_by = self.replica.transfer(to).await?;
+        offering.term = Some(asked_by);
+        drop(offering);
         let patience = Duration::from_millis(self.timing.election_max_ms * 4);
         let gone = async {
-            while self.replica.leading().is_some_and(|leading| leading.term == term) {
+            while self.replica.leading().is_some_and(|leading| leading.term <= asked_by) {
                 if !watch.role_changed().await {
                     break;
                 }
             }
         };
-        tokio::time::timeout(patience, gone).await.map_err(|_| ChangeError::Timeout)
+        let waited = tokio::time::timeout(patience, gone).await;
+        self.moved.notify_waiters();
+        waited.map_err(|_| ChangeError::Timeout)
     }
 
     fn publish(&self) {
         let status = self.status();
-        let leader = status.leader.map_or(0, |leader| leader.0);
-        let moved = self.view.leader.swap(leader, Ordering::SeqCst) != leader;
+        let moved = self.view.set_leader(status.leader);
         self.status.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;
@@ -314,22 +332,10 @@ impl Shard {
         }
     }
 
-    /// Makes the lease last as long as what is acknowledged allows.
-    /// `before` was read before `leading` was: a pause between the two makes the lease shorter.
-    fn renew(
-        &self,
-        (before, leading): (Time, &Leading),
-        clocks: &mut Clocks,
-        announced: &mut Option<Term>,
-    ) -> bool {
-        let acked = if leading.alone { Some(Duration::ZERO) } else { leading.acked_ago };
-        let usable = clocks.look().filter(|_| leading.caught_up);
-        let Some((acked, trusted)) = acked.zip(usable) else { return false };
-        if acked > trusted {
-            return false;
-        }
-        let spent = u64::try_from(acked.as_nanos()).unwrap_or(u64::MAX);
-        let until = owner_lease_end(Time(before.0.saturating_sub(spent)), self.terms());
+    /// Makes the lease last as long as what is acknowledged allows. `false`: nothing is yet.
+    fn renew(&self, look: &Look, clocks: &mut Clocks, announced: &mut Option<Term>) -> bool {
+        let end = look.lease_end(clocks.look(), self.tenure.terms());
+        let (Some(leading), Some(until)) = (look.leading, end) else { return false };
         if until <= boot_now() {
             return false;
         }
@@ -340,12 +346,7 @@ impl Shard {
                 generation(leading.term.0);
             }
         }
-        // Held over look and set: a transfer that freezes in between would wait for the old end
-        // only.
-        let frozen = lock(&self.frozen);
-        if !*frozen && until > self.parts.lease.until() {
-            self.parts.lease.set(until);
-        }
+        self.tenure.extend(leading.term, until);
         true
     }
 
@@ -356,17 +357,16 @@ impl Shard {
         let mut announced = None;
         let tick = Duration::from_millis((self.timing.heartbeat_ms / 4).max(1));
         loop {
-            let before = boot_now();
-            let leading = self.replica.leading();
-            let settled = match &leading {
-                Some(leading) => self.renew((before, leading), &mut clocks, &mut announced),
+            let look = Look::take(boot_now, || self.replica.leading());
+            let settled = match look.leading {
+                Some(_) => self.renew(&look, &mut clocks, &mut announced),
                 None => {
-                    self.parts.lease.set(Time(0));
+                    self.tenure.end();
                     true
                 }
             };
             self.publish();
-            let wait = if leading.is_some() { tick } else { STATUS_EVERY };
+            let wait = if look.leading.is_some() { tick } else { STATUS_EVERY };
             let changed = async {
                 if settled { watch.role_changed().await } else { watch.anything_changed().await }
             };
@@ -378,7 +378,7 @@ impl Shard {
                 break;
             }
         }
-        self.parts.lease.set(Time(0));
+        self.tenure.end();
         self.publish();
     }
 
@@ -405,17 +405,9 @@ impl Shard {
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
         let request = Request::ReadLease(self.id);
-        let grant = match context.transport.call(owner, &request, patience).await {
-            Ok(Response::ReadLease(grant)) => grant,
-            Ok(Response::NotServed(NotServed::NotOwner(other))) => {
-                self.view.set_hint(other);
-                return GRANT_RETRY;
-            }
-            _ => {
-                self.view.set_hint(0);
-                return GRANT_RETRY;
-            }
-        };
+        let answer = context.transport.call(owner, &request, patience).await;
+        self.view.learn(owner, answer.as_ref());
+        let Ok(Response::ReadLease(grant)) = answer else { return GRANT_RETRY };
         let path = PathBuf::from(grant.path);
         // A path that does not exist here is another host's.
         if !self.view.grants.knows(&path) && !path.exists() {
@@ -467,7 +459,9 @@ impl Shard {
             transactions.extend(ask.transactions);
         }
         let count = transactions.len();
-        let batch = Batch { wall_ms: wall_ms(), transactions };
+        let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
+        let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
+        let batch = Batch { time_ms, transactions };
         let result = match rkyv::to_bytes::<rancor::Error>(&batch) {
             Ok(bytes) => {
                 let payload = Payload(Arc::new(bytes));
@@ -505,6 +499,24 @@ impl Shard {
         for (_, route) in routes {
             route.answer(Err(refusal));
         }
+    }
+}
+
+fn terms(timing: Timing) -> LeaseTerms {
+    let ns = |ms: u64| ms * 1_000_000;
+    let Timing { election_max_ms, lease_margin_ms, .. } = timing;
+    LeaseTerms { length_ns: ns(election_max_ms), margin_ns: ns(lease_margin_ms) }
+}
+
+/// Ends a hand-over's hold on the lease, also if whoever asked for it gives up.
+struct Offering<'a> {
+    tenure: &'a Tenure,
+    term: Option<Term>,
+}
+
+impl Drop for Offering<'_> {
+    fn drop(&mut self) {
+        self.tenure.offered(self.term);
     }
 }
 

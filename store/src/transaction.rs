@@ -145,8 +145,9 @@ pub enum Outcome {
 /// Many transactions in one log entry, with the time at which they are decided.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Batch {
-    /// Wall-clock milliseconds of the proposer; the machine never lets its time fall.
-    pub wall_ms: u64,
+    /// The shard's time in milliseconds, as its owner says it (it goes on from the owner before,
+    /// by the new one's own clock); the machine never lets its time fall.
+    pub time_ms: u64,
     /// In the order in which they are decided.
     pub transactions: Vec<Transaction>,
 }

@@ -49,13 +49,23 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) cluster: u64,
+    pub(crate) lineage: u64,
     pub(crate) node: NodeId,
     pub(crate) nonce: u64,
 }
 
 impl Identity {
     fn hello(&self, to: u64) -> Hello {
-        Hello { cluster: self.cluster, from: self.node.0, to, nonce: self.nonce }
+        let Self { cluster, lineage, node, nonce } = *self;
+        Hello { cluster, lineage, from: node.0, to, nonce }
+    }
+
+    /// Whether who says this belongs to the same cluster. Who knows no lineage yet belongs to any.
+    fn recognise(&self, hello: &Hello) -> Result<(), Refused> {
+        if hello.cluster != self.cluster {
+            return Err(Refused::Cluster(self.cluster));
+        }
+        same_lineage(self.lineage, hello.lineage).map_err(|_| Refused::Lineage(self.lineage))
     }
 }
 
@@ -64,6 +74,8 @@ impl Identity {
 pub struct RefusalCounts {
     /// Another cluster.
     pub cluster: AtomicU64,
+    /// Another cluster of the same name.
+    pub lineage: AtomicU64,
     /// Another wire version.
     pub version: AtomicU64,
     /// An id that was used in another life.
@@ -80,6 +92,7 @@ impl RefusalCounts {
     fn count(&self, reason: Refused) {
         let counter = match reason {
             Refused::Cluster(_) => &self.cluster,
+            Refused::Lineage(_) => &self.lineage,
             Refused::Reincarnated => &self.reincarnated,
             Refused::Retired => &self.retired,
             Refused::WrongNode(_) | Refused::Direction | Refused::Full => &self.other,
@@ -334,9 +347,7 @@ impl Transport {
 
     /// Whether this hello may come in; `None` is a client.
     fn admit(&self, hello: &Hello) -> Result<Option<Arc<Peer>>, Refused> {
-        if hello.cluster != self.identity.cluster {
-            return Err(Refused::Cluster(self.identity.cluster));
-        }
+        self.identity.recognise(hello)?;
         if hello.to != 0 && hello.to != self.identity.node.0 {
             return Err(Refused::WrongNode(self.identity.node.0));
         }
@@ -428,6 +439,8 @@ impl Transport {
             })?;
         let wrong = if theirs.cluster != self.identity.cluster {
             Err(Refused::Cluster(theirs.cluster))
+        } else if same_lineage(self.identity.lineage, theirs.lineage).is_err() {
+            Err(Refused::Lineage(theirs.lineage))
         } else if theirs.from != peer.id.0 {
             Err(Refused::WrongNode(theirs.from))
         } else {
@@ -447,6 +460,11 @@ impl Transport {
             tracing::warn!(error = %frame, "ended a connection");
         }
     }
+}
+
+/// Two clusters of one name are told apart by their lineages, as far as both ends know theirs.
+pub(crate) fn same_lineage(ours: u64, theirs: u64) -> Result<(), Refused> {
+    if ours == 0 || theirs == 0 || ours == theirs { Ok(()) } else { Err(Refused::Lineage(theirs)) }
 }
 
 /// An id belongs to one life: the first nonce heard under it is the only one.

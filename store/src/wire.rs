@@ -42,6 +42,9 @@ const _: () = assert!(CHUNK_BYTES + (64 << 10) < FRAME_BODY_MAX);
 pub struct Hello {
     /// Which cluster.
     pub cluster: u64,
+    /// Which forming of it: drawn when it was formed, 0 if the speaker does not know. Tells two
+    /// clusters of one name apart.
+    pub lineage: u64,
     /// Who speaks; 0 is a client, which has no part in the cluster.
     pub from: u64,
     /// Whom it believes to speak to; 0 if it does not care.
@@ -65,6 +68,13 @@ pub enum Refused {
     /// It belongs to another cluster.
     #[error("it belongs to another cluster (0x{0:x})")]
     Cluster(u64),
+    /// It belongs to another cluster of the same name.
+    #[error(
+        "it belongs to another cluster of the same name, formed at another time (this is lineage \
+         {0:016x}): two were formed, or one anew; give one another name, or stop its nodes and let \
+         them join the other"
+    )]
+    Lineage(u64),
     /// Another node lives at this address.
     #[error("node-{0} lives at this address")]
     WrongNode(u64),

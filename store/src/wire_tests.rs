@@ -105,9 +105,13 @@ fn every_message_comes_back_as_it_went() {
     for response in responses() {
         assert_eq!(Response::decode(&response.encode().unwrap()), Ok(response));
     }
-    let hello = Hello { cluster: 1, from: 2, to: 3, nonce: 4 };
+    let hello = Hello { cluster: 1, lineage: 5, from: 2, to: 3, nonce: 4 };
     assert_eq!(Hello::decode(&hello.encode().unwrap()), Ok(hello));
-    for welcome in [Welcome::Accepted(hello), Welcome::Refused(Refused::Cluster(9))] {
+    for welcome in [
+        Welcome::Accepted(hello),
+        Welcome::Refused(Refused::Cluster(9)),
+        Welcome::Refused(Refused::Lineage(9)),
+    ] {
         assert_eq!(Welcome::decode(&welcome.encode().unwrap()), Ok(welcome));
     }
 }

@@ -31,6 +31,8 @@ const MAP_BYTES_MAX: u64 = 8 << 20;
 pub(super) struct Life {
     pub(super) node: NodeId,
     pub(super) nonce: u64,
+    /// Which forming of the cluster it belongs to.
+    pub(super) lineage: u64,
     /// Where it listens: peers know it there.
     pub(super) listen: SocketAddr,
     pub(super) ports: Vec<String>,
@@ -205,6 +207,7 @@ fn decode(bytes: &[u8]) -> Option<Life> {
 struct Written {
     node: String,
     nonce: String,
+    lineage: String,
     listen: SocketAddr,
     ports: Vec<String>,
     slots: u32,
@@ -215,19 +218,21 @@ struct Written {
 
 impl From<&Life> for Written {
     fn from(life: &Life) -> Self {
-        let Life { node, nonce, listen, ref ports, slots, shards, starts, forming } = *life;
-        let (node, nonce) = (format!("{:x}", node.0), format!("{nonce:x}"));
-        Self { node, nonce, listen, ports: ports.clone(), slots, shards, starts, forming }
+        let Life { listen, slots, shards, starts, forming, .. } = *life;
+        let text = |number: u64| format!("{number:x}");
+        let (node, nonce, lineage) = (text(life.node.0), text(life.nonce), text(life.lineage));
+        let ports = life.ports.clone();
+        Self { node, nonce, lineage, listen, ports, slots, shards, starts, forming }
     }
 }
 
 impl Written {
     fn life(self) -> Option<Life> {
-        let Self { node, nonce, listen, ports, slots, shards, starts, forming } = self;
-        let node = u64::from_str_radix(&node, 16).ok().filter(|node| *node != 0)?;
-        let node = NodeId(node);
-        let nonce = u64::from_str_radix(&nonce, 16).ok()?;
-        Some(Life { node, nonce, listen, ports, slots, shards, starts, forming })
+        let Self { listen, ports, slots, shards, starts, forming, .. } = self;
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        let node = NodeId(number(&self.node).filter(|node| *node != 0)?);
+        let (nonce, lineage) = (number(&self.nonce)?, number(&self.lineage)?);
+        Some(Life { node, nonce, lineage, listen, ports, slots, shards, starts, forming })
     }
 }
 
@@ -239,6 +244,7 @@ mod tests {
         Life {
             node: NodeId(3),
             nonce: u64::MAX,
+            lineage: 17,
             listen: "127.0.0.1:4000".parse().unwrap(),
             ports: vec!["/run/n1.ring".into()],
             slots: 64,

@@ -13,8 +13,9 @@ use crate::node_config::{Durability, NodeConfig, Start};
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response};
 use nearstate_store::NodeId;
-use nearstate_store::client::Client;
+use nearstate_store::client::{Client, ConnectError, Wanted};
 use nearstate_store::clock::boot_now;
+use nearstate_store::wire::Refused;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
 const SEED_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a member may take to tell whether there is a newer map.
 const NEWS_TIMEOUT: Duration = Duration::from_millis(500);
+/// What stands in a mark before the lineage.
+const MARK: &str = "lineage ";
 /// Between two rounds over the seeds.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
@@ -37,32 +40,84 @@ pub(super) fn draw_nonce() -> std::io::Result<u64> {
     Ok(u64::from_le_bytes(bytes) | 1)
 }
 
-/// The file that says that a node of this name has formed this cluster.
-fn mark_path(directory: &Path, cluster: &str, name: &str) -> PathBuf {
-    directory.join(format!("{cluster}.{name}.formed"))
+/// Where a node's marks are: files that say, after its memory is gone, which cluster it belonged
+/// to. A cluster's name alone does not: another may have been formed under it.
+#[derive(Clone, Copy)]
+pub(super) struct Origin<'a> {
+    /// The node's directory.
+    pub(super) directory: &'a Path,
+    /// The cluster's name.
+    pub(super) cluster: &'a str,
+    /// The node's name.
+    pub(super) name: &'a str,
 }
 
-/// Leaves the mark, durably, before anything is voted on.
-///
-/// # Errors
-/// [`NodeError::FormedBefore`] if it is there already.
-pub(super) fn mark_as_former(
-    directory: &Path,
-    cluster: &str,
-    name: &str,
-    nonce: u64,
-) -> Result<(), NodeError> {
-    let path = mark_path(directory, cluster, name);
-    let failed = |source| NodeError::File { path: path.clone(), source };
-    let mut file = match OpenOptions::new().write(true).create_new(true).open(&path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            return Err(NodeError::FormedBefore(path));
+impl Origin<'_> {
+    /// The file that says that a node of this name has formed this cluster.
+    fn former(&self) -> PathBuf {
+        self.directory.join(format!("{}.{}.formed", self.cluster, self.name))
+    }
+
+    /// The file that says that it was let in.
+    fn member(&self) -> PathBuf {
+        self.directory.join(format!("{}.{}.joined", self.cluster, self.name))
+    }
+
+    /// Leaves the mark of a founder, durably, before anything is voted on.
+    ///
+    /// # Errors
+    /// [`NodeError::FormedBefore`] or [`NodeError::JoinedBefore`] if there is a mark already.
+    pub(super) fn mark_as_former(&self, lineage: u64) -> Result<(), NodeError> {
+        let (former, member) = (self.former(), self.member());
+        if member.exists() {
+            return Err(NodeError::JoinedBefore(member));
         }
-        other => other.map_err(failed)?,
-    };
-    writeln!(file, "{nonce:016x}").map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+        if self.leave(&former, lineage)? { Ok(()) } else { Err(NodeError::FormedBefore(former)) }
+    }
+
+    /// Leaves the mark of a member, durably, unless there is one.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn mark_as_member(&self, lineage: u64) -> Result<(), NodeError> {
+        if self.lineage()?.is_none() {
+            self.leave(&self.member(), lineage)?;
+        }
+        Ok(())
+    }
+
+    /// Which cluster the node belonged to, and the file that says so.
+    ///
+    /// # Errors
+    /// If there is a mark that cannot be read.
+    pub(super) fn lineage(&self) -> Result<Option<(u64, PathBuf)>, NodeError> {
+        for path in [self.former(), self.member()] {
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(source) => return Err(NodeError::File { path, source }),
+            };
+            let number = text.trim().strip_prefix(MARK).map(|hex| u64::from_str_radix(hex, 16));
+            return match number {
+                Some(Ok(lineage)) if lineage != 0 => Ok(Some((lineage, path))),
+                _ => Err(NodeError::NoMark(path)),
+            };
+        }
+        Ok(None)
+    }
+
+    /// Makes a mark; `false` if it was there already.
+    fn leave(&self, path: &Path, lineage: u64) -> Result<bool, NodeError> {
+        let failed = |source| NodeError::File { path: path.to_owned(), source };
+        let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+            other => other.map_err(failed)?,
+        };
+        writeln!(file, "{MARK}{lineage:016x}").map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        let directory = File::open(self.directory).and_then(|directory| directory.sync_all());
+        directory.map_err(failed).map(|()| true)
+    }
 }
 
 /// What is left of a durable node's last process.
@@ -132,7 +187,8 @@ async fn with_news(
         others.extend(seeds);
     }
     for address in others {
-        if let Some(newer) = newer_map(config.cluster_id(), &map, address).await {
+        let wanted = Wanted { cluster: config.cluster_id(), lineage: life.lineage };
+        if let Some(newer) = newer_map(wanted, &map, address).await {
             map = newer;
             break;
         }
@@ -146,16 +202,15 @@ async fn with_news(
 }
 
 /// Where the other live members are.
-pub(super) fn others(map: &Map, me: NodeId) -> Vec<SocketAddr> {
+fn others(map: &Map, me: NodeId) -> Vec<SocketAddr> {
     let others = map.members.iter().filter(|m| m.id != me && m.state.is_live());
     others.map(|member| member.address).collect()
 }
 
-/// A newer map from somebody, asked as a client: who was given up is not spoken to as a node any
-/// more, and learns of it in this way only.
-pub(super) async fn newer_map(cluster: u64, known: &Map, address: SocketAddr) -> Option<Map> {
+/// A newer map from somebody, if there is one.
+async fn newer_map(wanted: Wanted, known: &Map, address: SocketAddr) -> Option<Map> {
     let request = Request::GetMap { newer_than: known.epoch, wait_ms: 0 }.encode();
-    let answer = tokio::time::timeout(NEWS_TIMEOUT, ask(cluster, address, &request)).await;
+    let answer = tokio::time::timeout(NEWS_TIMEOUT, ask(wanted, address, &request)).await;
     match answer {
         Ok(Ok(Response::Map(map))) if map.epoch > known.epoch => Some(map),
         _ => None,
@@ -178,11 +233,16 @@ pub(super) struct Newcomer {
     pub(super) settings: u64,
 }
 
-/// Asks the seeds, one after the other and again, until one lets the node in.
+/// Asks the seeds, one after the other and again, until one lets the node in. A node that belonged
+/// to a cluster joins no other of the same name.
 pub(super) async fn join(
     newcomer: &Newcomer,
+    origin: &Origin<'_>,
     seeds: &[SocketAddr],
 ) -> Result<(NodeId, Map), NodeError> {
+    let known = origin.lineage()?;
+    let lineage = known.as_ref().map_or(0, |(lineage, _)| *lineage);
+    let wanted = Wanted { cluster: newcomer.cluster, lineage };
     let request = Request::Join {
         name: newcomer.name.clone(),
         address: newcomer.address,
@@ -194,8 +254,9 @@ pub(super) async fn join(
     let give_up = boot_now().plus_ms(JOIN_PATIENCE_MS);
     let mut last = "no seed answered".to_owned();
     while boot_now() < give_up {
+        let mut strangers = 0;
         for seed in seeds {
-            match ask(newcomer.cluster, *seed, &request).await {
+            match ask(wanted, *seed, &request).await {
                 Ok(Response::Joined { id, map }) if map.state_of(id).is_live() => {
                     return Ok((id, map));
                 }
@@ -205,8 +266,12 @@ pub(super) async fn join(
                 }
                 Ok(Response::Refused { reason, .. }) => last = reason,
                 Ok(_) => last = format!("{seed} answered something else"),
-                Err(error) => last = format!("{seed}: {error}"),
+                Err(AskError::OtherLineage) => strangers += 1,
+                Err(AskError::Silent(error)) => last = format!("{seed}: {error}"),
             }
+        }
+        if let Some((_, mark)) = known.as_ref().filter(|_| strangers == seeds.len()) {
+            return Err(NodeError::OtherLineage(mark.clone()));
         }
         tracing::debug!(%last, "not let in yet");
         tokio::time::sleep(ROUND_PAUSE).await;
@@ -217,10 +282,27 @@ pub(super) async fn join(
     )))
 }
 
-async fn ask(cluster: u64, seed: SocketAddr, request: &[u8]) -> Result<Response, String> {
-    let client = Client::connect(cluster, seed, SEED_TIMEOUT).await.map_err(|e| e.to_string())?;
-    let answer = client.call(request.to_vec(), SEED_TIMEOUT).await.map_err(|e| e.to_string())?;
-    Response::decode(&answer).map_err(|e| e.to_string())
+/// Why a seed gave no answer.
+enum AskError {
+    /// It belongs to another cluster of the same name.
+    OtherLineage,
+    /// Anything else, in words.
+    Silent(String),
+}
+
+async fn ask(wanted: Wanted, seed: SocketAddr, request: &[u8]) -> Result<Response, AskError> {
+    let client = match Client::connect_to(wanted, seed, SEED_TIMEOUT).await {
+        Err(ConnectError::Refused { reason: Refused::Lineage(_), .. }) => {
+            return Err(AskError::OtherLineage);
+        }
+        other => other.map_err(in_words)?,
+    };
+    let answer = client.call(request.to_vec(), SEED_TIMEOUT).await.map_err(in_words)?;
+    Response::decode(&answer).map_err(in_words)
+}
+
+fn in_words(error: impl ToString) -> AskError {
+    AskError::Silent(error.to_string())
 }
 
 #[cfg(test)]
@@ -228,12 +310,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_forms_once() {
+    fn a_node_forms_once_and_remembers_which_cluster_it_belongs_to() {
         let directory = tempfile::tempdir().unwrap();
-        mark_as_former(directory.path(), "c", "n1", 7).unwrap();
-        let again = mark_as_former(directory.path(), "c", "n1", 8);
+        let node = |name| Origin { directory: directory.path(), cluster: "c", name };
+        node("n1").mark_as_former(7).unwrap();
+        let again = node("n1").mark_as_former(8);
         assert!(matches!(again, Err(NodeError::FormedBefore(_))), "{again:?}");
-        mark_as_former(directory.path(), "c", "n2", 9).unwrap();
+        // It comes back as a member: its first mark stays.
+        node("n1").mark_as_member(7).unwrap();
+        assert_eq!(node("n1").lineage().unwrap(), Some((7, node("n1").former())));
+        assert!(!node("n1").member().exists());
+
+        assert_eq!(node("n2").lineage().unwrap(), None);
+        node("n2").mark_as_member(7).unwrap();
+        node("n2").mark_as_member(7).unwrap();
+        assert_eq!(node("n2").lineage().unwrap(), Some((7, node("n2").member())));
+        let forms = node("n2").mark_as_former(9);
+        assert!(matches!(forms, Err(NodeError::JoinedBefore(_))), "{forms:?}");
+    }
+
+    #[test]
+    fn a_mark_that_is_none_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Origin { directory: directory.path(), cluster: "c", name: "n1" };
+        for text in ["", "lineage", "lineage 0", "lineage x", "00000000000000ff"] {
+            std::fs::write(node.former(), text).unwrap();
+            let error = node.lineage().unwrap_err().to_string();
+            assert!(error.contains("c.n1.formed is no mark"), "{error}");
+        }
     }
 
     #[test]

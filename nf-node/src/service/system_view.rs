@@ -32,10 +32,11 @@ impl SystemView {
         self.map.borrow().clone()
     }
 
-    /// Takes over a map if it is newer than what is known.
+    /// Takes over a map if it is newer than what is known, and of the same cluster.
     pub(super) fn publish(&self, map: Arc<Map>) {
         self.map.send_if_modified(|known| {
-            let newer = map.epoch > known.epoch;
+            let same = !known.is_formed() || map.lineage == known.lineage;
+            let newer = same && map.epoch > known.epoch;
             if newer {
                 *known = map;
             }

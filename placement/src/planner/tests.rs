@@ -51,6 +51,7 @@ fn any_world() -> impl Strategy<Value = (Map, Vec<ShardFact>)> {
         let (shards, facts): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
         let map = Map {
             epoch: Epoch(9),
+            lineage: 1,
             slots: 4,
             replicas_wanted,
             slot_to_shard: vec![1, 2, 3, 4],

@@ -279,7 +279,13 @@ impl Cluster {
             ports: vec![],
             state: MemberState::Alive,
         };
-        let form = SystemCommand::Form { members: vec![member], slots: 16, shards, replicas: 3 };
+        let form = SystemCommand::Form {
+            members: vec![member],
+            slots: 16,
+            shards,
+            replicas: 3,
+            lineage: 1,
+        };
         assert!(matches!(world.apply(&form), SystemReply::Done(_)));
         Self { world: Arc::new(Mutex::new(world)), planners: BTreeMap::new() }
     }

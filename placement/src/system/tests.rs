@@ -27,7 +27,11 @@ fn run(machine: &mut SystemMachine, command: &SystemCommand) -> SystemReply {
 }
 
 fn form() -> SystemCommand {
-    SystemCommand::Form { members: vec![founder("n1")], slots: 16, shards: 3, replicas: 3 }
+    form_of(vec![founder("n1")], 16, 3)
+}
+
+fn form_of(members: Vec<Member>, slots: u32, shards: u16) -> SystemCommand {
+    SystemCommand::Form { members, slots, shards, replicas: 3, lineage: 0x1e }
 }
 
 fn join(name: &str, nonce: u64) -> SystemCommand {
@@ -59,9 +63,28 @@ fn a_formed_cluster_has_every_slot_in_a_flow_shard() {
 fn a_cluster_without_founder_shards_or_power_of_two_is_refused() {
     let shapes = [(vec![], 16, 1), (vec![founder("a")], 16, 0), (vec![founder("a")], 12, 1)];
     for (members, slots, shards) in shapes {
-        let command = SystemCommand::Form { members, slots, shards, replicas: 3 };
+        let command = form_of(members, slots, shards);
         assert_eq!(refusal(run(&mut machine(), &command)), SystemRefusal::BadShape);
     }
+}
+
+#[test]
+fn a_cluster_keeps_the_lineage_that_it_was_formed_with() {
+    let mut m = machine();
+    let SystemCommand::Form { members, slots, shards, replicas, .. } = form() else { panic!() };
+    let nameless = SystemCommand::Form { members, slots, shards, replicas, lineage: 0 };
+    assert!(matches!(refusal(run(&mut m, &nameless)), SystemRefusal::BadMap(_)));
+    run(&mut m, &form());
+    assert_eq!(m.map().lineage, 0x1e);
+    run(&mut m, &join("n2", 1));
+    let mut map = m.map().clone();
+    assert_eq!(map.lineage, 0x1e);
+    (map.epoch, map.lineage) = (Epoch(3), 0x1f);
+    let other = refusal(run(&mut m, &SystemCommand::SetMap { expected: Epoch(2), map }));
+    assert!(other.to_string().contains("another cluster's of the same name"), "{other}");
+    let mut late = machine();
+    late.install(&m.snapshot()).unwrap();
+    assert_eq!(late.map().lineage, 0x1e);
 }
 
 #[test]

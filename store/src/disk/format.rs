@@ -1,7 +1,7 @@
 //! The form of a segment: a header, then records, all checksummed.
 //!
 //! ```text
-//! header    magic 8, format version 4, shard 2, zero 2, cluster 8, lineage 8, node 8,
+//! header    magic 8, format version 4, shard 2, zero 2, cluster 8, lineage 8, life 8, node 8,
 //!           segment number 8, serial of the first record 8, zero 4, CRC-32 of all before 4
 //! record    length of body 4, CRC-32 of everything else 4, serial 8, durable 8, kind 1, body,
 //!           zeroes up to a multiple of 8
@@ -25,7 +25,7 @@ const MAGIC: [u8; 8] = *b"NSTRLOG\0";
 /// Rises with every change of the form of segments or snapshot files.
 pub const FORMAT_VERSION: u32 = 1;
 /// Bytes of a segment's header.
-pub(crate) const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 72;
 /// Bytes of a record before its body.
 pub(crate) const RECORD_HEAD: usize = 25;
 /// Records begin at multiples of it.
@@ -40,8 +40,10 @@ const _: () = assert!(3 * (1 + 8 * GROUP_NODES_MAX) + 32 < BODY_BYTES_MAX);
 pub struct Identity {
     /// The cluster.
     pub cluster: u64,
-    /// The life of the node that wrote them: its nonce. Another life of the same id is another one.
+    /// Which forming of the cluster.
     pub lineage: u64,
+    /// The life of the node that wrote them: its nonce. A wiped node of the same id has another.
+    pub life: u64,
     /// The node.
     pub node: NodeId,
     /// The shard.
@@ -72,8 +74,8 @@ impl Header {
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         out.extend_from_slice(&self.identity.shard.0.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
-        let Identity { cluster, lineage, node, .. } = self.identity;
-        for word in [cluster, lineage, node.0, self.number, self.first_serial] {
+        let Identity { cluster, lineage, life, node, .. } = self.identity;
+        for word in [cluster, lineage, life, node.0, self.number, self.first_serial] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         out.extend_from_slice(&[0; 4]);
@@ -95,16 +97,17 @@ impl Header {
         if version != FORMAT_VERSION {
             return Err(BadHeader::Version(version));
         }
-        let crc = u32::from_le_bytes([bytes[60], bytes[61], bytes[62], bytes[63]]);
-        if crc != crc32fast::hash(&bytes[..60]) {
+        let crc = u32::from_le_bytes([bytes[68], bytes[69], bytes[70], bytes[71]]);
+        if crc != crc32fast::hash(&bytes[..68]) {
             return Err(BadHeader::Damaged("the checksum of its header does not fit"));
         }
         let shard = ShardId(u16::from_le_bytes(source.array().map_err(damaged)?));
         source.array::<2>().map_err(damaged)?;
         let mut word = || source.u64().map_err(damaged);
-        let (cluster, lineage, node) = (word()?, word()?, NodeId(word()?));
+        let (cluster, lineage, life, node) = (word()?, word()?, word()?, NodeId(word()?));
         let (number, first_serial) = (word()?, word()?);
-        Ok(Self { identity: Identity { cluster, lineage, node, shard }, number, first_serial })
+        let identity = Identity { cluster, lineage, life, node, shard };
+        Ok(Self { identity, number, first_serial })
     }
 
     /// What the checksums of the segment's records begin with.

@@ -63,7 +63,7 @@ pub enum RecoveryError {
     #[error(
         "{file} belongs to {} and {} of cluster {:#x} in another life (it says {:#x}): give this \
          node the directory that is its own, or an empty one",
-        found.node, found.shard, found.cluster, found.lineage
+        found.node, found.shard, found.cluster, found.life
     )]
     Foreign {
         /// Which file.

@@ -1,8 +1,8 @@
 //! Snapshots in files.
 //!
 //! ```text
-//! head      magic 8, format version 4, shard 2, zero 2, cluster 8, lineage 8, node 8, number 8,
-//!           length of what follows 4: last entry, place of the group, the group
+//! head      magic 8, format version 4, shard 2, zero 2, cluster 8, lineage 8, life 8, node 8,
+//!           number 8, length of what follows 4: last entry, place of the group, the group
 //!           length of the content 8, CRC-32 of all before 4
 //! content   as the shard's machine wrote it, then its CRC-32 4
 //! ```
@@ -21,7 +21,7 @@ use std::io;
 
 const MAGIC: [u8; 8] = *b"NSTRSNP\0";
 /// Bytes of the head before the part whose length it gives.
-const FIXED: usize = 52;
+const FIXED: usize = 60;
 const UNFINISHED: &str = "snapshot.tmp";
 /// Bytes that are written at a time.
 const CHUNK: usize = 1 << 20;
@@ -58,7 +58,8 @@ fn encode_head(identity: Identity, number: u64, head: &SnapshotHead, content: u6
     out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
     out.extend_from_slice(&identity.shard.0.to_le_bytes());
     out.extend_from_slice(&[0; 2]);
-    for word in [identity.cluster, identity.lineage, identity.node.0, number] {
+    let Identity { cluster, lineage, life, node, .. } = identity;
+    for word in [cluster, lineage, life, node.0, number] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     out.extend_from_slice(&(meta.len() as u32).to_le_bytes());
@@ -87,7 +88,8 @@ pub(crate) fn decode<'a>(
     let shard = ShardId(u16::from_le_bytes(source.array().map_err(damaged)?));
     source.array::<2>().map_err(damaged)?;
     let mut word = || source.u64().map_err(damaged);
-    let (cluster, lineage, node, number) = (word()?, word()?, NodeId(word()?), word()?);
+    let (cluster, lineage, life) = (word()?, word()?, word()?);
+    let (node, number) = (NodeId(word()?), word()?);
     let meta = source.u32().map_err(damaged)? as usize;
     let meta_bytes = source.slice(meta).map_err(damaged)?;
     let length = source.u64().map_err(damaged)?;
@@ -109,7 +111,7 @@ pub(crate) fn decode<'a>(
         members: meta.members().map_err(damaged)?,
     };
     meta.end().map_err(damaged)?;
-    Ok((Identity { cluster, lineage, node, shard }, number, head, content))
+    Ok((Identity { cluster, lineage, life, node, shard }, number, head, content))
 }
 
 /// The newest snapshot of a directory: its number, what it is of, and its content.

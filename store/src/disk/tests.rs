@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 pub(crate) const WHO: Identity =
-    Identity { cluster: 7, lineage: 99, node: NodeId(3), shard: ShardId(1) };
+    Identity { cluster: 7, lineage: 99, life: 5, node: NodeId(3), shard: ShardId(1) };
 
 pub(crate) fn at(term: u64, index: u64) -> Position {
     Position { term, index }
@@ -207,6 +207,7 @@ fn files_of_others_other_versions_and_missing_ones_are_named() {
     for who in [
         Identity { cluster: 8, ..WHO },
         Identity { lineage: 1, ..WHO },
+        Identity { life: 6, ..WHO },
         Identity { node: NodeId(4), ..WHO },
         Identity { shard: ShardId(2), ..WHO },
     ] {

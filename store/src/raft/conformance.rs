@@ -6,6 +6,7 @@ use crate::machine::{Machine, PayloadError, Reply, SnapshotError};
 use crate::types::{LogIndex, NodeId, ShardId};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
+use std::sync::Arc;
 
 /// Counts what it is given.
 struct Count(u64);
@@ -39,7 +40,8 @@ struct Builder;
 
 impl StoreBuilder<Types, LogStore, StateMachine> for Builder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<Types>> {
-        Ok(((), LogStore::default(), StateMachine::new(Box::new(Count(0)))))
+        let machine = StateMachine::new(Box::new(Count(0)), Arc::default());
+        Ok(((), LogStore::default(), machine))
     }
 }
 
@@ -55,12 +57,14 @@ impl StoreBuilder<Types, LogStore, StateMachine, tempfile::TempDir> for DiskBuil
             segment_bytes: disk::SEGMENT_BYTES_MIN,
             ..DiskConfig::new(directory.path().to_owned())
         };
-        let identity = Identity { cluster: 1, lineage: 1, node: NodeId(1), shard: ShardId(1) };
+        let identity =
+            Identity { cluster: 1, lineage: 1, life: 1, node: NodeId(1), shard: ShardId(1) };
         let opened = disk::open(&config, identity, &disk::Counts::default()).unwrap();
         let disk::Opened { log, snapshots, recovered } = opened;
         let check = Count::check;
         let log = LogStore::on_disk(log, &recovered.state, recovered.entries, check).unwrap();
-        let machine = StateMachine::on_disk(Box::new(Count(0)), snapshots, None).unwrap();
+        let machine =
+            StateMachine::on_disk(Box::new(Count(0)), Arc::default(), snapshots, None).unwrap();
         Ok((directory, log, machine))
     }
 }

@@ -13,6 +13,7 @@ mod state_machine;
 use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
 use crate::disk::{self, DiskLog, DiskSnapshots};
 use crate::machine::{Machine, PayloadError, Reply};
+use crate::shard_time::ShardTime;
 use crate::transport::Transport;
 use crate::types::{LogIndex, NodeId, ShardId, Term, Time};
 use crate::wire::{Append, Appended, AskVote, HandOver, NotServed, SnapshotChunk, Voted};
@@ -123,6 +124,7 @@ pub(crate) struct Replica {
     check: PayloadCheck,
     assembly: Mutex<Option<Assembly>>,
     files: Option<(DiskLog, DiskSnapshots)>,
+    time: Arc<ShardTime>,
 }
 
 /// What the lease is made of.
@@ -196,20 +198,22 @@ impl Replica {
         let config = config(&setup).map_err(|error| error.to_string())?;
         let ReplicaSetup { shard, node, timing, machine, check, files, .. } = setup;
         let network = PeerFactory { transport, shard, node, timing };
+        let time = Arc::new(ShardTime::default());
         let (log, machine, files) = match files {
-            None => (LogStore::default(), StateMachine::new(machine), None),
+            None => (LogStore::default(), StateMachine::new(machine, time.clone()), None),
             Some(disk::Opened { log, snapshots, recovered }) => {
                 let disk::Recovered { state, entries, snapshot, .. } = recovered;
                 let store = LogStore::on_disk(log.clone(), &state, entries, check)?;
-                let machine = StateMachine::on_disk(machine, snapshots.clone(), snapshot)
-                    .ok_or("the group of the newest snapshot is none")?;
+                let machine =
+                    StateMachine::on_disk(machine, time.clone(), snapshots.clone(), snapshot)
+                        .ok_or("the group of the newest snapshot is none")?;
                 (store, machine, Some((log, snapshots)))
             }
         };
         let raft = Raft::new(node.0, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), files })
+        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), files, time })
     }
 
     /// Whether this node's disk has no room for more entries.
@@ -329,6 +333,11 @@ impl Replica {
         answer.map(|accepted| accepted.is_ok()).map_err(|_| NotServed::Stopped)
     }
 
+    /// What time it is in the shard.
+    pub(crate) fn time(&self) -> &ShardTime {
+        &self.time
+    }
+
     pub(crate) fn watch(&self) -> Watch {
         Watch { server: self.raft.server_metrics(), data: self.raft.data_metrics() }
     }
@@ -418,10 +427,23 @@ impl Replica {
         changed.map(|_| ()).map_err(|error| self.change_error(error))
     }
 
-    /// Asks the group to make another node its leader. The caller has let all leases run out.
-    pub(crate) async fn transfer(&self, to: NodeId) -> Result<(), ChangeError> {
+    /// Offers the leadership to another node. The caller has let all leases run out. Gives a term
+    /// such that the offer was made in it or in an earlier one.
+    ///
+    /// An offer cannot be taken back, and who gets it is elected although the voters have heard of
+    /// a leader lately. (So would be whoever is told to stand for election: nobody ever is.)
+    pub(crate) async fn transfer(&self, to: NodeId) -> Result<Term, ChangeError> {
         let asked = self.raft.trigger().transfer_leader(to.0).await;
-        asked.map_err(|error| ChangeError::Other(error.to_string()))
+        asked.map_err(|error| ChangeError::Other(error.to_string()))?;
+        // Questions to the library's task are answered in order: if this node led, the offer has
+        // been made by now. In a term that it does not lead it has made none.
+        let me = self.node.0;
+        let seen = self.raft.with_raft_state(move |state| {
+            let ballot = convert::ballot(state.vote_ref());
+            let leads = ballot.committed && ballot.node == me;
+            if leads { ballot.term } else { ballot.term.saturating_sub(1) }
+        });
+        seen.await.map(Term).map_err(|error| ChangeError::Other(error.to_string()))
     }
 
     fn change_error(&self, error: RaftError<Types, ClientWriteError<Types>>) -> ChangeError {

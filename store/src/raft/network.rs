@@ -327,3 +327,7 @@ impl Assembly {
         Ok(Some((meta, bytes)))
     }
 }
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

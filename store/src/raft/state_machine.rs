@@ -4,11 +4,14 @@
 //! snapshot is taken in the same task between two entries; it is the machine's state at one index.
 //! A durable replica's snapshot is on the disk before anybody hears of it; if there is no room for
 //! one, it is put off.
+//! A machine that panics has a bug, and its state is worth nothing: its replica stops, and says so.
 
 use super::convert::{self, StoredGroup};
 use super::{SnapshotBytes, Types};
+use crate::clock::boot_now;
 use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
+use crate::shard_time::ShardTime;
 use crate::transport::lock;
 use crate::types::LogIndex;
 use futures::{Stream, StreamExt};
@@ -16,7 +19,15 @@ use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+
+/// Lets a machine apply an entry, and makes a panic of it an error: the library would not notice
+/// that its task is gone, and the replica would seem to live.
+fn apply(machine: &mut dyn Machine, index: LogIndex, payload: &[u8]) -> Result<Reply, io::Error> {
+    let applied = catch_unwind(AssertUnwindSafe(|| machine.apply(index, payload)));
+    applied.map_err(|_| io::Error::other(format!("the shard's machine stopped at {index}")))
+}
 
 struct Applied {
     machine: Box<dyn Machine>,
@@ -31,21 +42,23 @@ pub(crate) struct StateMachine {
     applied: Mutex<Applied>,
     current: Current,
     disk: Option<DiskSnapshots>,
+    time: Arc<ShardTime>,
 }
 
 /// The newest snapshot.
 type Current = Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>;
 
 impl StateMachine {
-    pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
+    pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Mutex::new(applied), current: Arc::default(), disk: None }
+        Self { applied: Mutex::new(applied), current: Arc::default(), disk: None, time }
     }
 
     /// A machine whose snapshots are kept on disk, and the newest one of them.
     /// `None`: the snapshot's group is none.
     pub(crate) fn on_disk(
         machine: Box<dyn Machine>,
+        time: Arc<ShardTime>,
         disk: DiskSnapshots,
         newest: Option<(SnapshotHead, Vec<u8>)>,
     ) -> Option<Self> {
@@ -61,7 +74,7 @@ impl StateMachine {
             }
         };
         let current = Arc::new(Mutex::new(newest));
-        Some(Self { current, disk: Some(disk), ..Self::new(machine) })
+        Some(Self { current, disk: Some(disk), ..Self::new(machine, time) })
     }
 }
 
@@ -116,7 +129,10 @@ impl RaftStateMachine<Types> for StateMachine {
                 match entry.payload {
                     EntryPayload::Blank => Reply::None,
                     EntryPayload::Normal(payload) => {
-                        applied.machine.apply(LogIndex(entry.log_id.index), &payload.0)
+                        let index = LogIndex(entry.log_id.index);
+                        let reply = apply(applied.machine.as_mut(), index, &payload.0)?;
+                        self.time.applied(applied.machine.time_ms(), boot_now());
+                        reply
                     }
                     EntryPayload::Membership(group) => {
                         applied.group = StoredGroup::new(Some(entry.log_id), group);
@@ -170,6 +186,7 @@ impl RaftStateMachine<Types> for StateMachine {
         {
             let mut applied = lock(&self.applied);
             applied.machine.install(&snapshot).map_err(io::Error::other)?;
+            self.time.installed(applied.machine.time_ms());
             applied.last = meta.last_log_id;
             applied.group = meta.last_membership.clone();
         }

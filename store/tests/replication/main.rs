@@ -1,6 +1,7 @@
 //! Replication as a whole: stores in one process that speak over real TCP.
 
 mod cluster;
+mod contacts;
 mod durable;
 mod links;
 mod membership;

@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, Node, SHARD, config, log};
 use nearstate_store::NodeId;
 use nearstate_store::clock::boot_now;
-use nearstate_store::consensus::ChangeError;
+use nearstate_store::consensus::{ChangeError, Role};
 
 async fn retry<F: Future<Output = Result<(), ChangeError>>>(change: impl Fn() -> F) {
     let done = async {
@@ -108,5 +108,22 @@ async fn leadership_is_handed_over_after_the_lease_and_nothing_is_lost() {
     heir.until(|status| status.leader == Some(heir.id()) && status.owns(boot_now())).await;
     assert_eq!(log(owner, 2).await, 3);
     assert_eq!(heir.sums(), [1, 2]);
+    cluster.stop().await;
+}
+
+/// As a table that cannot place an entry. Going on without it would make the replica differ.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_stops_stops_its_replica_and_ends_its_lease() {
+    let cluster = Cluster::form(&[1]).await;
+    let owner = cluster.owner().await;
+    let batch = nearstate_store::encode_batch(&Default::default());
+    // The machine of these tests reads 8 bytes as a number and counts on a sum that fits.
+    for number in [u64::MAX, 1] {
+        let payload = number.to_le_bytes().to_vec();
+        let _ = owner.store.propose(SHARD, payload).await;
+    }
+    owner.until(|status| status.role == Role::Stopped).await;
+    assert!(!owner.lease.is_valid(boot_now()));
+    assert!(owner.store.propose(SHARD, batch).await.is_err());
     cluster.stop().await;
 }

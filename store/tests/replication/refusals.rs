@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests own sockets")]
 
 use crate::cluster::{CLUSTER, Cluster, Node, PATIENCE, SHARD, config};
-use nearstate_store::client::{Client, ConnectError};
+use nearstate_store::client::{Client, ConnectError, Wanted};
 use nearstate_store::driver::StoreConfig;
 use nearstate_store::frame::{self, FrameKind};
 use nearstate_store::wire::{Hello, Refused, Request, Response, Welcome};
@@ -22,7 +22,7 @@ async fn until_counted(counter: &AtomicU64) {
 }
 
 fn hello(from: u64, nonce: u64) -> Hello {
-    Hello { cluster: CLUSTER, from, to: 1, nonce }
+    Hello { cluster: CLUSTER, lineage: 0, from, to: 1, nonce }
 }
 
 /// Sends bytes and gives the frames that come back until the other end closes or falls silent.
@@ -80,6 +80,57 @@ async fn strangers_are_refused_with_a_reason_and_counted() {
     node.store.set_peers(&[]);
     assert_eq!(greet(&node, to(5, hello(8, 1))).await, Welcome::Refused(Refused::Retired));
     node.store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_the_same_name_that_was_formed_at_another_time_is_refused() {
+    let of = |node, lineage| StoreConfig { lineage, ..config(node) };
+    let node = Node::start(of(5, 0xa)).await;
+    let to = |hello: Hello, lineage| Hello { to: 5, lineage, ..hello };
+    // The first founder was wiped and formed anew; its old followers still dial that address.
+    let refused = greet(&node, to(hello(6, 1), 0xb)).await;
+    assert_eq!(refused, Welcome::Refused(Refused::Lineage(0xa)));
+    assert_eq!(node.store.refusals().lineage.load(Ordering::Relaxed), 1);
+    // Who knows none yet learns it.
+    for (from, lineage) in
+        [(hello(6, 1), 0xa), (hello(7, 1), 0), (Hello { from: 0, ..hello(0, 0) }, 0)]
+    {
+        match greet(&node, to(from, lineage)).await {
+            Welcome::Accepted(theirs) => assert_eq!(theirs.lineage, 0xa),
+            Welcome::Refused(reason) => panic!("{reason}"),
+        }
+    }
+
+    // The same between two stores, whoever dials; and for clients that know whom they want.
+    let (one, two, three) = (
+        Node::start(of(1, 0xb)).await,
+        Node::start(of(9, 0xb)).await,
+        Node::start(of(10, 0xa)).await,
+    );
+    for other in [&one, &two, &three] {
+        let book = [(node.id(), node.address), (other.id(), other.address)];
+        node.store.set_peers(&[
+            (one.id(), one.address),
+            (two.id(), two.address),
+            (three.id(), three.address),
+        ]);
+        other.store.set_peers(&book);
+    }
+    until_counted(&one.store.refusals().lineage).await;
+    until_counted(&two.store.refusals().lineage).await;
+    let talks = async {
+        while node.store.call(three.id(), vec![1], PATIENCE).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, talks).await.expect("the own lineage is let in");
+    assert_eq!(three.store.refusals().lineage.load(Ordering::Relaxed), 0);
+    let wanted = Wanted { cluster: CLUSTER, lineage: 0xb };
+    let stranger = Client::connect_to(wanted, node.address, PATIENCE).await.unwrap_err();
+    assert!(stranger.to_string().contains("formed at another time"), "{stranger}");
+    for node in [node, one, two, three] {
+        node.store.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

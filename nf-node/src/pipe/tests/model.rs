@@ -34,6 +34,7 @@ struct Weather {
     lose: u64,
     refuse: u64,
     unknown: u64,
+    forget: u64,
 }
 
 struct Storm(Dice, Weather);
@@ -76,6 +77,9 @@ impl Script for Storm {
                 Some(refusal) => OnSubmit::Refuse(*refusal),
                 None => OnSubmit::Full,
             };
+        }
+        if self.is(self.1.forget) {
+            return OnSubmit::Forgotten { applied: after_ns.is_multiple_of(2) };
         }
         if self.is(self.1.unknown) {
             return OnSubmit::Unknown { applied: after_ns.is_multiple_of(2) };
@@ -153,12 +157,14 @@ fn whatever_the_delays_the_verdicts_are_those_of_a_synchronous_run() {
         lose: 0,
         refuse: 0,
         unknown: 0,
+        forget: 0,
     };
     let weathers = [
         calm,
         Weather { later: 500, ..calm },
         Weather { short_lease: 400, ..calm },
         Weather { later: 300, short_lease: 200, read_fails: 100, lose: 50, ..calm },
+        Weather { later: 300, lose: 50, forget: 100, ..calm },
     ];
     for (seed, weather) in (1..).zip(weathers.iter().cycle().take(24)) {
         let toys: &[Toy] = match seed % 3 {
@@ -194,6 +200,7 @@ fn in_any_weather_order_and_commit_hold_and_every_packet_ends_once() {
             lose: 600,
             refuse: 100,
             unknown: 50,
+            forget: 50,
         };
         let (sent, world) = run(&[Toy::Flow, Toy::Host], seed, weather, 1000);
         check_order(&sent, &world);

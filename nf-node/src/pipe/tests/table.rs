@@ -83,6 +83,21 @@ const ROWS: &[Row] = &[
         ..PLAIN
     },
     Row {
+        what: "a change whose outcome is forgotten took effect: a look at the state tells",
+        submits: &[OnSubmit::Forgotten { applied: true }, COMMIT],
+        packets: &[(0, 1, true, Ok(1))],
+        counters: "packets_in=1 packets_out=1 refusals=1 retries=1 parked_most=1 access:local=2",
+        ..PLAIN
+    },
+    Row {
+        what: "a change whose outcome is forgotten was lost: it is asked for again",
+        submits: &[OnSubmit::Forgotten { applied: false }, COMMIT],
+        packets: &[(0, 1, true, Ok(1))],
+        counters: "packets_in=1 packets_out=1 commits=1 refusals=1 retries=1 parked_most=1 \
+                   access:local=3",
+        ..PLAIN
+    },
+    Row {
         what: "later packets of the flow wait for the change, another flow does not",
         packets: &[
             (0, 1, true, Ok(1)),

@@ -44,6 +44,10 @@ pub(super) enum OnSubmit {
     Unknown {
         applied: bool,
     },
+    /// A retry that came too late: the store has forgotten what came of the first try.
+    Forgotten {
+        applied: bool,
+    },
     Full,
 }
 
@@ -175,6 +179,12 @@ impl StateAccess for Shared {
             OnSubmit::Refuse(refusal) => {
                 (0, Pending::Answer(token, Some(Outcome::Refused(refusal))))
             }
+            OnSubmit::Forgotten { applied } => {
+                if applied {
+                    world.decide(transaction);
+                }
+                (0, Pending::Answer(token, Some(Outcome::Refused(Refusal::IdForgotten))))
+            }
             OnSubmit::Unknown { applied } => {
                 if applied {
                     world.decide(transaction);
@@ -182,6 +192,7 @@ impl StateAccess for Shared {
                 (0, Pending::Answer(token, None))
             }
         };
+        // A packet that asks again does so under another id.
         assert_eq!(transaction.id.serial, world.serial + 1, "serials rise by one");
         assert_eq!(transaction.id.client, CLIENT);
         world.serial += 1;
