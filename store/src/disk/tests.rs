@@ -218,9 +218,9 @@ fn files_of_others_other_versions_and_missing_ones_are_named() {
     newer.get_mut(&names[2]).unwrap()[8] = 9;
     let said = opened(&newer, WHO).unwrap();
     assert!(said.contains("has format version 9, this program reads 1"), "{said}");
-    for missing in 0..names.len() - 1 {
+    for missing in &names[..names.len() - 1] {
         let mut fewer = files.clone();
-        fewer.remove(&names[missing]);
+        fewer.remove(missing);
         let said = opened(&fewer, WHO).unwrap();
         assert!(said.contains("is missing"), "{said}");
     }
