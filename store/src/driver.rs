@@ -486,7 +486,7 @@ async fn open_all(
         match config.open(setup.id, counts) {
             Ok(files) => opened.push((setup, files)),
             Err(error) => {
-                close_all(&opened).await;
+                close_all(logs_of(&opened)).await;
                 return Err(error);
             }
         }
@@ -500,9 +500,13 @@ async fn open_all(
     Ok(opened)
 }
 
-async fn close_all(opened: &[OpenedShard]) {
-    for files in opened.iter().filter_map(|(_, files)| files.as_ref()) {
-        files.log.close().await;
+fn logs_of(opened: &[OpenedShard]) -> Vec<DiskLog> {
+    opened.iter().filter_map(|(_, files)| Some(files.as_ref()?.log.clone())).collect()
+}
+
+async fn close_all(logs: Vec<DiskLog>) {
+    for log in logs {
+        log.close().await;
     }
 }
 
@@ -512,8 +516,7 @@ async fn start_shards(
     transport: &Arc<Transport>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<BTreeMap<ShardId, Arc<Shard>>, StartError> {
-    let logs: Vec<DiskLog> =
-        opened.iter().filter_map(|(_, files)| Some(files.as_ref()?.log.clone())).collect();
+    let logs = logs_of(&opened);
     let mut started: BTreeMap<ShardId, Arc<Shard>> = BTreeMap::new();
     for opened in opened {
         match start_shard(settings, opened, transport, tasks).await {
@@ -522,9 +525,7 @@ async fn start_shards(
                 for shard in started.values() {
                     shard.replica.stop().await;
                 }
-                for log in logs {
-                    log.close().await;
-                }
+                close_all(logs).await;
                 return Err(error);
             }
         }
