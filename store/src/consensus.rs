@@ -241,7 +241,7 @@ pub enum ChangeError {
     #[error("a group has 1 to {GROUP_NODES_MAX} nodes, not {0}")]
     Size(usize),
     /// The node would refuse to lead.
-    #[error("{0} cannot take over now: its disk is full, or it does not answer")]
+    #[error("{0} cannot take over now: its disk is full")]
     NotReady(NodeId),
     /// It did not happen in time.
     #[error("it did not happen in time; look at the status and try again")]

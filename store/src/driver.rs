@@ -422,7 +422,7 @@ impl Store {
         // Asked before the lease is let run out for nothing.
         if leads
             && shard.status().voters.contains(&to)
-            && !self.context().would_lead(shard, to).await
+            && self.context().would_lead(shard, to).await == Some(false)
         {
             return Err(ChangeError::NotReady(to));
         }

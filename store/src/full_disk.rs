@@ -18,11 +18,13 @@ use tokio::time::sleep;
 const RETRY: Duration = Duration::from_millis(200);
 
 impl LinkContext {
-    /// Whether a node would take a shard over: it answers, and it has room.
-    pub(crate) async fn would_lead(&self, shard: &Shard, node: NodeId) -> bool {
+    /// Whether a node would take a shard over; `None` if it does not answer.
+    pub(crate) async fn would_lead(&self, shard: &Shard, node: NodeId) -> Option<bool> {
         let patience = shard.patience();
-        let answer = self.transport.call(node, &Request::CanLead(shard.id), patience).await;
-        matches!(answer, Ok(Response::CanLead(true)))
+        match self.transport.call(node, &Request::CanLead(shard.id), patience).await {
+            Ok(Response::CanLead(would)) => Some(would),
+            _ => None,
+        }
     }
 
     /// The voter that takes the shard over from this node, if one can: the one that has most of it.
@@ -36,7 +38,7 @@ impl LinkContext {
             .collect();
         heirs.sort_unstable_by(|one, two| two.cmp(one));
         for (_, node) in heirs {
-            if self.would_lead(shard, node).await {
+            if self.would_lead(shard, node).await == Some(true) {
                 return Some(node);
             }
         }
