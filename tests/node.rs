@@ -2,7 +2,7 @@
 
 use nearstate_nf_node::chain_config::ChainConfig;
 use nearstate_nf_node::node_config::{
-    self, NodeConfig, PortConfig, SHARDS_MAX, Start, TimingConfig, cluster_id,
+    self, Durability, NodeConfig, PortConfig, SHARDS_MAX, Start, TimingConfig, cluster_id,
 };
 use nearstate_placement::api::{Request, Response, ShardRole, StatusReport};
 use nearstate_placement::{Map, MemberState};
@@ -490,7 +490,9 @@ fn all_keys() -> Vec<String> {
             name: "n".into(),
             listen: "127.0.0.1:1".parse().unwrap(),
             directory: path(),
+            log_directory: Some(path()),
             start,
+            durability: Durability::Disk,
             port,
             table_capacity: 64,
             shared_memory_reads: true,

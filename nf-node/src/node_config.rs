@@ -8,7 +8,7 @@ use nearstate_placement::steer::SLOTS_MAX;
 use nearstate_store::consensus::{SNAPSHOT_BYTES_MAX, Timing, TimingError};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Flow shards a cluster may have.
@@ -101,6 +101,17 @@ fn default_ring() -> u32 {
     1024
 }
 
+/// Whether a node's state outlives its process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// It lives in the memory of the replicas. A cluster whose nodes are all down at once is lost.
+    #[default]
+    Memory,
+    /// It is on disk before it is acknowledged. A node comes back as the member that it was.
+    Disk,
+}
+
 /// When a leader is missed, and how long an owner may answer alone. Milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -135,6 +146,12 @@ pub struct NodeConfig {
     pub directory: PathBuf,
     /// How it gets into the cluster.
     pub start: Start,
+    /// Whether its state outlives its process; the same on all nodes.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Where a durable node keeps its logs and snapshots; `directory` if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_directory: Option<PathBuf>,
     /// How packets reach it.
     pub port: PortConfig,
     /// Cells of each shard's table.
@@ -171,7 +188,8 @@ pub fn cluster_id(name: &str) -> u64 {
     fnv(name)
 }
 
-fn fnv(text: &str) -> u64 {
+/// FNV-1a of a text's bytes.
+pub(crate) fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
@@ -196,7 +214,7 @@ impl NodeConfig {
 
     /// Stands for the settings that must be equal on all nodes of a cluster: with other rules or
     /// pools a packet would fare differently at this node, and with another capacity replicas would
-    /// part (promise P4).
+    /// part (promise P4). What survives the loss of all nodes at once is what a majority keeps.
     ///
     /// # Panics
     /// If the settings cannot be written as TOML: they came from it.
@@ -206,11 +224,18 @@ impl NodeConfig {
         struct Shared<'a> {
             table_capacity: u32,
             steer_seed: u32,
+            durability: Durability,
             chain: &'a ChainConfig,
         }
-        let Self { table_capacity, steer_seed, ref chain, .. } = *self;
-        let shared = Shared { table_capacity, steer_seed, chain };
+        let Self { table_capacity, steer_seed, durability, ref chain, .. } = *self;
+        let shared = Shared { table_capacity, steer_seed, durability, chain };
         fnv(&toml::to_string(&shared).expect("what was read as TOML can be written"))
+    }
+
+    /// Where the node keeps what a later life of it must find.
+    #[must_use]
+    pub fn lasting_directory(&self) -> &Path {
+        self.log_directory.as_ref().unwrap_or(&self.directory)
     }
 
     /// The timing in the store's words.
@@ -301,6 +326,11 @@ mod tests {
         assert_eq!(config.start, Start::Form { slots: 1024, shards: 3, replicas: 3 });
         assert_eq!(config.table_capacity, 65_536);
         assert!(config.shared_memory_reads);
+        assert_eq!(config.durability, Durability::Memory);
+        let disk = GOOD.replace("directory", "durability = \"disk\"\ndirectory");
+        let disk = NodeConfig::parse(&disk).unwrap();
+        assert_eq!(disk.durability, Durability::Disk);
+        assert_ne!(disk.shared_settings(), config.shared_settings());
     }
 
     #[test]

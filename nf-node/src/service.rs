@@ -8,10 +8,13 @@
 mod admission;
 mod answers;
 mod control;
+mod durable;
 mod error;
 mod formation;
+mod identity;
 mod leaving;
 mod map_feed;
+mod past;
 mod replicas;
 mod seeds;
 mod system_view;
@@ -28,26 +31,29 @@ use crate::port::pcap::{Outputs, PcapPort, SideRule};
 use crate::port::shm::ShmPort;
 use answers::{Answers, Handler};
 use control::Control;
+use durable::Home;
 pub use error::NodeError;
-use formation::Origin;
+use identity::{ClusterShape, Identity};
 use map_feed::MapFeed;
 use nearstate_placement::service::ServiceConfig;
-use nearstate_placement::system::{SystemCommand, SystemReply};
-use nearstate_placement::{Map, Member, MemberState};
+use nearstate_placement::system::SystemCommand;
+use nearstate_placement::{Map, Member};
 use nearstate_store::client::Wanted;
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{Store, StoreConfig};
-use nearstate_store::{NodeId, Reply, ShardId};
+use nearstate_store::{NodeId, ShardId};
 use replicas::{ReplicaView, Replicas};
-use seeds::{Newcomer, Seeds};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use system_view::SystemView;
+
+/// How long a durable node may be silent before it is given up: it is expected to come back.
+const DURABLE_DEAD_AFTER_MS: u64 = 30_000;
 
 /// A node that takes packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +116,7 @@ struct Node {
     pipe: PipeHandle,
     pipe_stop: PipeStop,
     slots: SlotTable,
+    home: Option<Home>,
 }
 
 /// Ends a pipe from outside.
@@ -125,47 +132,26 @@ impl PipeStop {
     }
 }
 
-/// What a cluster is like for as long as it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ClusterShape {
-    slots: u32,
-    /// Flow shards.
-    shards: u16,
-}
-
-impl ClusterShape {
-    /// As a map of a formed cluster says; shard 0 is the system's.
-    fn of(map: &Map) -> Self {
-        Self { slots: map.slots, shards: (map.shards.len() as u16).saturating_sub(1) }
-    }
-}
-
-/// The id and what came with it.
-struct Identity {
-    node: NodeId,
-    lineage: u64,
-    map: Map,
-}
-
 impl Node {
-    /// `nonce` is drawn for this life.
+    /// `nonce` is drawn for this process.
     async fn start(config: &NodeConfig, nonce: u64) -> Result<Self, NodeError> {
         make_directory(config)?;
         replicas::remove_orphans(config);
-        let (listener, listen) = listen(config.listen)?;
-        let early = early_slots(config);
+        let past = past::look_back(config).await?;
+        let (listener, listen) = listen(past.address(config, &port_names(config))?)?;
         // Built once before the node has an id, so that a wrong chain costs nobody an id.
-        drop(Chain::new(&config.chain, early)?);
+        drop(Chain::new(&config.chain, early_slots(config))?);
         let port = open_port(config)?;
-        let shape = find_shape(config, listen).await?;
+        let shape = identity::find_shape(config, &past, listen).await?;
         let chain = Arc::new(Chain::new(&config.chain, shape.slots)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(Map::unformed());
         let replicas = Replicas::new(config, nonce, (shape, &chain), &view)?;
-        let identity = identify(config, (listen, nonce), shape).await?;
+        let mut identity = identity::identify(config, past, (listen, nonce), shape).await?;
+        let (node, lineage) = (identity.life.node, identity.life.lineage);
         view.publish(Arc::new(identity.map.clone()));
         let answers = Arc::new(Answers {
-            node: identity.node,
+            node,
             name: config.name.clone(),
             started: boot_now(),
             view: view.clone(),
@@ -178,39 +164,29 @@ impl Node {
         });
         let store_config = StoreConfig {
             cluster: config.cluster_id(),
-            lineage: identity.lineage,
-            node: identity.node,
+            lineage,
+            node,
             timing: config.timing(),
-            nonce,
+            nonce: identity.life.nonce,
+            durability: identity.durability(),
         };
         let handler = Arc::new(Handler(answers.clone()));
         let store = Store::start(store_config, listener, replicas.setups, handler).await?;
         answers.store.get_or_init(|| store.clone());
-        tell_peers(&store, &identity.map, identity.node);
-        if let Start::Form { slots, shards, replicas } = config.start {
-            let shape = SystemCommand::Form {
-                members: vec![member(config, listen)],
-                slots,
-                shards,
-                replicas,
-                lineage: identity.lineage,
-            };
-            form(&store, identity.node, shards, &shape).await?;
-        }
+        identity.save()?;
+        tell_peers(&store, &identity.map, node);
+        form_if_first(config, &mut identity, &store).await?;
         let slots: SlotTable = (0..shape.slots).map(|_| AtomicU16::new(0)).collect();
         load_slots(&slots, &Map::first_slots(shape.slots, shape.shards));
         let stages = SteeredChain::new(chain, config.steer_seed);
-        let parts = PipeParts { stages, port, slots: slots.clone(), seed: nonce };
+        let client = identity.client();
+        let parts = PipeParts { stages, port, slots: slots.clone(), client, seed: nonce };
         let (pipe, pipe_stop) = start_pipe(config, &store, &replicas.views, parts)?;
         answers.counters.get_or_init(|| pipe.counters().clone());
-        let ready = Ready {
-            node: identity.node,
-            name: config.name.clone(),
-            listen,
-            ports: port_names(config),
-        };
-        let wanted = Wanted { cluster: config.cluster_id(), lineage: identity.lineage };
-        Ok(Self { ready, wanted, store, view, pipe, pipe_stop, slots })
+        let ready = Ready { node, name: config.name.clone(), listen, ports: port_names(config) };
+        let wanted = Wanted { cluster: config.cluster_id(), lineage };
+        let home = identity.home;
+        Ok(Self { ready, wanted, store, view, pipe, pipe_stop, slots, home })
     }
 
     async fn run<A, O>(self, stop: Stop<A, O>) -> Result<(), NodeError>
@@ -218,16 +194,21 @@ impl Node {
         A: Future<Output = ()>,
         O: Future<Output = ()>,
     {
-        let Self { ready, wanted, store, view, pipe, pipe_stop, slots } = self;
+        let Self { ready, wanted, store, view, pipe, pipe_stop, slots, home } = self;
         let me = ready.node;
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
         let control = Control { me, store: store.clone(), view: view.clone() };
         let feed = MapFeed { me, wanted, store: &store, view: &view };
-        let placement = nearstate_placement::service::run(&control, ServiceConfig::default());
+        let mut service = ServiceConfig::default();
+        if home.is_some() {
+            service.thresholds.dead_after_ms = DURABLE_DEAD_AFTER_MS;
+        }
+        let placement = nearstate_placement::service::run(&control, service);
+        let keep = |map: &Map| home.iter().for_each(|home| home.save_map(map));
         let serving = async {
             tokio::select! {
-                () = follow_map(&view, &store, &slots, me) => Err(NodeError::GivenUp),
+                () = follow_map(&view, &store, (&slots, me), keep) => Err(NodeError::GivenUp),
                 shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
                 () = feed.run() => Ok(()),
                 () = placement => Ok(()),
@@ -241,7 +222,10 @@ impl Node {
             _ = &mut pipe => pipe_is_over = true,
             ended = &mut serving => failed = Some(ended),
         }
-        if failed.is_none() {
+        // A durable node comes back as the member that it was: it must not be listed as gone, or its
+        // memory would be worth nothing, and a cluster that ends as a whole would lose its state.
+        let leaves = failed.is_none() && home.is_none();
+        if leaves {
             tokio::select! {
                 () = leaving::hand_over(&store, &view, me) => {}
                 () = stop.at_once => tracing::warn!("told twice to end: nothing is handed over"),
@@ -253,7 +237,7 @@ impl Node {
             // A pipe that panicked has said so; the node ends in either case.
             let _ = pipe.await;
         }
-        if failed.is_none() {
+        if leaves {
             leaving::say_farewell(&store, &view, me).await;
         }
         view.stop();
@@ -288,12 +272,18 @@ fn port_names(config: &NodeConfig) -> Vec<String> {
 /// Makes the directory, and sees that files can be made in it: otherwise this comes to light only
 /// once the node has an id.
 fn make_directory(config: &NodeConfig) -> Result<(), NodeError> {
-    let directory = &config.directory;
+    for directory in [config.directory.as_path(), config.lasting_directory()] {
+        try_directory(config, directory)?;
+    }
+    Ok(())
+}
+
+fn try_directory(config: &NodeConfig, directory: &Path) -> Result<(), NodeError> {
     let probe = directory.join(format!(".{}.{}.probe", config.cluster, config.name));
     std::fs::create_dir_all(directory)
         .and_then(|()| std::fs::write(&probe, b""))
         .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(|source| NodeError::Directory { path: directory.clone(), source })
+        .map_err(|source| NodeError::Directory { path: directory.to_owned(), source })
 }
 
 fn open_port(config: &NodeConfig) -> Result<Box<dyn Port>, NodeError> {
@@ -318,100 +308,31 @@ fn open_capture(input: &Path, inside: &Path, outside: &Path) -> Result<PcapPort,
     Ok(PcapPort::new(reader, outputs, SideRule::first_sender()))
 }
 
-fn member(config: &NodeConfig, address: SocketAddr) -> Member {
-    Member {
-        id: NodeId(1),
-        name: config.name.clone(),
-        address,
-        ports: port_names(config),
-        state: MemberState::Alive,
-    }
-}
-
-/// The shape of the cluster that this node is to form, or to join: the members are asked for that
-/// one, and do not hear of the node by it.
-async fn find_shape(config: &NodeConfig, address: SocketAddr) -> Result<ClusterShape, NodeError> {
-    match &config.start {
-        Start::Form { slots, shards, .. } => Ok(ClusterShape { slots: *slots, shards: *shards }),
-        Start::Join { seeds } => {
-            let cluster = config.cluster_id();
-            let asker = Seeds::new(cluster, &origin(config), seeds, address)?;
-            Ok(ClusterShape::of(&asker.find_map().await?))
-        }
-    }
-}
-
-/// Gets the node an id: the first of a new cluster, or a fresh one of an existing cluster.
-async fn identify(
+/// A founder makes its cluster. One that was killed in the middle of that goes on with it.
+async fn form_if_first(
     config: &NodeConfig,
-    (address, nonce): (SocketAddr, u64),
-    shape: ClusterShape,
-) -> Result<Identity, NodeError> {
-    match &config.start {
-        Start::Form { .. } => {
-            let lineage = formation::draw_nonce().map_err(NodeError::Random)?;
-            origin(config).mark_as_former(lineage)?;
-            Ok(Identity { node: NodeId(1), lineage, map: Map::unformed() })
-        }
-        Start::Join { seeds } => {
-            let newcomer = Newcomer {
-                name: config.name.clone(),
-                address,
-                ports: port_names(config),
-                nonce,
-                settings: config.shared_settings(),
-            };
-            let origin = origin(config);
-            let asker = Seeds::new(config.cluster_id(), &origin, seeds, address)?;
-            let (node, map) = asker.join(newcomer).await?;
-            if ClusterShape::of(&map) != shape {
-                return Err(NodeError::NotLetIn(
-                    "the seeds are of two clusters of this name: name seeds of one".to_owned(),
-                ));
-            }
-            origin.mark_as_member(map.lineage)?;
-            Ok(Identity { node, lineage: map.lineage, map })
-        }
-    }
-}
-
-fn origin(config: &NodeConfig) -> Origin<'_> {
-    Origin { directory: &config.directory, cluster: &config.cluster, name: &config.name }
-}
-
-/// Makes every group with this node as its only voter, then writes the first map.
-async fn form(
+    identity: &mut Identity,
     store: &Arc<Store>,
-    me: NodeId,
-    shards: u16,
-    shape: &SystemCommand,
 ) -> Result<(), NodeError> {
-    for shard in 0..=shards {
-        store
-            .initialize(ShardId(shard), &[me])
-            .await
-            .map_err(|error| NodeError::NotFormed(error.to_string()))?;
+    let Start::Form { slots, shards, replicas } = config.start else { return Ok(()) };
+    if !identity.life.forming {
+        return Ok(());
     }
-    let reply = store
-        .propose(ShardId::SYSTEM, shape.encode())
-        .await
-        .map_err(|error| NodeError::NotFormed(error.to_string()))?;
-    let Reply::System(bytes) = reply else {
-        return Err(NodeError::NotFormed("no answer of the system shard".to_owned()));
-    };
-    match SystemReply::decode(&bytes) {
-        Ok(SystemReply::Done(_)) => Ok(()),
-        Ok(SystemReply::Refused(refusal)) => Err(NodeError::NotFormed(refusal.to_string())),
-        Ok(SystemReply::Joined(..)) => Err(NodeError::NotFormed("a wrong answer".to_owned())),
-        Err(error) => Err(NodeError::NotFormed(error.to_string())),
-    }
+    let members = vec![identity.member(config)];
+    let lineage = identity.life.lineage;
+    let shape = SystemCommand::Form { members, slots, shards, replicas, lineage };
+    formation::form(store, identity.life.node, shards, &shape).await?;
+    identity.life.forming = false;
+    identity.save()
 }
 
 struct PipeParts {
     stages: SteeredChain,
     port: Box<dyn Port>,
     slots: SlotTable,
-    /// Random, of this life.
+    /// Of this process, for its transactions.
+    client: u64,
+    /// Random, of this process.
     seed: u64,
 }
 
@@ -425,7 +346,7 @@ fn start_pipe(
         Some(bell) => bell,
         None => Arc::new(Doorbell::new()?),
     };
-    let client = store.node().0 << 16;
+    let client = parts.client;
     let link = store.pipe_link(client, bell.clone());
     let local = views.iter().map(|view| view.as_ref().map(ReplicaView::to_local)).collect();
     let access = ClusterAccess::new(
@@ -457,11 +378,17 @@ fn tell_peers(store: &Store, map: &Map, me: NodeId) {
 
 /// Keeps address book and slot table as the newest map says. Ends when the map has given this node
 /// up: its id is worth nothing any more, and a new life needs a new one (P6).
-async fn follow_map(view: &SystemView, store: &Arc<Store>, slots: &SlotTable, me: NodeId) {
+async fn follow_map(
+    view: &SystemView,
+    store: &Arc<Store>,
+    (slots, me): (&SlotTable, NodeId),
+    keep: impl Fn(&Map),
+) {
     let mut maps = view.follow();
     loop {
         let map = maps.borrow_and_update().clone();
         if map.is_formed() {
+            keep(&map);
             if !map.state_of(me).is_live() {
                 return;
             }

@@ -11,7 +11,9 @@ use super::story::Story;
 use super::{SLOTS, rundir};
 use crate::ask::CLUSTER_NAME;
 use nearstate_nf_node::chain::Chain;
-use nearstate_nf_node::node_config::{CAPACITY_MAX, NodeConfig, PortConfig, Start, TimingConfig};
+use nearstate_nf_node::node_config::{
+    CAPACITY_MAX, Durability, NodeConfig, PortConfig, Start, TimingConfig,
+};
 use nearstate_orchestrator::executor::{NodeLife, NodeTemplate};
 use nearstate_orchestrator::plan;
 use nearstate_orchestrator::policy::Policy;
@@ -76,6 +78,8 @@ fn settings(plan: &DemoPlan, table_capacity: u32) -> NodeConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         directory: "".into(),
         start: Start::Form { slots: SLOTS, shards: plan.nodes.into(), replicas: REPLICAS },
+        durability: Durability::Memory,
+        log_directory: None,
         port: PortConfig::Shm { path: "".into(), ring: RING },
         table_capacity,
         shared_memory_reads: true,

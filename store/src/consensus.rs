@@ -184,6 +184,12 @@ pub enum ProposeError {
     /// The store is being shut down.
     #[error("the store has been shut down")]
     Stopped,
+    /// The owner's disk is full, and nobody else took over before the deadline. It had no effect.
+    #[error(
+        "the owner's disk is full and the proposal had no effect: free some space there, it goes \
+         on by itself"
+    )]
+    DiskFull,
 }
 
 /// Why a call to another node has no answer.
@@ -234,6 +240,9 @@ pub enum ChangeError {
     /// An empty group, or too many nodes.
     #[error("a group has 1 to {GROUP_NODES_MAX} nodes, not {0}")]
     Size(usize),
+    /// The node would refuse to lead.
+    #[error("{0} cannot take over now: its disk is full")]
+    NotReady(NodeId),
     /// It did not happen in time.
     #[error("it did not happen in time; look at the status and try again")]
     Timeout,

@@ -2,7 +2,8 @@
 //!
 //! An edge: it reads the clock and starts tasks. It decides nothing about state; that is the
 //! machines' business. A node that is not yet in a shard's group starts that shard empty and
-//! waits until a leader adds it as a learner; its id is new in every life (promise P6).
+//! waits until a leader adds it as a learner; its id is new in every life, unless its log is on
+//! disk: then it comes back as the replica that it was (promise P6).
 
 #![expect(clippy::disallowed_methods, reason = "starts the tasks of the store")]
 
@@ -10,6 +11,7 @@ use crate::consensus::{
     CallError, ChangeError, PAYLOAD_BYTES_MAX, ProposeError, SNAPSHOT_EVERY, ShardStatus, Timing,
     TimingError,
 };
+use crate::disk::{Counts, DiskCounts, DiskError, DiskLog, Durability, Opened};
 use crate::doorbell::Doorbell;
 use crate::keeper::UpkeepCounts;
 use crate::lease::LeaseCell;
@@ -54,26 +56,38 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 /// What a store needs to know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StoreConfig {
     /// Which cluster; others are not spoken to.
     pub cluster: u64,
     /// Drawn at random when the cluster was formed: tells it from another of the same name. 0: not
     /// known, so that it is not looked at.
     pub lineage: u64,
-    /// This life's id. Never used before.
+    /// This life's id. Never used before, unless the logs of that life are here.
     pub node: NodeId,
     /// How fast groups notice things.
     pub timing: Timing,
-    /// Drawn at random by this process.
+    /// Drawn at random by this life: a process that comes back with its logs has the same again.
     pub nonce: u64,
+    /// Whether logs outlive the process.
+    pub durability: Durability,
 }
 
 impl StoreConfig {
-    /// With the default timing, and no lineage.
+    /// With the default timing, in memory, and no lineage.
     #[must_use]
     pub fn new(cluster: u64, node: NodeId, nonce: u64) -> Self {
-        Self { cluster, lineage: 0, node, timing: Timing::default(), nonce }
+        let (timing, durability) = (Timing::default(), Durability::Memory);
+        Self { cluster, lineage: 0, node, timing, nonce, durability }
+    }
+
+    /// Opens the files of a shard, if they are kept.
+    fn open(&self, shard: ShardId, counts: &Counts) -> Result<Option<Opened>, StartError> {
+        let Durability::Disk(disk) = &self.durability else { return Ok(None) };
+        let Self { cluster, lineage, node, nonce: life, .. } = *self;
+        let identity = crate::disk::Identity { cluster, lineage, life, node, shard };
+        let opened = crate::disk::open(disk, identity, counts);
+        opened.map(Some).map_err(|source| StartError::Disk { shard, source })
     }
 }
 
@@ -135,6 +149,14 @@ pub enum StartError {
     /// The listener cannot be used.
     #[error("the listening socket cannot be used: {0}")]
     Listener(#[from] io::Error),
+    /// A shard's files cannot be used. See [`DiskError::is_loss`].
+    #[error("{shard}: {source}")]
+    Disk {
+        /// Which.
+        shard: ShardId,
+        /// Why.
+        source: DiskError,
+    },
     /// A group's instance does not start.
     #[error("{shard} does not start: {reason}")]
     Group {
@@ -153,6 +175,7 @@ pub struct Store {
     // Connections know it weakly, so that it ends with the store.
     _server: Arc<Server>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    disk: Counts,
 }
 
 impl fmt::Debug for Store {
@@ -197,14 +220,12 @@ impl Store {
         }
         let StoreConfig { cluster, lineage, node, nonce, .. } = config;
         let transport = Transport::new(Identity { cluster, lineage, node, nonce });
-        let mut started = BTreeMap::new();
+        let disk = Counts::default();
         let mut tasks = Vec::new();
-        for setup in shards {
-            let shard =
-                start_shard((&config, snapshot_every), setup, &transport, &mut tasks).await?;
-            started.insert(shard.id, shard);
-        }
-        let shards = Arc::new(started);
+        let opened = open_all(&config, shards, &disk).await?;
+        let shards =
+            start_shards((&config, snapshot_every), opened, &transport, &mut tasks).await?;
+        let shards = Arc::new(shards);
         let server = Arc::new(Server { shards: shards.clone(), app });
         let serve: std::sync::Weak<Server> = Arc::downgrade(&server);
         transport.run(listener, serve)?;
@@ -212,8 +233,25 @@ impl Store {
         for shard in shards.values().filter(|shard| shard.maps_regions()) {
             tasks.push(tokio::spawn(shard.clone().grant_loop(context.clone())));
         }
+        if matches!(config.durability, Durability::Disk(_)) {
+            for shard in shards.values() {
+                tasks.push(tokio::spawn(context.clone().leave_when_full(shard.clone())));
+            }
+        }
         let tasks = Mutex::new(tasks);
-        Ok(Arc::new(Self { config, transport, shards, _server: server, tasks }))
+        Ok(Arc::new(Self { config, transport, shards, _server: server, tasks, disk }))
+    }
+
+    /// What this node's disk did; all zero in memory.
+    #[must_use]
+    pub fn disk_counts(&self) -> &DiskCounts {
+        &self.disk
+    }
+
+    /// Whether this node refuses writes of a shard because there is no room on its disk.
+    #[must_use]
+    pub fn disk_is_full(&self, shard: ShardId) -> bool {
+        self.shards.get(&shard).is_some_and(|shard| shard.replica.disk_is_full())
     }
 
     /// This life's id.
@@ -264,11 +302,12 @@ impl Store {
         shard.replica.check(&aligned)?;
         let request = Request::Propose(shard.id, payload);
         let deadline = Instant::now() + patience;
+        let mut refusal = ProposeError::NoOwner;
         loop {
             let moved = shard.moved.notified();
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(ProposeError::NoOwner);
+                return Err(refusal);
             }
             let tried = match self.context().target(shard) {
                 Some(leader) if leader == self.config.node => {
@@ -282,8 +321,11 @@ impl Store {
                 }
                 None => None,
             };
-            if let Some(result) = tried {
-                return result;
+            match tried {
+                // Whoever has room may take over before the deadline.
+                Some(Err(ProposeError::DiskFull)) => refusal = ProposeError::DiskFull,
+                Some(result) => return result,
+                None => {}
             }
             tokio::select! {
                 () = moved => {}
@@ -400,7 +442,16 @@ impl Store {
     /// without a lease, and without a word in this term, until the voters elect somebody, and the
     /// other may still be the one.
     pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), ChangeError> {
-        self.shard_to_change(shard)?.transfer(to).await
+        let shard = self.shard_to_change(shard)?;
+        let leads = shard.replica.leading().is_some() && to != self.config.node;
+        // Asked before the lease is let run out for nothing.
+        if leads
+            && shard.status().voters.contains(&to)
+            && self.context().would_lead(shard, to).await == Some(false)
+        {
+            return Err(ChangeError::NotReady(to));
+        }
+        shard.transfer(to).await
     }
 
     /// Says whether the cluster wants a replica of a shard here; it does until told otherwise. A
@@ -437,6 +488,7 @@ fn written(answer: Option<Result<Reply, WriteError>>) -> Option<Result<Reply, Pr
     match answer {
         Some(Ok(reply)) => Some(Ok(reply)),
         Some(Err(WriteError::NotLeader(_))) => None,
+        Some(Err(WriteError::DiskFull)) => Some(Err(ProposeError::DiskFull)),
         _ => Some(Err(ProposeError::Unknown)),
     }
 }
@@ -449,19 +501,80 @@ fn proposed(answer: Result<Response, CallError>) -> Option<Result<Reply, Propose
             NotServed::NotOwner(_) | NotServed::Busy | NotServed::NoSuchShard,
         ))
         | Err(CallError::Unreachable(_) | CallError::Busy) => None,
+        Ok(Response::NotServed(NotServed::DiskFull)) => Some(Err(ProposeError::DiskFull)),
         _ => Some(Err(ProposeError::Unknown)),
     }
 }
 
+type OpenedShard = (ShardSetup, Option<Opened>);
+
+/// Opens the files of all shards before any of them has a voice, and lets old promises run out.
+async fn open_all(
+    config: &StoreConfig,
+    shards: Vec<ShardSetup>,
+    counts: &Counts,
+) -> Result<Vec<OpenedShard>, StartError> {
+    let mut opened = Vec::with_capacity(shards.len());
+    for setup in shards {
+        match config.open(setup.id, counts) {
+            Ok(files) => opened.push((setup, files)),
+            Err(error) => {
+                close_all(logs_of(&opened)).await;
+                return Err(error);
+            }
+        }
+    }
+    let old = |(_, files): &OpenedShard| files.as_ref().is_some_and(|f| !f.recovered.fresh);
+    if opened.iter().any(old) {
+        // The process before may have promised a leader, by answering its heartbeat, to vote for
+        // nobody else for so long; the leader's lease rests on it, and this process does not know.
+        tokio::time::sleep(Duration::from_millis(config.timing.election_max_ms)).await;
+    }
+    Ok(opened)
+}
+
+fn logs_of(opened: &[OpenedShard]) -> Vec<DiskLog> {
+    opened.iter().filter_map(|(_, files)| Some(files.as_ref()?.log.clone())).collect()
+}
+
+async fn close_all(logs: Vec<DiskLog>) {
+    for log in logs {
+        log.close().await;
+    }
+}
+
+async fn start_shards(
+    settings: (&StoreConfig, u64),
+    opened: Vec<OpenedShard>,
+    transport: &Arc<Transport>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> Result<BTreeMap<ShardId, Arc<Shard>>, StartError> {
+    let logs = logs_of(&opened);
+    let mut started: BTreeMap<ShardId, Arc<Shard>> = BTreeMap::new();
+    for opened in opened {
+        match start_shard(settings, opened, transport, tasks).await {
+            Ok(shard) => drop(started.insert(shard.id, shard)),
+            Err(error) => {
+                for shard in started.values() {
+                    shard.replica.stop().await;
+                }
+                close_all(logs).await;
+                return Err(error);
+            }
+        }
+    }
+    Ok(started)
+}
+
 async fn start_shard(
     (config, snapshot_every): (&StoreConfig, u64),
-    setup: ShardSetup,
+    (setup, files): OpenedShard,
     transport: &Arc<Transport>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Arc<Shard>, StartError> {
     let ShardSetup { id, machine, check, reads, region, lease, generation } = setup;
     let StoreConfig { node, timing, .. } = *config;
-    let setup = ReplicaSetup { shard: id, node, timing, snapshot_every, machine, check };
+    let setup = ReplicaSetup { shard: id, node, timing, snapshot_every, machine, check, files };
     let replica = Replica::start(setup, transport.clone())
         .await
         .map_err(|reason| StartError::Group { shard: id, reason })?;

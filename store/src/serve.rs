@@ -103,6 +103,10 @@ impl Server {
                 answer.send(&shard.note_seen(&notes));
                 return Ok(None);
             }
+            Request::CanLead(_) => {
+                answer.send(&Response::CanLead(!shard.replica.disk_is_full()));
+                return Ok(None);
+            }
             Request::App(_) => return Err((NotServed::Malformed, answer)),
         };
         Ok(Some((answering, answer)))
@@ -120,6 +124,7 @@ async fn propose(shard: Arc<Shard>, payload: Vec<u8>) -> Result<Response, NotSer
         Err(WriteError::Unknown) => Err(NotServed::Unknown),
         Err(WriteError::Malformed) => Err(NotServed::Malformed),
         Err(WriteError::Stopped) => Err(NotServed::Stopped),
+        Err(WriteError::DiskFull) => Err(NotServed::DiskFull),
     }
 }
 
@@ -133,6 +138,7 @@ fn shard_of(request: &Request) -> Option<ShardId> {
         | Request::Transactions(shard, _)
         | Request::ReadLease(shard)
         | Request::Seen(shard, _)
+        | Request::CanLead(shard)
         | Request::Reads(shard, _) => Some(*shard),
         Request::App(_) => None,
     }

@@ -232,6 +232,11 @@ impl Shard {
         self.tenure.until()
     }
 
+    /// How long the answer of a node that lives may take.
+    pub(crate) const fn patience(&self) -> Duration {
+        Duration::from_millis(self.timing.election_min_ms)
+    }
+
     /// For the end, when nothing makes it longer any more.
     pub(crate) fn end_lease(&self) {
         self.tenure.end();
@@ -444,7 +449,7 @@ impl Shard {
 
     /// Asks for a read lease; gives when to ask again.
     async fn fetch_grant(&self, context: &LinkContext, owner: NodeId) -> Duration {
-        let patience = Duration::from_millis(self.timing.election_min_ms);
+        let patience = self.patience();
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
         let request = Request::ReadLease(self.id);
@@ -538,6 +543,7 @@ impl Shard {
             Err(WriteError::Unknown) => NotServed::Unknown,
             Err(WriteError::Malformed) => NotServed::Malformed,
             Err(WriteError::Stopped) => NotServed::Stopped,
+            Err(WriteError::DiskFull) => NotServed::DiskFull,
         };
         for (_, route) in routes {
             route.answer(Err(refusal));

@@ -225,6 +225,8 @@ pub enum Request {
     App(Vec<u8>),
     /// Entries that the asker's packets have seen.
     Seen(ShardId, Vec<SeenNote>),
+    /// Whether the node would lead the shard now.
+    CanLead(ShardId),
 }
 
 /// The answer to [`Append`].
@@ -346,6 +348,9 @@ pub enum NotServed {
     /// The node or the shard's group has stopped.
     #[error("stopped")]
     Stopped,
+    /// There is no room on the node's disk; nothing was done.
+    #[error("the node's disk is full: free some space there, it goes on by itself")]
+    DiskFull,
 }
 
 /// What comes back.
@@ -374,6 +379,8 @@ pub enum Response {
     NotServed(NotServed),
     /// To [`Request::Seen`].
     Noted,
+    /// To [`Request::CanLead`].
+    CanLead(bool),
 }
 
 /// A message that is not what it should be.
@@ -484,7 +491,7 @@ impl Request {
             Self::Transactions(_, list) => {
                 bound((1..=TRANSACTIONS_MAX).contains(&list.len()), "number of transactions")
             }
-            Self::ReadLease(_) => Ok(()),
+            Self::ReadLease(_) | Self::CanLead(_) => Ok(()),
             Self::Reads(_, keys) => bound((1..=KEYS_MAX).contains(&keys.len()), "number of keys"),
             Self::App(bytes) => bound(bytes.len() <= APP_BYTES_MAX, "message"),
             Self::Seen(_, notes) => bound(notes.len() <= SEEN_NOTES_MAX, "number of notes"),
@@ -528,7 +535,11 @@ impl Response {
             Self::Append(Appended::Partial(at)) => check_position(*at),
             Self::Append(Appended::Newer(ballot)) | Self::Snapshot(Some(ballot)) => ballot.check(),
             Self::Append(Appended::Success | Appended::Conflict) => Ok(()),
-            Self::Snapshot(None) | Self::HandOver(_) | Self::NotServed(_) | Self::Noted => Ok(()),
+            Self::Snapshot(None)
+            | Self::HandOver(_)
+            | Self::NotServed(_)
+            | Self::Noted
+            | Self::CanLead(_) => Ok(()),
             Self::Proposed(WireReply::None) => Ok(()),
             Self::Proposed(WireReply::Outcomes(outcomes)) | Self::Outcomes(outcomes) => {
                 bound(outcomes.len() <= OUTCOMES_MAX, "number of outcomes")

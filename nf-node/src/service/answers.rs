@@ -69,8 +69,8 @@ impl Answers {
     async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Join { settings, .. } if settings != self.settings => refused(
-                "its chain, table-capacity or steer-seed is not that of the cluster: all nodes \
-                 need the same, or a packet would fare differently at this one"
+                "its chain, table-capacity, durability or steer-seed is not that of the cluster: \
+                 all nodes need the same, or a packet would fare differently at this one"
                     .to_owned(),
                 false,
             ),
@@ -101,7 +101,10 @@ impl Answers {
         let now = boot_now();
         let shards = (0..self.replicas.len() as u16).map(ShardId);
         let shards = shards.filter_map(|shard| self.shard_status(now, shard)).collect();
-        let counters = self.counters.get().map(|c| c.snapshot().named()).unwrap_or_default();
+        let mut counters = self.counters.get().map(|c| c.snapshot().named()).unwrap_or_default();
+        let disk = self.store.get().map(|store| store.disk_counts().named());
+        let disk = disk.into_iter().flatten().filter(|(_, count)| *count > 0);
+        counters.extend(disk.map(|(name, count)| (name.to_owned(), count)));
         StatusReport {
             node: self.node,
             name: self.name.clone(),

@@ -1,6 +1,7 @@
 //! Why a node did not start, or ended: each in words that say what to do.
 
 use crate::chain_config::ChainConfigError;
+use nearstate_store::disk::DiskError;
 use nearstate_store::driver::StartError;
 use nearstate_store::{RegionError, ShardId, TableError};
 use std::net::SocketAddr;
@@ -49,11 +50,29 @@ pub enum NodeError {
     Random(std::io::Error),
     /// It has formed the cluster in an earlier life.
     #[error(
-        "{} says that this node has formed the cluster before and has lost its memory since; start \
-         it with `start = {{ join = ... }}`, or remove the file if the whole cluster is gone",
+        "{} says that this node has formed the cluster before and has lost its memory since. If \
+         other members live, start it with `start = {{ join = ... }}`. If all were down at once, \
+         the cluster's state is lost (`durability = \"disk\"` would have kept it): to form a new \
+         cluster without it, remove the file, start this node again, and let the others join",
         .0.display()
     )]
     FormedBefore(PathBuf),
+    /// It is a member under another address, or with other ports.
+    #[error(
+        "the cluster knows this node's `{key}` as {was}, and the configuration says {is}: set it \
+         back, or give the node another directory to let it join as a new one"
+    )]
+    Moved {
+        /// Which setting.
+        key: &'static str,
+        /// What members know.
+        was: String,
+        /// What the configuration says.
+        is: String,
+    },
+    /// Its logs cannot be looked at.
+    #[error("the logs of this node: {0}")]
+    Disk(#[source] DiskError),
     /// It was a member in an earlier life.
     #[error(
         "{} says that this node was a member of a cluster of this name, and forming one would \
@@ -80,7 +99,8 @@ pub enum NodeError {
     /// No member could let it in.
     #[error(
         "none of `start.join.seeds` has let this node into the cluster: {0}; start a node that \
-         forms the cluster first, or name members that run"
+         forms the cluster first, or name members that run. (If all members were down at once \
+         and `durability` is \"memory\", the cluster's state is lost: form it anew, then join it)"
     )]
     NoSeed(String),
     /// It would have to let itself in.

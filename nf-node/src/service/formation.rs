@@ -3,12 +3,17 @@
 //! An id is one life of one process (promise P6). A node that forms leaves a mark in its directory
 //! before it votes for the first time, and refuses to form again: its memory is gone, so it must
 //! come back as somebody else. A node that joins gets an id that the system shard never gives
-//! twice. The edge: reads and writes the mark, and connects to the seeds.
+//! twice. A durable node that comes back has its id already ([`super::durable`]). The edge: reads
+//! and writes the mark.
 
 use super::NodeError;
+use nearstate_placement::system::{SystemCommand, SystemRefusal, SystemReply};
+use nearstate_store::driver::Store;
+use nearstate_store::{NodeId, Reply, ShardId};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What stands in a mark before the lineage.
 const MARK: &str = "lineage ";
@@ -97,6 +102,35 @@ impl Origin<'_> {
         file.sync_all().map_err(failed)?;
         let directory = File::open(self.directory).and_then(|directory| directory.sync_all());
         directory.map_err(failed).map(|()| true)
+    }
+}
+
+/// Makes every group with this node as its only voter, then writes the first map.
+pub(super) async fn form(
+    store: &Arc<Store>,
+    me: NodeId,
+    shards: u16,
+    shape: &SystemCommand,
+) -> Result<(), NodeError> {
+    for shard in 0..=shards {
+        store
+            .initialize(ShardId(shard), &[me])
+            .await
+            .map_err(|error| NodeError::NotFormed(error.to_string()))?;
+    }
+    let reply = store
+        .propose(ShardId::SYSTEM, shape.encode())
+        .await
+        .map_err(|error| NodeError::NotFormed(error.to_string()))?;
+    let Reply::System(bytes) = reply else {
+        return Err(NodeError::NotFormed("no answer of the system shard".to_owned()));
+    };
+    match SystemReply::decode(&bytes) {
+        // A founder that was killed in the middle forms again.
+        Ok(SystemReply::Done(_) | SystemReply::Refused(SystemRefusal::AlreadyFormed)) => Ok(()),
+        Ok(SystemReply::Refused(refusal)) => Err(NodeError::NotFormed(refusal.to_string())),
+        Ok(SystemReply::Joined(..)) => Err(NodeError::NotFormed("a wrong answer".to_owned())),
+        Err(error) => Err(NodeError::NotFormed(error.to_string())),
     }
 }
 

@@ -2,16 +2,19 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests own sockets and tasks")]
 
+use super::formation::Origin;
+use super::seeds::{Newcomer, Seeds};
 use super::*;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use nearstate_placement::MemberState;
 use nearstate_placement::api::{Request, Response};
-use nearstate_placement::system::SystemMachine;
+use nearstate_placement::system::{SystemMachine, SystemReply};
 use nearstate_store::client::Client;
 use nearstate_store::driver::{AppHandler, ShardSetup};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::machine::{PayloadError, SnapshotError};
-use nearstate_store::{Epoch, LogIndex, Machine};
+use nearstate_store::{Epoch, LogIndex, Machine, Reply};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -157,7 +160,7 @@ async fn a_node_that_was_given_up_while_it_was_away_ends() {
     let feed = pair.second_feed();
     let given_up = async {
         tokio::select! {
-            () = follow_map(&pair.views[1], second, &slots, NodeId(2)) => {}
+            () = follow_map(&pair.views[1], second, (&slots, NodeId(2)), |_| {}) => {}
             () = feed.run() => unreachable!("a feed never ends"),
         }
     };

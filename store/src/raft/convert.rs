@@ -2,6 +2,7 @@
 //! checked on arrival.
 
 use super::{Payload, Types};
+use crate::disk;
 use crate::wire::{
     Append, Appended, AskVote, Ballot, EntryBody, LogEntry, Members, Position, Voted,
 };
@@ -69,6 +70,25 @@ fn entry_from_wire(entry: LogEntry) -> Option<EntryOf<Types>> {
         EntryBody::Blank => EntryPayload::Blank,
         EntryBody::Payload(bytes) => EntryPayload::Normal(Payload::copy_of(&bytes)),
         EntryBody::Members(members) => EntryPayload::Membership(group(&members)?),
+    };
+    Some(EntryOf::<Types> { log_id: log_id(entry.at), payload })
+}
+
+pub(super) fn entry_to_disk(entry: &EntryOf<Types>) -> disk::Entry {
+    let body = match &entry.payload {
+        EntryPayload::Blank => disk::Body::Blank,
+        EntryPayload::Normal(payload) => disk::Body::Payload(payload.0.clone()),
+        EntryPayload::Membership(group) => disk::Body::Members(members(group)),
+    };
+    disk::Entry { at: position(&entry.log_id), body }
+}
+
+/// `None` if a group in it is none.
+pub(super) fn entry_from_disk(entry: disk::Entry) -> Option<EntryOf<Types>> {
+    let payload = match entry.body {
+        disk::Body::Blank => EntryPayload::Blank,
+        disk::Body::Payload(bytes) => EntryPayload::Normal(Payload(bytes)),
+        disk::Body::Members(members) => EntryPayload::Membership(group(&members)?),
     };
     Some(EntryOf::<Types> { log_id: log_id(entry.at), payload })
 }

@@ -11,6 +11,7 @@ mod network;
 mod state_machine;
 
 use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
+use crate::disk::{self, DiskLog, DiskSnapshots};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::shard_time::ShardTime;
 use crate::transport::Transport;
@@ -94,6 +95,8 @@ pub(crate) struct ReplicaSetup {
     pub(crate) snapshot_every: u64,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) check: PayloadCheck,
+    /// What the log and the snapshots are kept in, if anything.
+    pub(crate) files: Option<disk::Opened>,
 }
 
 /// What [`Machine::check`] is for a machine whose type is not known here.
@@ -110,6 +113,8 @@ pub(crate) enum WriteError {
     Malformed,
     /// The group has stopped on this node. Whether it takes effect is unknown.
     Stopped,
+    /// There is no room for it on this node's disk. It had no effect.
+    DiskFull,
 }
 
 /// One shard's group on this node.
@@ -119,6 +124,7 @@ pub(crate) struct Replica {
     raft: Raft<Types, StateMachine>,
     check: PayloadCheck,
     assembly: Mutex<Option<Assembly>>,
+    files: Option<(DiskLog, DiskSnapshots)>,
     time: Arc<ShardTime>,
     machine: MachineHandle,
 }
@@ -172,6 +178,9 @@ fn config(setup: &ReplicaSetup) -> Result<Config, openraft::ConfigError> {
         api_channel_size: Some(4096),
         enable_pre_vote: Some(true),
         broadcast_submitted_on_append: Some(true),
+        // A leader that comes back must not go on in its old term: entries of it that followers
+        // have may not have reached its own disk, and it would write others in their places.
+        enable_leader_restore: Some(false),
         // A leader that is removed would hand over by itself, past the lease. It is never removed
         // while it leads: `change_voters` refuses.
         removed_leader_step_down: StepDownPolicy::Never,
@@ -182,21 +191,60 @@ fn config(setup: &ReplicaSetup) -> Result<Config, openraft::ConfigError> {
 }
 
 impl Replica {
-    /// Starts the group's instance on this node: empty, member of nothing.
+    /// Starts the group's instance on this node: with what its files hold, else empty and member of
+    /// nothing.
     pub(crate) async fn start(
         setup: ReplicaSetup,
         transport: Arc<Transport>,
     ) -> Result<Self, String> {
         let config = config(&setup).map_err(|error| error.to_string())?;
-        let ReplicaSetup { shard, node, timing, machine, check, .. } = setup;
+        let ReplicaSetup { shard, node, timing, machine, check, files, .. } = setup;
         let network = PeerFactory { transport, shard, node, timing };
         let time = Arc::new(ShardTime::default());
-        let machine = StateMachine::new(machine, time.clone());
+        let (log, machine, files) = match files {
+            None => (LogStore::default(), StateMachine::new(machine, time.clone()), None),
+            Some(disk::Opened { log, snapshots, recovered }) => {
+                let disk::Recovered { state, entries, snapshot, .. } = recovered;
+                let store = LogStore::on_disk(log.clone(), &state, entries, check)?;
+                let machine =
+                    StateMachine::on_disk(machine, time.clone(), snapshots.clone(), snapshot)
+                        .ok_or("the group of the newest snapshot is none")?;
+                (store, machine, Some((log, snapshots)))
+            }
+        };
         let handle = machine.handle();
-        let raft = Raft::new(node.0, Arc::new(config), network, LogStore::default(), machine)
+        let raft = Raft::new(node.0, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { shard, node, raft, check, assembly: Mutex::new(None), time, machine: handle })
+        Ok(Self {
+            shard,
+            node,
+            raft,
+            check,
+            assembly: Mutex::new(None),
+            files,
+            time,
+            machine: handle,
+        })
+    }
+
+    /// Whether this node's disk has no room for more entries.
+    pub(crate) fn disk_is_full(&self) -> bool {
+        self.files.as_ref().is_some_and(|(log, _)| log.is_full())
+    }
+
+    /// The same, counted as a refusal.
+    fn refuses_for_room(&self) -> bool {
+        let full = self.disk_is_full();
+        if let Some((log, _)) = self.files.as_ref().filter(|_| full) {
+            log.count_refused();
+        }
+        full
+    }
+
+    /// News of [`Replica::disk_is_full`]; `None` without a disk.
+    pub(crate) fn watch_disk(&self) -> Option<tokio::sync::watch::Receiver<bool>> {
+        self.files.as_ref().map(|(log, _)| log.watch_full())
     }
 
     /// Forms the group, once. Forming it again is no error.
@@ -222,6 +270,9 @@ impl Replica {
 
     /// Writes a payload if this node leads; the answer comes once it is applied here.
     pub(crate) async fn write(&self, payload: Payload) -> Result<Reply, WriteError> {
+        if self.refuses_for_room() {
+            return Err(WriteError::DiskFull);
+        }
         match self.raft.client_write(payload).await {
             Ok(written) => Ok(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
@@ -245,6 +296,9 @@ impl Replica {
 
     /// The request reaches the group when this is first polled: poll in the order of arrival.
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, NotServed> {
+        if !append.entries.is_empty() && self.refuses_for_room() {
+            return Err(NotServed::DiskFull);
+        }
         let request = convert::append_request(append).ok_or(NotServed::Malformed)?;
         for entry in &request.entries {
             if let EntryPayload::Normal(payload) = &entry.payload {
@@ -265,6 +319,9 @@ impl Replica {
         from: NodeId,
         chunk: SnapshotChunk,
     ) -> Result<Option<crate::wire::Ballot>, NotServed> {
+        if self.refuses_for_room() {
+            return Err(NotServed::DiskFull);
+        }
         let ballot = convert::vote(&chunk.ballot);
         let assembled = {
             let mut assembly = crate::transport::lock(&self.assembly);
@@ -278,6 +335,9 @@ impl Replica {
     }
 
     pub(crate) async fn hand_over(&self, ask: HandOver) -> Result<bool, NotServed> {
+        if self.refuses_for_room() {
+            return Ok(false);
+        }
         let HandOver { ballot, to, last_log } = ask;
         let last_log = last_log.map(convert::log_id);
         let request = TransferLeaderRequest::new(convert::vote(&ballot), to, last_log);
@@ -429,8 +489,19 @@ impl Replica {
     }
 
     pub(crate) async fn stop(&self) {
+        if let Some((log, snapshots)) = &self.files {
+            snapshots.close();
+            if log.is_full() {
+                // The group may be waiting for room, and would not end before there is some.
+                log.close().await;
+            }
+        }
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = %self.shard, %error, "a group did not end cleanly");
+        }
+        if let Some((log, snapshots)) = &self.files {
+            log.close().await;
+            snapshots.release().await;
         }
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! The library calls `apply` from one task, so entries are applied in order by one writer. A
 //! snapshot is taken in the same task between two entries; it is the machine's state at one index.
+//! A durable replica's snapshot is on the disk before anybody hears of it; if there is no room for
+//! one, it is put off.
 //! A machine that panics has a bug, and its state is worth nothing: its replica stops, and says so.
 
-use super::convert::StoredGroup;
+use super::convert::{self, StoredGroup};
 use super::{SnapshotBytes, Types};
 use crate::clock::boot_now;
+use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
 use crate::shard_time::ShardTime;
 use crate::transport::lock;
@@ -37,19 +40,46 @@ struct Applied {
 pub(crate) struct StateMachine {
     // Shared with the upkeep only, which takes it for small pieces of work and never waits for it.
     applied: Arc<Mutex<Applied>>,
-    current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
+    current: Current,
+    disk: Option<DiskSnapshots>,
     time: Arc<ShardTime>,
 }
+
+/// The newest snapshot.
+type Current = Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>;
 
 impl StateMachine {
     pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Arc::new(Mutex::new(applied)), current: Arc::default(), time }
+        Self { applied: Arc::new(Mutex::new(applied)), current: Arc::default(), disk: None, time }
     }
 
     /// Access to the machine for its upkeep.
     pub(crate) fn handle(&self) -> MachineHandle {
         MachineHandle(self.applied.clone())
+    }
+
+    /// A machine whose snapshots are kept on disk, and the newest one of them.
+    /// `None`: the snapshot's group is none.
+    pub(crate) fn on_disk(
+        machine: Box<dyn Machine>,
+        time: Arc<ShardTime>,
+        disk: DiskSnapshots,
+        newest: Option<(SnapshotHead, Vec<u8>)>,
+    ) -> Option<Self> {
+        let newest = match newest {
+            None => None,
+            Some((head, bytes)) => {
+                let group = convert::group(&head.members)?;
+                let meta = SnapshotMetaOf::<Types> {
+                    last_log_id: head.last_log.map(convert::log_id),
+                    last_membership: StoredGroup::new(head.members_at.map(convert::log_id), group),
+                };
+                Some(SnapshotOf::<Types, _> { meta, snapshot: Arc::new(bytes) })
+            }
+        };
+        let current = Arc::new(Mutex::new(newest));
+        Some(Self { current, disk: Some(disk), ..Self::new(machine, time) })
     }
 }
 
@@ -68,18 +98,31 @@ impl MachineHandle {
     }
 }
 
+fn head(meta: &SnapshotMetaOf<Types>) -> SnapshotHead {
+    SnapshotHead {
+        last_log: meta.last_log_id.as_ref().map(convert::position),
+        members_at: meta.last_membership.log_id().as_ref().map(convert::position),
+        members: convert::members(meta.last_membership.membership()),
+    }
+}
+
 /// Holds a snapshot that was taken already.
 pub(crate) struct Builder {
     taken: SnapshotOf<Types, SnapshotBytes>,
-    current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
+    current: Current,
+    disk: Option<DiskSnapshots>,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBytes;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotBytes>, io::Error> {
-        *lock(&self.current) = Some(self.taken.clone());
-        Ok(self.taken.clone())
+        let taken = self.taken.clone();
+        if let Some(disk) = &self.disk {
+            disk.save(head(&taken.meta), taken.snapshot.clone()).await?;
+        }
+        *lock(&self.current) = Some(taken.clone());
+        Ok(taken)
     }
 }
 
@@ -131,7 +174,27 @@ impl RaftStateMachine<Types> for StateMachine {
             last_membership: applied.group.clone(),
         };
         let snapshot = Arc::new(applied.machine.snapshot());
-        Builder { taken: SnapshotOf::<Types, _> { meta, snapshot }, current: self.current.clone() }
+        Builder {
+            taken: SnapshotOf::<Types, _> { meta, snapshot },
+            current: self.current.clone(),
+            disk: self.disk.clone(),
+        }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let builder = self.get_snapshot_builder().await;
+        let Some(disk) = self.disk.as_ref().filter(|_| !force) else { return Some(builder) };
+        match disk.reserve(builder.taken.snapshot.len()).await {
+            Ok(true) => Some(builder),
+            Ok(false) => {
+                tracing::warn!("a snapshot is put off: there is no room for it on the disk");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "a snapshot is put off: its file cannot be made");
+                None
+            }
+        }
     }
 
     async fn install_snapshot(
@@ -139,11 +202,17 @@ impl RaftStateMachine<Types> for StateMachine {
         meta: &SnapshotMetaOf<Types>,
         snapshot: SnapshotBytes,
     ) -> Result<(), io::Error> {
-        let mut applied = lock(&self.applied);
-        applied.machine.install(&snapshot).map_err(io::Error::other)?;
-        self.time.installed(applied.machine.time_ms());
-        applied.last = meta.last_log_id;
-        applied.group = meta.last_membership.clone();
+        let at_hand = lock(&self.current).as_ref().is_some_and(|at_hand| at_hand.meta == *meta);
+        {
+            let mut applied = lock(&self.applied);
+            applied.machine.install(&snapshot).map_err(io::Error::other)?;
+            self.time.installed(applied.machine.time_ms());
+            applied.last = meta.last_log_id;
+            applied.group = meta.last_membership.clone();
+        }
+        if let Some(disk) = self.disk.as_ref().filter(|_| !at_hand) {
+            disk.save(head(meta), snapshot.clone()).await?;
+        }
         *lock(&self.current) = Some(SnapshotOf::<Types, _> { meta: meta.clone(), snapshot });
         Ok(())
     }

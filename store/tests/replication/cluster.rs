@@ -6,7 +6,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use nearstate_store::consensus::{ShardStatus, Timing};
 use nearstate_store::driver::{
-    AppHandler, LocalReads, RegionAddress, ShardSetup, Store, StoreConfig,
+    AppHandler, LocalReads, RegionAddress, ShardSetup, StartError, Store, StoreConfig,
 };
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::machine::{Machine, PayloadError, Reply, SnapshotError};
@@ -154,6 +154,14 @@ impl Node {
         snapshot_every: u64,
         region: Option<RegionAddress>,
     ) -> Self {
+        Self::try_start(config, snapshot_every, region).await.unwrap()
+    }
+
+    pub(crate) async fn try_start(
+        config: StoreConfig,
+        snapshot_every: u64,
+        region: Option<RegionAddress>,
+    ) -> Result<Self, StartError> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let held = Arc::new(Mutex::new(Held::default()));
@@ -176,9 +184,8 @@ impl Node {
             vec![setup],
             Arc::new(Echo),
         )
-        .await
-        .unwrap();
-        Self { store, held, lease, generation, address }
+        .await?;
+        Ok(Self { store, held, lease, generation, address })
     }
 
     pub(crate) fn status(&self) -> ShardStatus {
@@ -253,6 +260,20 @@ impl Cluster {
                     if node.status().owns(nearstate_store::clock::boot_now()) {
                         return node;
                     }
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, check).await.expect("nobody became owner")
+    }
+
+    /// The same, while some node is in no group yet.
+    pub(crate) async fn owner_of_those_that_know(&self) -> &Node {
+        let check = async {
+            loop {
+                let now = nearstate_store::clock::boot_now();
+                if let Some(node) = self.0.values().find(|node| node.status().owns(now)) {
+                    return node;
                 }
                 tokio::task::yield_now().await;
             }

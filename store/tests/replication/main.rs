@@ -2,6 +2,7 @@
 
 mod cluster;
 mod contacts;
+mod durable;
 mod links;
 mod membership;
 mod refusals;

@@ -1,0 +1,299 @@
+//! What a durable node keeps beside its logs: who it is, and the newest map that it knew.
+//!
+//! A node whose `durability` is `disk` comes back as the member that it was: under its id, with its
+//! vote and its log (promise P6). That holds as long as all of it is there. If a log is damaged or
+//! gone, or the cluster has given the node up meanwhile, the id is worth nothing any more: the
+//! files are set aside, and the node joins as a newcomer, which catches up as a learner.
+//!
+//! The edge: reads and writes files.
+
+use super::NodeError;
+use crate::node_config::{NodeConfig, fnv};
+use nearstate_placement::api::Response;
+use nearstate_placement::{Map, Member, MemberState};
+use nearstate_store::disk::{self, DiskConfig, Verdict};
+use nearstate_store::{NodeId, ShardId};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The first word of the file that says who the node is, with the version of its form.
+const FORM: &str = "nearstate-node-1";
+/// Longest file that says who the node is.
+const IDENTITY_BYTES_MAX: u64 = 64 << 10;
+/// Longest file of a map.
+const MAP_BYTES_MAX: u64 = 8 << 20;
+
+/// Who a node is, over all its processes that have the same logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) node: NodeId,
+    pub(super) nonce: u64,
+    /// Which forming of the cluster it belongs to.
+    pub(super) lineage: u64,
+    /// Where it listens: peers know it there.
+    pub(super) listen: SocketAddr,
+    pub(super) ports: Vec<String>,
+    pub(super) slots: u32,
+    pub(super) shards: u16,
+    /// Processes so far, this one among them.
+    pub(super) starts: u32,
+    /// It is the founder, and the cluster is not known to be formed yet.
+    pub(super) forming: bool,
+}
+
+/// A durable node's directory.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    path: PathBuf,
+    /// The node's name.
+    name: String,
+}
+
+/// What was found at home.
+pub(super) enum Found {
+    /// Nothing, or a first start that did not get far.
+    Nobody,
+    /// A life that can go on, and the map that it knew.
+    Life(Life, Map),
+    /// A life whose memory is gone, and who may know the cluster.
+    Lost(Vec<SocketAddr>),
+}
+
+impl Home {
+    pub(super) fn of(config: &NodeConfig) -> Self {
+        let name = format!("{}.{}.disk", config.cluster, config.name);
+        Self { path: config.lasting_directory().join(name), name: config.name.clone() }
+    }
+
+    /// Where the store keeps its logs. `returning`: they must be there.
+    pub(super) fn logs(&self, returning: bool) -> DiskConfig {
+        DiskConfig { must_exist: returning, ..DiskConfig::new(self.path.clone()) }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> NodeError + '_ {
+        |source| NodeError::File { path: path.to_owned(), source }
+    }
+
+    /// Looks who was here, and whether all that it remembered still is.
+    pub(super) fn look(&self) -> Result<Found, NodeError> {
+        let path = self.file("identity");
+        let text = match read(&path, IDENTITY_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // It is written before anything is voted on; without it all else is worth nothing.
+                return self.clear().map(|()| Found::Nobody);
+            }
+            other => other.map_err(Self::failed(&path))?,
+        };
+        let Some(life) = decode(&text) else {
+            tracing::error!(path = %path.display(), "who this node was cannot be read");
+            return self.lose();
+        };
+        let map = self.map();
+        if map.members.iter().any(|m| m.id == life.node && !m.state.is_live()) {
+            tracing::warn!(node = %life.node, "the cluster has given this node's last life up");
+            return self.lose();
+        }
+        let report = disk::verify(&self.path).map_err(NodeError::Disk)?;
+        for shard in (0..=life.shards).map(ShardId) {
+            if let Some(why) = loss(&report, shard) {
+                tracing::error!(%shard, why, "the memory of this node is damaged");
+                return self.lose();
+            }
+        }
+        Ok(Found::Life(life, map))
+    }
+
+    /// Sets everything aside.
+    pub(super) fn lose(&self) -> Result<Found, NodeError> {
+        let map = self.map();
+        let known = |m: &&Member| m.state == MemberState::Alive && m.name != self.name;
+        let seeds = map.members.iter().filter(known).map(|member| member.address).collect();
+        let aside = disk::set_aside(&self.path).map_err(Self::failed(&self.path))?;
+        tracing::warn!(to = %aside.display(), "set this node's old files aside; it joins anew");
+        Ok(Found::Lost(seeds))
+    }
+
+    fn clear(&self) -> Result<(), NodeError> {
+        let failed = Self::failed;
+        std::fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
+        let left = std::fs::read_dir(&self.path).map_err(failed(&self.path))?.count();
+        if left > 0 {
+            disk::set_aside(&self.path).map_err(failed(&self.path))?;
+            std::fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
+        }
+        Ok(())
+    }
+
+    /// The newest map that was saved, if it can be read: it only tells where to look for others.
+    fn map(&self) -> Map {
+        let Ok(bytes) = read(&self.file("map"), MAP_BYTES_MAX) else { return Map::unformed() };
+        match Response::decode(&bytes) {
+            Ok(Response::Map(map)) => map,
+            _ => Map::unformed(),
+        }
+    }
+
+    /// Keeps a map for the next start.
+    pub(super) fn save_map(&self, map: &Map) {
+        let bytes = Response::Map(map.clone()).encode();
+        if let Err(error) = self.replace("map", &bytes) {
+            // The next one may be kept again; without any the node asks its seeds.
+            tracing::warn!(%error, "the map cannot be kept for the next start");
+        }
+    }
+
+    /// Says who the node is, durably.
+    pub(super) fn save(&self, life: &Life) -> Result<(), NodeError> {
+        std::fs::create_dir_all(&self.path).map_err(Self::failed(&self.path))?;
+        self.replace("identity", &encode(life)).map_err(Self::failed(&self.path))
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        let unfinished = self.file(&format!("{name}.tmp"));
+        let mut file = File::create(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, self.file(name))?;
+        File::open(&self.path)?.sync_all()
+    }
+}
+
+/// Why a shard's log cannot be gone on with, if it is damaged or missing.
+fn loss(report: &disk::Report, shard: ShardId) -> Option<String> {
+    let missing = || Some("its log is missing".to_owned());
+    let name = shard.to_string();
+    let Some(found) = report.shards.iter().find(|found| found.name == name) else {
+        return missing();
+    };
+    match &found.verdict {
+        Verdict::Unusable(disk::RecoveryError::Damaged(damage)) => Some(damage.to_string()),
+        Verdict::Empty => missing(),
+        // Files of another version or another node are refused when they are opened.
+        Verdict::Whole | Verdict::TornTail(_) | Verdict::Unusable(_) => None,
+    }
+}
+
+fn read(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+fn encode(life: &Life) -> Vec<u8> {
+    // 64-bit numbers as text: TOML's have a sign.
+    let text = toml::to_string(&Written::from(life)).expect("plain values can be written");
+    format!("{FORM} {:016x}\n{text}", fnv(&text)).into_bytes()
+}
+
+/// Anything but what [`encode`] made is nothing.
+fn decode(bytes: &[u8]) -> Option<Life> {
+    let text = core::str::from_utf8(bytes).ok()?;
+    let (first, rest) = text.split_once('\n')?;
+    let sum = first.strip_prefix(FORM)?.strip_prefix(' ')?;
+    if u64::from_str_radix(sum, 16).ok()? != fnv(rest) {
+        return None;
+    }
+    toml::from_str::<Written>(rest).ok()?.life()
+}
+
+/// The file's content.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    node: String,
+    nonce: String,
+    lineage: String,
+    listen: SocketAddr,
+    ports: Vec<String>,
+    slots: u32,
+    shards: u16,
+    starts: u32,
+    forming: bool,
+}
+
+impl From<&Life> for Written {
+    fn from(life: &Life) -> Self {
+        let Life { listen, slots, shards, starts, forming, .. } = *life;
+        let text = |number: u64| format!("{number:x}");
+        let (node, nonce, lineage) = (text(life.node.0), text(life.nonce), text(life.lineage));
+        let ports = life.ports.clone();
+        Self { node, nonce, lineage, listen, ports, slots, shards, starts, forming }
+    }
+}
+
+impl Written {
+    fn life(self) -> Option<Life> {
+        let Self { listen, ports, slots, shards, starts, forming, .. } = self;
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        let node = NodeId(number(&self.node).filter(|node| *node != 0)?);
+        let (nonce, lineage) = (number(&self.nonce)?, number(&self.lineage)?);
+        Some(Life { node, nonce, lineage, listen, ports, slots, shards, starts, forming })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life() -> Life {
+        Life {
+            node: NodeId(3),
+            nonce: u64::MAX,
+            lineage: 17,
+            listen: "127.0.0.1:4000".parse().unwrap(),
+            ports: vec!["/run/n1.ring".into()],
+            slots: 64,
+            shards: 2,
+            starts: 7,
+            forming: false,
+        }
+    }
+
+    #[test]
+    fn who_a_node_is_survives_and_any_flipped_byte_is_found() {
+        let good = encode(&life());
+        assert_eq!(decode(&good), Some(life()));
+        for place in 0..good.len() {
+            for flip in [1, 0x20, 0xff] {
+                let mut bad = good.clone();
+                bad[place] ^= flip;
+                assert_ne!(decode(&bad), Some(Life { starts: 8, ..life() }));
+                // A capital letter in the checksum is the same number.
+                let same = decode(&bad).is_some_and(|found| found == life());
+                assert!(decode(&bad).is_none() || same, "byte {place}");
+            }
+            assert_eq!(decode(&good[..place]), None, "cut at {place}");
+        }
+    }
+
+    #[test]
+    fn a_first_start_that_did_not_get_far_is_nobodys() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home { path: directory.path().join("c.n1.disk"), name: "n1".to_owned() };
+        assert!(matches!(home.look().unwrap(), Found::Nobody));
+        std::fs::create_dir(home.path.join("shard-0")).unwrap();
+        assert!(matches!(home.look().unwrap(), Found::Nobody));
+        assert!(!home.path.join("shard-0").exists());
+        assert!(directory.path().join("c.n1.disk.damaged/shard-0").exists());
+    }
+
+    #[test]
+    fn a_life_without_its_logs_is_lost_and_its_files_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home { path: directory.path().join("c.n1.disk"), name: "n1".to_owned() };
+        for suffix in ["", "-2"] {
+            assert!(matches!(home.look().unwrap(), Found::Nobody));
+            home.save(&life()).unwrap();
+            assert!(matches!(home.look().unwrap(), Found::Lost(seeds) if seeds.is_empty()));
+            let aside = directory.path().join(format!("c.n1.disk.damaged{suffix}"));
+            assert!(aside.join("identity").exists());
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Replicas on disk: stores that are started anew on the directories of others.
+
+use crate::cluster::{Cluster, Node, PATIENCE, SHARD, config, log};
+use nearstate_store::NodeId;
+use nearstate_store::clock::boot_now;
+use nearstate_store::consensus::ProposeError;
+use nearstate_store::disk::{self, DiskConfig, Durability, SEGMENT_BYTES_MIN};
+use nearstate_store::driver::{StartError, StoreConfig};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+
+fn home(directory: &Path, node: u64) -> PathBuf {
+    directory.join(format!("n{node}"))
+}
+
+fn on(directory: PathBuf, node: u64) -> StoreConfig {
+    let disk = DiskConfig { segment_bytes: SEGMENT_BYTES_MIN, ..DiskConfig::new(directory) };
+    StoreConfig { durability: Durability::Disk(disk), ..config(node) }
+}
+
+async fn start(directory: &Path, node: u64, snapshot_every: u64) -> Node {
+    Node::start_with(on(home(directory, node), node), snapshot_every, None).await
+}
+
+/// All nodes, on what their directories hold.
+async fn start_all(directory: &Path, snapshot_every: u64) -> Cluster {
+    let nodes = [1, 2, 3].map(|node| start(directory, node, snapshot_every));
+    let nodes = futures::future::join_all(nodes).await;
+    let cluster = Cluster(nodes.into_iter().map(|node| (node.id(), node)).collect());
+    cluster.share_addresses();
+    cluster
+}
+
+async fn form(directory: &Path, snapshot_every: u64) -> Cluster {
+    let cluster = start_all(directory, snapshot_every).await;
+    let voters: Vec<NodeId> = cluster.0.keys().copied().collect();
+    cluster.0[&NodeId(1)].store.initialize(SHARD, &voters).await.unwrap();
+    cluster
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
+    for snapshot_every in [10_000, 20] {
+        let scratch = tempfile::tempdir().unwrap();
+        let cluster = form(scratch.path(), snapshot_every).await;
+        let owner = cluster.owner().await;
+        for number in 1..=100 {
+            log(owner, number).await;
+        }
+        let term = owner.status().term;
+        cluster.stop().await;
+
+        let cluster = start_all(scratch.path(), snapshot_every).await;
+        let owner = cluster.owner().await;
+        assert!(owner.status().term > term, "the vote was forgotten");
+        assert_eq!(log(owner, 101).await, 5151);
+        for node in cluster.0.values() {
+            node.until_sums(101).await;
+            assert_eq!(node.sums(), (1..=101).collect::<Vec<_>>());
+            let installed = node.held.lock().unwrap().installed;
+            assert_eq!(installed > 0, snapshot_every == 20, "how it came back");
+        }
+        cluster.stop().await;
+        let report = disk::verify(&home(scratch.path(), 1)).unwrap();
+        assert!(report.is_usable(), "{report:?}");
+        assert_eq!(report.shards[0].name, "shard-1");
+        assert!(report.shards[0].last.is_some_and(|last| last.0 >= 101), "{report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_is_in_the_files_at_that_very_moment() {
+    let scratch = tempfile::tempdir().unwrap();
+    let cluster = form(scratch.path(), 10_000).await;
+    let owner = cluster.owner().await;
+    for number in 1..=30 {
+        log(owner, number).await;
+    }
+    // As if all were killed now.
+    let image = tempfile::tempdir().unwrap();
+    copy(scratch.path(), image.path());
+    for number in 31..=40 {
+        log(owner, number).await;
+    }
+    cluster.stop().await;
+    let cluster = start_all(image.path(), 10_000).await;
+    let owner = cluster.owner().await;
+    assert_eq!(log(owner, 1000).await, 465 + 1000);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_has_one_process_and_one_owner() {
+    let scratch = tempfile::tempdir().unwrap();
+    let node = start(scratch.path(), 1, 10_000).await;
+    let again = Node::try_start(on(home(scratch.path(), 1), 1), 10_000, None).await;
+    let said = again.err().unwrap().to_string();
+    assert!(said.contains("in use by another process"), "{said}");
+    node.store.shutdown().await;
+    let other = StoreConfig { nonce: 77, ..on(home(scratch.path(), 1), 1) };
+    let Err(error) = Node::try_start(other, 10_000, None).await else { panic!("it started") };
+    assert!(error.to_string().contains("in another life"), "{error}");
+    let lost = Durability::Disk(DiskConfig {
+        must_exist: true,
+        ..DiskConfig::new(scratch.path().join("nowhere"))
+    });
+    let lost = StoreConfig { durability: lost, ..config(1) };
+    let Err(error) = Node::try_start(lost, 10_000, None).await else { panic!("it started") };
+    let StartError::Disk { source, .. } = error else { panic!("{error}") };
+    assert!(source.is_loss(), "{source}");
+    start(scratch.path(), 1, 10_000).await.store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_replica_is_not_started_and_its_node_comes_back_as_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut cluster = form(scratch.path(), 10_000).await;
+    let owner = cluster.owner().await;
+    for number in 1..=50 {
+        log(owner, number).await;
+    }
+    let victim = cluster.others(owner)[0].id();
+    cluster.0[&victim].until_sums(50).await;
+    cluster.0.remove(&victim).unwrap().store.shutdown().await;
+    let directory = home(scratch.path(), victim.0);
+    let segment = directory.join("shard-1/log-0000000000000001.segment");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+
+    let started = Node::try_start(on(directory.clone(), victim.0), 10_000, None).await;
+    let Err(StartError::Disk { source, .. }) = started else { panic!("it started") };
+    assert!(source.is_loss(), "{source}");
+    assert!(source.to_string().contains("byte"), "{source}");
+    assert!(!disk::verify(&directory).unwrap().is_usable());
+    let aside = disk::set_aside(&directory).unwrap();
+    assert!(aside.to_string_lossy().ends_with(".damaged"));
+    assert!(aside.join("shard-1/log-0000000000000001.segment").exists());
+
+    // The same machine, another node.
+    cluster.0.insert(NodeId(4), start(scratch.path(), 4, 10_000).await);
+    cluster.share_addresses();
+    let owner = cluster.owner_of_those_that_know().await;
+    let learning = async {
+        while owner.store.add_learner(SHARD, NodeId(4)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, learning).await.unwrap();
+    cluster.0[&NodeId(4)].until_sums(50).await;
+    cluster.stop().await;
+}
+
+/// A file system of one megabyte, which needs the right to mount.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "small"])
+            .arg(directory.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(directory)),
+            other => {
+                println!("skipped: a small file system cannot be mounted: {other:?}");
+                None
+            }
+        }
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) -> PathBuf {
+        use std::io::Write;
+        let path = self.0.path().join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Writes until the disk is full, and gives how many were written.
+async fn write_until_full(node: &Node) -> u64 {
+    let patience = std::time::Duration::from_millis(300);
+    for number in 0..5_000_u64 {
+        let payload = number.to_le_bytes().to_vec();
+        match node.store.propose_within(SHARD, payload, patience).await {
+            Ok(_) => {}
+            Err(ProposeError::DiskFull) => return number,
+            Err(other) => panic!("{number}: {other}"),
+        }
+    }
+    panic!("the disk never was full");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_writes_by_name_and_heals_without_a_restart() {
+    let Some(small) = Small::new() else { return };
+    let node = Node::start_with(on(small.0.path().join("n1"), 1), 1_000_000, None).await;
+    let cluster = Cluster::form_of(vec![node]).await;
+    let owner = cluster.owner().await;
+    log(owner, 7).await;
+    let filler = small.fill();
+    let written = write_until_full(owner).await;
+    assert!(owner.store.disk_is_full(SHARD));
+    let counts = owner.store.disk_counts();
+    assert_eq!(counts.became_full.load(Ordering::Relaxed), 1);
+    assert!(counts.refused_full.load(Ordering::Relaxed) >= 1);
+    // It leads on: there is nobody else. Nothing refused has taken effect.
+    assert!(owner.status().owns(boot_now()));
+    assert_eq!(owner.sums().len() as u64, written + 1);
+    std::fs::remove_file(filler).unwrap();
+    log(owner, 9).await;
+    assert_eq!(counts.healed.load(Ordering::Relaxed), 1);
+    assert_eq!(counts.failures.load(Ordering::Relaxed), 0);
+    let sums = owner.sums();
+    cluster.stop().await;
+    let node = Node::start_with(on(small.0.path().join("n1"), 1), 1_000_000, None).await;
+    node.until_sums(sums.len()).await;
+    assert_eq!(node.sums(), sums);
+    node.store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_whose_disk_is_full_gives_the_shard_away() {
+    let Some(small) = Small::new() else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let first = Node::start_with(on(small.0.path().join("n1"), 1), 1_000_000, None).await;
+    let mut nodes = vec![first];
+    for node in [2, 3] {
+        nodes.push(start(scratch.path(), node, 1_000_000).await);
+    }
+    let cluster = Cluster::form_of(nodes).await;
+    let first = &cluster.0[&NodeId(1)];
+    // Whoever was elected: the first one is to own it.
+    let owner = cluster.owner().await;
+    if owner.id() != first.id() {
+        first.until_sums(0).await;
+        owner.store.transfer_leader(SHARD, first.id()).await.unwrap();
+    }
+    first.until(|status| status.owns(boot_now())).await;
+    let filler = small.fill();
+    let mut total = 0;
+    while !first.store.disk_is_full(SHARD) {
+        log(first, 1).await;
+        total += 1;
+        assert!(total < 5_000, "the disk never was full");
+    }
+    // Writes go on: somebody else takes the shard over.
+    let sum = log(first, 1).await;
+    assert!(sum > total);
+    let heir = first.until(|status| status.leader.is_some_and(|id| id != NodeId(1))).await;
+    let heir = &cluster.0[&heir.leader.unwrap()];
+    let back = heir.store.transfer_leader(SHARD, first.id()).await;
+    assert!(back.is_err(), "a node without room was made the owner");
+    std::fs::remove_file(filler).unwrap();
+    let sum = log(heir, 1).await;
+    first.until_sums(sum as usize).await;
+    cluster.stop().await;
+}
