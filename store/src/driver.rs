@@ -40,8 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two tries to find a shard's owner, if nothing is heard meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Worker threads of [`runtime`].
-const WORKERS: usize = 2;
+/// Worker threads of [`runtime`]. One: a commit passes through a dozen tasks, and from one thread
+/// to another each step costs a system call on one side and a wake-up on the other; with two
+/// threads a lone commit took twice the processor time. What computes for long goes to the
+/// runtime's blocking threads.
+const WORKERS: usize = 1;
 
 /// The runtime that a store is made for: what a node runs on, and what benchmarks measure.
 ///
@@ -441,5 +444,6 @@ async fn start_shard(
     let (shard, asked) = Shard::new((id, node), replica, parts, timing);
     tasks.push(tokio::spawn(shard.clone().watch_loop()));
     tasks.push(tokio::spawn(shard.clone().commit_loop(asked)));
+    tasks.push(tokio::spawn(shard.clone().succession_loop(transport.clone())));
     Ok(shard)
 }

@@ -1,5 +1,6 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
+pub mod batch;
 pub mod cell;
 pub mod client;
 pub mod clock;
@@ -26,6 +27,7 @@ mod serve;
 mod shard;
 pub mod slot_set;
 pub mod snapshot;
+mod succession;
 pub mod table;
 pub mod table_reader;
 pub mod transaction;
@@ -33,8 +35,9 @@ pub mod transport;
 pub mod types;
 pub mod wire;
 
+pub use batch::encode_batch;
 pub use doorbell::Doorbell;
-pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats, encode_batch};
+pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats};
 pub use key::{Endpoint, Key, Value};
 pub use lease::LeaseCell;
 pub use machine::{Machine, Reply};

@@ -34,7 +34,8 @@ use tokio::time::{Instant, sleep_until};
 /// Requests of one link that may be under way.
 pub const LINK_CAPACITY: usize = 1024;
 
-// A retry is recognised as long as the machine remembers its first try.
+// A retry is recognised as long as the machine remembers its first try: no transaction is taken
+// while one that is so much older is under way.
 const _: () = assert!(LINK_CAPACITY <= crate::limits::OUTCOMES_PER_CLIENT);
 
 /// Between two tries.
@@ -118,6 +119,7 @@ impl GrantBoard {
 
 struct Submit {
     token: u64,
+    serial: u64,
     shard: ShardId,
     deadline: Time,
     transaction: Transaction,
@@ -133,7 +135,8 @@ struct Read {
 pub(crate) struct Queues {
     submits: ArrayQueue<Submit>,
     reads: ArrayQueue<Read>,
-    completions: ArrayQueue<LinkCompletion>,
+    /// With the serial of a transaction.
+    completions: ArrayQueue<(u64, LinkCompletion)>,
     wake: Notify,
 }
 
@@ -144,6 +147,10 @@ pub struct PipeLink {
     grants: Vec<(u64, Option<Arc<ReadGrant>>)>,
     /// Taken and not yet polled.
     under_way: usize,
+    /// The serials of transactions under way, each at its place modulo the length; 0 is none.
+    serials: Box<[u64]>,
+    /// No older serial is under way.
+    oldest: u64,
 }
 
 impl core::fmt::Debug for PipeLink {
@@ -162,13 +169,15 @@ impl PipeLink {
         });
         let views: Vec<_> = shards.values().map(|shard| (shard.id, shard.view.clone())).collect();
         let grants = views.iter().map(|_| (0, None)).collect();
-        (Self { queues: queues.clone(), views, grants, under_way: 0 }, queues)
+        let serials = vec![0; LINK_CAPACITY].into_boxed_slice();
+        (Self { queues: queues.clone(), views, grants, under_way: 0, serials, oldest: 0 }, queues)
     }
 
     /// Sends a transaction to the owner of its shard.
     ///
     /// # Errors
-    /// If too much is under way; then nothing follows.
+    /// If too much is under way, or a transaction of this link that is [`LINK_CAPACITY`] serials
+    /// older; then nothing follows.
     pub fn submit(
         &mut self,
         token: u64,
@@ -179,11 +188,31 @@ impl PipeLink {
         if self.under_way >= LINK_CAPACITY {
             return Err(LinkFull);
         }
-        let submit = Submit { token, shard, deadline, transaction: transaction.clone() };
+        let serial = transaction.id.serial;
+        if !self.is_in_window(serial) {
+            return Err(LinkFull);
+        }
+        let submit = Submit { token, serial, shard, deadline, transaction: transaction.clone() };
         self.queues.submits.push(submit).map_err(|_| LinkFull)?;
+        self.serials[serial as usize % LINK_CAPACITY] = serial;
         self.under_way += 1;
         self.queues.wake.notify_one();
         Ok(())
+    }
+
+    /// Whether the machine will still remember every transaction under way when it has seen this
+    /// one.
+    fn is_in_window(&mut self, serial: u64) -> bool {
+        if serial.saturating_sub(self.oldest) >= 2 * LINK_CAPACITY as u64 {
+            // Far behind: what is left of it can be seen at its place.
+            self.oldest = self.serials.iter().copied().filter(|s| *s != 0).min().unwrap_or(serial);
+        }
+        while self.oldest < serial
+            && self.serials[self.oldest as usize % LINK_CAPACITY] != self.oldest
+        {
+            self.oldest += 1;
+        }
+        serial.saturating_sub(self.oldest) < LINK_CAPACITY as u64
     }
 
     /// Asks the owner of a shard for an entry.
@@ -209,8 +238,11 @@ impl PipeLink {
 
     /// The next completion, if one has come.
     pub fn poll(&mut self) -> Option<LinkCompletion> {
-        let completion = self.queues.completions.pop()?;
+        let (serial, completion) = self.queues.completions.pop()?;
         self.under_way -= 1;
+        if serial != 0 {
+            self.serials[serial as usize % LINK_CAPACITY] = 0;
+        }
         Some(completion)
     }
 
@@ -308,8 +340,8 @@ pub(crate) async fn run_link(context: LinkContext, queues: Arc<Queues>, bell: Ar
     }
 }
 
-fn complete(queues: &Queues, completion: LinkCompletion) {
-    let pushed = queues.completions.push(completion);
+fn complete(queues: &Queues, serial: u64, completion: LinkCompletion) {
+    let pushed = queues.completions.push((serial, completion));
     assert!(pushed.is_ok(), "a completion's place is reserved when its request is taken");
 }
 
@@ -317,16 +349,16 @@ fn complete(queues: &Queues, completion: LinkCompletion) {
 fn finish(tried: Tried, queues: &Queues, again: &mut Requests) {
     match tried {
         Tried::Transactions(group, Some(outcomes)) if outcomes.len() == group.len() => {
-            for (Submit { token, .. }, outcome) in group.into_iter().zip(outcomes) {
+            for (Submit { token, serial, .. }, outcome) in group.into_iter().zip(outcomes) {
                 let outcome = Some(outcome);
-                complete(queues, LinkCompletion::Transaction { token, outcome });
+                complete(queues, serial, LinkCompletion::Transaction { token, outcome });
             }
         }
         Tried::Transactions(group, _) => again.submits.extend(group),
         Tried::Reads(group, Some((found, until))) if found.len() == group.len() => {
             for (Read { token, .. }, entry) in group.into_iter().zip(found) {
                 let answer = Some((entry, until));
-                complete(queues, LinkCompletion::Read { token, answer });
+                complete(queues, 0, LinkCompletion::Read { token, answer });
             }
         }
         Tried::Reads(group, _) => again.reads.extend(group),
@@ -341,12 +373,14 @@ fn expire(requests: &mut Requests, queues: &Queues) -> bool {
     let now = boot_now();
     let late_submits = requests.submits.extract_if(.., |submit| submit.deadline <= now);
     let late_reads = requests.reads.extract_if(.., |read| read.deadline <= now);
-    let submits = late_submits
-        .map(|submit| LinkCompletion::Transaction { token: submit.token, outcome: None });
-    let reads = late_reads.map(|read| LinkCompletion::Read { token: read.token, answer: None });
+    let submits = late_submits.map(|Submit { token, serial, .. }| {
+        (serial, LinkCompletion::Transaction { token, outcome: None })
+    });
+    let reads =
+        late_reads.map(|read| (0, LinkCompletion::Read { token: read.token, answer: None }));
     let mut any = false;
-    for completion in submits.chain(reads) {
-        complete(queues, completion);
+    for (serial, completion) in submits.chain(reads) {
+        complete(queues, serial, completion);
         any = true;
     }
     any
@@ -355,6 +389,9 @@ fn expire(requests: &mut Requests, queues: &Queues) -> bool {
 /// Takes the requests of one shard out of a list, at most `limit` of them.
 fn take_group<T>(list: &mut Vec<T>, shard_of: impl Fn(&T) -> ShardId, limit: usize) -> Vec<T> {
     let Some(shard) = list.first().map(&shard_of) else { return Vec::new() };
+    if list.len() <= limit && list.iter().all(|item| shard_of(item) == shard) {
+        return core::mem::take(list);
+    }
     let mut left = limit;
     list.extract_if(.., |item| {
         let take = left > 0 && shard_of(item) == shard;
@@ -382,11 +419,11 @@ impl LinkContext {
             return Box::pin(async { Tried::Transactions(group, None) });
         };
         let patience = patience(group.iter().map(|submit| submit.deadline));
-        let transactions = group.iter().map(|submit| submit.transaction.clone()).collect();
+        let transactions = group.iter().map(|submit| &submit.transaction);
         let target = self.target(shard);
         if target == Some(self.node) {
             let (sender, receiver) = oneshot::channel();
-            shard.ask(Ask { transactions, route: Route::Local(sender) });
+            shard.ask(Ask::new(transactions, Route::Local(sender)));
             return Box::pin(async move {
                 let answer = tokio::time::timeout(patience, receiver).await;
                 let outcomes = answer.ok().and_then(Result::ok).and_then(Result::ok);
@@ -394,7 +431,7 @@ impl LinkContext {
             });
         }
         let begun = target.and_then(|target| {
-            let request = Request::Transactions(shard.id, transactions);
+            let request = Request::Transactions(shard.id, transactions.cloned().collect());
             self.transport.begin(target, &request).ok()
         });
         let view = shard.view.clone();

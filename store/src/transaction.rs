@@ -143,7 +143,7 @@ pub enum Outcome {
 }
 
 /// Many transactions in one log entry, with the time at which they are decided.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Batch {
     /// Wall-clock milliseconds of the proposer; the machine never lets its time fall.
     pub wall_ms: u64,

@@ -37,6 +37,7 @@ pub(super) struct PeerFactory {
     pub(super) shard: ShardId,
     pub(super) node: NodeId,
     pub(super) timing: Timing,
+    pub(super) orphan_term: Arc<AtomicU64>,
 }
 
 impl RaftNetworkFactory<Types> for PeerFactory {
@@ -49,6 +50,7 @@ impl RaftNetworkFactory<Types> for PeerFactory {
             node: self.node,
             target: NodeId(target),
             timing: self.timing,
+            orphan_term: self.orphan_term.clone(),
         }
     }
 }
@@ -61,6 +63,8 @@ pub(super) struct PeerClient {
     node: NodeId,
     target: NodeId,
     timing: Timing,
+    /// The last term whose leader was gone when this node stood for election.
+    orphan_term: Arc<AtomicU64>,
 }
 
 fn rpc_error(error: &CallError) -> RPCError<Types> {
@@ -103,7 +107,10 @@ impl PeerClient {
         pre: bool,
         option: &RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let request = Request::Vote(self.shard, convert::vote_to_wire(&rpc, pre));
+        // If the leader asked for the election as well: voters are only more careful so.
+        let orphaned = rpc.leadership_transfer
+            && self.orphan_term.load(Ordering::SeqCst) + 1 == rpc.vote.leader_id.term;
+        let request = Request::Vote(self.shard, convert::vote_to_wire(&rpc, (pre, orphaned)));
         match self.call(&request, option.hard_ttl()).await? {
             Response::Vote(voted) => Ok(convert::vote_response(&voted)),
             other => Err(unexpected(&other)),

@@ -1,7 +1,11 @@
 //! Drives the shard's machine by the committed log, and makes and installs its snapshots.
 //!
 //! The library calls `apply` from one task, so entries are applied in order by one writer. A
-//! snapshot is taken in the same task between two entries; it is the machine's state at one index.
+//! snapshot is taken or installed by the same task between two entries, so it is the machine's
+//! state at one index; the work is done on another thread while the task waits, because it may take
+//! a second and the group's heartbeats must go on.
+
+#![expect(clippy::disallowed_methods, reason = "hands long work to other threads")]
 
 use super::convert::StoredGroup;
 use super::{SnapshotBytes, Types};
@@ -14,6 +18,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::io;
 use std::sync::{Arc, Mutex};
+use tokio::task::spawn_blocking;
 
 struct Applied {
     machine: Box<dyn Machine>,
@@ -23,22 +28,22 @@ struct Applied {
 
 /// See the module's text.
 pub(crate) struct StateMachine {
-    // The lock is never waited for: only this task takes it. It makes a machine shareable that
-    // need not be.
-    applied: Mutex<Applied>,
+    // The lock is never waited for: only this task takes it, or has it taken while it waits. It
+    // makes a machine shareable that need not be.
+    applied: Arc<Mutex<Applied>>,
     current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
 }
 
 impl StateMachine {
     pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Mutex::new(applied), current: Arc::default() }
+        Self { applied: Arc::new(Mutex::new(applied)), current: Arc::default() }
     }
 }
 
 /// Holds a snapshot that was taken already.
 pub(crate) struct Builder {
-    taken: SnapshotOf<Types, SnapshotBytes>,
+    taken: Result<SnapshotOf<Types, SnapshotBytes>, io::Error>,
     current: Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>,
 }
 
@@ -46,8 +51,9 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBytes;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotBytes>, io::Error> {
-        *lock(&self.current) = Some(self.taken.clone());
-        Ok(self.taken.clone())
+        let taken = self.taken.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+        *lock(&self.current) = Some(taken.clone());
+        Ok(taken.clone())
     }
 }
 
@@ -90,13 +96,16 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        let applied = lock(&self.applied);
-        let meta = SnapshotMetaOf::<Types> {
-            last_log_id: applied.last,
-            last_membership: applied.group.clone(),
-        };
-        let snapshot = Arc::new(applied.machine.snapshot());
-        Builder { taken: SnapshotOf::<Types, _> { meta, snapshot }, current: self.current.clone() }
+        let applied = self.applied.clone();
+        let taken = spawn_blocking(move || {
+            let applied = lock(&applied);
+            let meta = SnapshotMetaOf::<Types> {
+                last_log_id: applied.last,
+                last_membership: applied.group.clone(),
+            };
+            SnapshotOf::<Types, _> { meta, snapshot: Arc::new(applied.machine.snapshot()) }
+        });
+        Builder { taken: taken.await.map_err(io::Error::other), current: self.current.clone() }
     }
 
     async fn install_snapshot(
@@ -104,11 +113,16 @@ impl RaftStateMachine<Types> for StateMachine {
         meta: &SnapshotMetaOf<Types>,
         snapshot: SnapshotBytes,
     ) -> Result<(), io::Error> {
-        let mut applied = lock(&self.applied);
-        applied.machine.install(&snapshot).map_err(io::Error::other)?;
-        applied.last = meta.last_log_id;
-        applied.group = meta.last_membership.clone();
-        *lock(&self.current) = Some(SnapshotOf::<Types, _> { meta: meta.clone(), snapshot });
+        let (applied, meta) = (self.applied.clone(), meta.clone());
+        let installed = spawn_blocking(move || {
+            let mut applied = lock(&applied);
+            applied.machine.install(&snapshot).map_err(io::Error::other)?;
+            applied.last = meta.last_log_id;
+            applied.group = meta.last_membership.clone();
+            Ok::<_, io::Error>(SnapshotOf::<Types, _> { meta, snapshot })
+        });
+        let snapshot = installed.await.map_err(io::Error::other)??;
+        *lock(&self.current) = Some(snapshot);
         Ok(())
     }
 
