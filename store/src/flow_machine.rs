@@ -364,7 +364,11 @@ impl Machine for FlowMachine {
         snapshot::read_memory(memory, |id, outcome| remembered.remember(id, outcome))?;
         // All of it is good: from here on nothing fails.
         self.table.clear();
+        let mut near = entries.clone().skip(2 * AHEAD);
         for (key, entry) in entries {
+            if let Some((next, _)) = near.next() {
+                self.table.prefetch(&next);
+            }
             self.table
                 .put(&key, &entry.value, entry.version, entry.slot)
                 .expect("a table has a place for every entry of its capacity");

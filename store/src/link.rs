@@ -18,7 +18,7 @@ use crate::transport::{Transport, lock};
 use crate::types::{NodeId, ShardId, Time};
 use crate::wire::{KEYS_MAX, NotServed, Request, Response, TRANSACTIONS_MAX};
 use crate::{Entry, Key};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use futures::future::BoxFuture;
@@ -93,6 +93,10 @@ pub(crate) struct GrantBoard {
     /// Rises with each new grant; a renewal leaves it.
     version: AtomicU64,
     current: Mutex<Option<Arc<ReadGrant>>>,
+    /// Somebody looked since the last renewal. Grants are short: nobody asks for one that is not
+    /// used.
+    used: AtomicBool,
+    wanted: Notify,
 }
 
 impl GrantBoard {
@@ -110,6 +114,21 @@ impl GrantBoard {
         let until = AtomicU64::new(until.0);
         *current = Some(Arc::new(ReadGrant { path, generation, owner, until }));
         self.version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Says that a grant is used; wakes who renews it if it has not been.
+    fn want(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::SeqCst);
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Waits until somebody has used a grant since this was called last.
+    pub(crate) async fn until_wanted(&self) {
+        while !self.used.swap(false, Ordering::SeqCst) {
+            self.wanted.notified().await;
+        }
     }
 
     pub(crate) fn knows(&self, path: &std::path::Path) -> bool {
@@ -170,7 +189,7 @@ impl PipeLink {
         let views: Vec<_> = shards.values().map(|shard| (shard.id, shard.view.clone())).collect();
         let grants = views.iter().map(|_| (0, None)).collect();
         let serials = vec![0; LINK_CAPACITY].into_boxed_slice();
-        (Self { queues: queues.clone(), views, grants, under_way: 0, serials, oldest: 0 }, queues)
+        (Self { queues: queues.clone(), views, grants, under_way: 0, serials, oldest: 1 }, queues)
     }
 
     /// Sends a transaction to the owner of its shard.
@@ -246,10 +265,12 @@ impl PipeLink {
         Some(completion)
     }
 
-    /// The newest read lease of a shard that another node owns; it may be over.
+    /// The newest read lease of a shard that another node owns; it may be over. It is renewed as
+    /// long as somebody asks.
     pub fn grant(&mut self, shard: ShardId) -> Option<Arc<ReadGrant>> {
         let place = self.views.binary_search_by_key(&shard, |(id, _)| *id).ok()?;
         let board = &self.views[place].1.grants;
+        board.want();
         let (seen, grant) = &mut self.grants[place];
         let version = board.version.load(Ordering::SeqCst);
         if *seen != version {
@@ -510,4 +531,51 @@ async fn answer(begun: Option<Pending>, patience: Duration, view: &ShardView) ->
         _ => {}
     }
     answer.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LogIndex, SlotId};
+    use crate::{Transaction, TransactionId};
+
+    fn submit(link: &mut PipeLink, serial: u64) -> Result<(), LinkFull> {
+        let transaction = Transaction {
+            id: TransactionId { client: 1, serial },
+            slot: SlotId(0),
+            conditions: Default::default(),
+            writes: Default::default(),
+        };
+        link.submit(serial, ShardId(1), &transaction, Time(1))
+    }
+
+    /// The store's side answers one, and the thread takes it.
+    fn answer(link: &mut PipeLink, queues: &Queues, serial: u64) {
+        let outcome = Some(Outcome::Committed(LogIndex(1)));
+        complete(queues, serial, LinkCompletion::Transaction { token: serial, outcome });
+        assert!(link.poll().is_some());
+    }
+
+    #[test]
+    fn no_transaction_is_taken_that_would_make_the_machine_forget_one_under_way() {
+        let (mut link, queues) = PipeLink::new(&BTreeMap::new());
+        for serial in 1..=3000 {
+            submit(&mut link, serial).unwrap();
+            assert!(queues.submits.pop().is_some());
+            answer(&mut link, &queues, serial);
+        }
+        // One stays away, because it is tried again and again.
+        let late = 3001;
+        submit(&mut link, late).unwrap();
+        let capacity = LINK_CAPACITY as u64;
+        for serial in late + 1..late + capacity {
+            assert!(queues.submits.pop().is_some());
+            submit(&mut link, serial).unwrap();
+            answer(&mut link, &queues, serial);
+        }
+        assert_eq!(submit(&mut link, late + capacity), Err(LinkFull));
+        assert_eq!(submit(&mut link, late + capacity + 1), Err(LinkFull), "the next neither");
+        answer(&mut link, &queues, late);
+        submit(&mut link, late + capacity).unwrap();
+    }
 }

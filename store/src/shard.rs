@@ -391,7 +391,7 @@ impl Shard {
     }
 
     /// The third task, on nodes that map other processes' tables: keeps a read lease from the
-    /// owner.
+    /// owner while it is used.
     pub(crate) async fn grant_loop(self: Arc<Self>, context: LinkContext) {
         loop {
             let moved = self.moved.notified();
@@ -404,6 +404,7 @@ impl Shard {
                 () = moved => {}
                 () = sleep(wait) => {}
             }
+            self.view.grants.until_wanted().await;
         }
     }
 

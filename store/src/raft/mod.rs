@@ -8,7 +8,10 @@ mod conformance;
 mod convert;
 mod log_store;
 mod network;
+mod pipeline;
 mod state_machine;
+#[cfg(test)]
+mod voting_tests;
 
 use crate::clock::boot_now;
 use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
