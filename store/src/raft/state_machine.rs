@@ -5,8 +5,6 @@
 //! state at one index; the work is done on another thread while the task waits, because it may take
 //! a second and the group's heartbeats must go on.
 
-#![expect(clippy::disallowed_methods, reason = "hands long work to other threads")]
-
 use super::convert::StoredGroup;
 use super::{SnapshotBytes, Types};
 use crate::machine::{Machine, Reply};
