@@ -502,6 +502,7 @@ fn all_keys() -> Vec<String> {
                 heartbeat_ms: 1,
                 election_min_ms: 2,
                 election_max_ms: 3,
+                lease_ms: 3,
                 lease_margin_ms: 4,
             },
             chain: chain.clone(),

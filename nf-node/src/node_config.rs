@@ -120,15 +120,19 @@ pub struct TimingConfig {
     pub heartbeat_ms: u64,
     /// Shortest wait for a leader before an election.
     pub election_min_ms: u64,
-    /// Longest such wait; the lease is this long less the margin.
+    /// Longest such wait.
     pub election_max_ms: u64,
+    /// How long an owner answers alone, and a dead one is waited out; less the margin.
+    pub lease_ms: u64,
     /// What the clocks of two nodes may drift apart in one lease, and more.
     pub lease_margin_ms: u64,
 }
 
 impl Default for TimingConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 40, election_min_ms: 250, election_max_ms: 400, lease_margin_ms: 40 }
+        let Timing { heartbeat_ms, election_min_ms, election_max_ms, lease_ms, lease_margin_ms } =
+            Timing::default();
+        Self { heartbeat_ms, election_min_ms, election_max_ms, lease_ms, lease_margin_ms }
     }
 }
 
@@ -241,9 +245,14 @@ impl NodeConfig {
     /// The timing in the store's words.
     #[must_use]
     pub fn timing(&self) -> Timing {
-        let TimingConfig { heartbeat_ms, election_min_ms, election_max_ms, lease_margin_ms } =
-            self.timing;
-        Timing { heartbeat_ms, election_min_ms, election_max_ms, lease_margin_ms }
+        let TimingConfig {
+            heartbeat_ms,
+            election_min_ms,
+            election_max_ms,
+            lease_ms,
+            lease_margin_ms,
+        } = self.timing;
+        Timing { heartbeat_ms, election_min_ms, election_max_ms, lease_ms, lease_margin_ms }
     }
 
     fn check(&self) -> Result<(), NodeConfigError> {
@@ -348,7 +357,7 @@ mod tests {
             ("shards = 3", "shards = 3, slots = 1000", "a power of two"),
             ("127.0.0.1:0", "192.0.2.1:0", "loopback"),
             ("[chain]", "table-capacity = 0\n[chain]", "`table-capacity` is 0"),
-            ("[chain]", "timing = { lease-margin-ms = 390 }\n[chain]", "the margin of 390 ms"),
+            ("[chain]", "timing = { lease-margin-ms = 20 }\n[chain]", "the margin of 20 ms"),
             ("[chain]", "timing = { heartbeat-ms = 200 }\n[chain]", "three heartbeats of 200 ms"),
             ("{ form = { shards = 3 } }", "{ join = { seeds = [] } }", "seeds"),
         ] {

@@ -44,8 +44,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two tries to find a shard's owner, if nothing is heard meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Worker threads of [`runtime`].
-const WORKERS: usize = 2;
+/// Worker threads of [`runtime`]. One: a commit passes through a dozen tasks, and from one thread
+/// to another each step costs a system call on one side and a wake-up on the other; with two
+/// threads a lone commit took twice the processor time. What computes for long goes to the
+/// runtime's blocking threads.
+const WORKERS: usize = 1;
 
 /// The runtime that a store is made for: what a node runs on, and what benchmarks measure.
 ///
@@ -587,5 +590,6 @@ async fn start_shard(
     if has_table {
         tasks.push(tokio::spawn(shard.clone().keep_loop()));
     }
+    tasks.push(tokio::spawn(shard.clone().succession_loop(transport.clone())));
     Ok(shard)
 }

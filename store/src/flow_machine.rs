@@ -8,12 +8,13 @@
 //! A mutation is one change of one entry; the entry's version is the shard's count of mutations.
 
 use crate::Entry;
+use crate::batch::{BatchReader, check_batch, empty_transaction};
 use crate::cell::VERSION_MAX;
 use crate::flow_upkeep::Keeping;
 use crate::key::{Key, Value};
 use crate::layout::Hasher;
 use crate::lifetimes::Life;
-use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX, POOLS_MAX, SEEN_NOTES_MAX};
+use crate::limits::POOLS_MAX;
 use crate::machine::{Machine, PayloadError, Reply, SnapshotError};
 use crate::outcome_memory::{OutcomeMemory, Recall};
 use crate::plan::{Plan, Planned};
@@ -24,23 +25,16 @@ use crate::snapshot::{self, Meta};
 use crate::table::Table;
 use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
-use crate::transaction::{
-    ArchivedBatch, ArchivedSeenNote, Batch, CONDITIONS_MAX, Condition, Outcome, Refusal,
-    Transaction, WRITES_MAX,
-};
+use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, Write};
 use crate::types::{LogIndex, PoolId, SlotId, Version};
 use crate::upkeep::{Upkeep, UpkeepClock};
-use rkyv::rancor;
-use rkyv::rend::u64_le;
-use rkyv::util::AlignedVec;
-use rkyv::vec::ArchivedVec;
 use std::collections::{BTreeMap, VecDeque};
 
 /// The hash key of [`Machine::state_hash`]: the same on all replicas.
 const STATE_HASH_KEY: u64 = 0x6e65_6172_7374_6174;
 
-/// Archives are read in place where they are aligned so.
-const ARCHIVE_ALIGN: usize = 16;
+/// Transactions of a batch that are read before the one that is decided.
+const AHEAD: usize = 8;
 
 /// What a flow machine is made of.
 #[derive(Debug)]
@@ -85,14 +79,8 @@ pub struct FlowMachine {
     time_ms: u64,
     stats: FlowMachineStats,
     pub(crate) keeping: Keeping,
-}
-
-/// A batch as it goes into a log entry. Its maker keeps to [`BATCH_TRANSACTIONS_MAX`] and
-/// [`BATCH_BYTES_MAX`]; [`Machine::check`] refuses more.
-#[must_use]
-pub fn encode_batch(batch: &Batch) -> Vec<u8> {
-    let bytes = rkyv::to_bytes::<rancor::Error>(batch);
-    bytes.expect("an archive in memory cannot fail").into_vec()
+    /// Room for transactions that are read ahead. No state.
+    ahead: Vec<Transaction>,
 }
 
 impl FlowMachine {
@@ -118,6 +106,7 @@ impl FlowMachine {
             time_ms: 0,
             stats: FlowMachineStats::default(),
             keeping: Keeping::default(),
+            ahead: Vec::new(),
         }
     }
 
@@ -278,13 +267,10 @@ impl FlowMachine {
     }
 
     /// Notes what was seen, as the proposer says it.
-    fn note_seen(&mut self, notes: &ArchivedVec<ArchivedSeenNote>) {
-        for note in notes.iter() {
-            let key = Key(note.key.0.map(u64_le::to_native));
-            let seen_ms = self.time_ms.saturating_sub(note.age_ms.to_native().into());
-            self.table.note_seen(&key, seen_ms);
-        }
-        self.stats.seen_notes += notes.len() as u64;
+    fn note_seen(&mut self, note: SeenNote) {
+        let seen_ms = self.time_ms.saturating_sub(note.age_ms.into());
+        self.table.note_seen(&note.key, seen_ms);
+        self.stats.seen_notes += 1;
     }
 
     fn meta(&self) -> Meta {
@@ -336,6 +322,24 @@ impl FlowMachine {
     }
 }
 
+/// The keys whose entries a transaction looks at, some of them twice.
+fn keys_of(transaction: &Transaction) -> impl Iterator<Item = &Key> {
+    let conditions = transaction.conditions.iter().map(|condition| match condition {
+        Condition::Absent(key)
+        | Condition::Present(key)
+        | Condition::Version(key, _)
+        | Condition::Expired(key, _) => key,
+    });
+    let writes = transaction.writes.iter().filter_map(|write| match write {
+        Write::Put { key, .. }
+        | Write::Delete(key)
+        | Write::Touch(key)
+        | Write::Add { key, .. } => Some(key),
+        Write::Take(_) | Write::Return { .. } => None,
+    });
+    conditions.chain(writes)
+}
+
 /// Whether all entries could have been written by a machine with this meta.
 fn check_entries(
     entries: impl Iterator<Item = (Key, Entry, Option<Life>)>,
@@ -364,56 +368,38 @@ fn check_entries(
     Ok(())
 }
 
-/// Calls `then` with the validated archive of a payload, wherever the payload lies.
-fn with_archive<R>(
-    payload: &[u8],
-    then: impl FnOnce(&ArchivedBatch) -> R,
-) -> Result<R, rancor::Error> {
-    let mut copy = AlignedVec::<ARCHIVE_ALIGN>::new();
-    let mut bytes = payload;
-    if !payload.as_ptr().addr().is_multiple_of(ARCHIVE_ALIGN) {
-        copy.extend_from_slice(payload);
-        bytes = &copy;
-    }
-    rkyv::access::<ArchivedBatch, rancor::Error>(bytes).map(then)
-}
-
-fn check_counts(batch: &ArchivedBatch) -> Result<(), PayloadError> {
-    let too_many = |count: usize, limit: usize| {
-        if count > limit { Err(PayloadError::TooMany { count, limit }) } else { Ok(()) }
-    };
-    too_many(batch.transactions.len(), BATCH_TRANSACTIONS_MAX)?;
-    too_many(batch.seen.len(), SEEN_NOTES_MAX)?;
-    for transaction in batch.transactions.iter() {
-        too_many(transaction.conditions.len(), CONDITIONS_MAX)?;
-        too_many(transaction.writes.len(), WRITES_MAX)?;
-    }
-    Ok(())
-}
-
 impl Machine for FlowMachine {
     fn check(payload: &[u8]) -> Result<(), PayloadError> {
-        if payload.len() > BATCH_BYTES_MAX {
-            let (count, limit) = (payload.len(), BATCH_BYTES_MAX);
-            return Err(PayloadError::TooMany { count, limit });
-        }
-        with_archive(payload, check_counts)
-            .map_err(|error| PayloadError::Archive(error.to_string()))?
+        check_batch(payload)
     }
 
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
-        let outcomes = with_archive(payload, |batch| {
-            check_counts(batch).expect("the payload was checked");
-            self.pass_time(batch.time_ms.to_native());
-            self.note_seen(&batch.seen);
-            let decide = |archived| {
-                let transaction = rkyv::deserialize::<Transaction, rancor::Error>(archived)
-                    .expect("a validated archive of bounded counts");
-                self.transact(index, &transaction)
-            };
-            batch.transactions.iter().map(decide).collect()
-        });
-        Reply::Outcomes(outcomes.expect("the payload was checked"))
+        let mut reader = BatchReader::new(payload).expect("the payload was checked");
+        self.pass_time(reader.time_ms());
+        while let Some(note) = reader.read_note().expect("the payload was checked") {
+            self.note_seen(note);
+        }
+        let mut outcomes = Vec::with_capacity(reader.left());
+        // Read some way ahead, so that the memory each transaction needs is on its way meanwhile.
+        let mut ahead = core::mem::take(&mut self.ahead);
+        ahead.resize_with(AHEAD, empty_transaction);
+        let mut read = 0;
+        loop {
+            while read - outcomes.len() < AHEAD {
+                let place = &mut ahead[read % AHEAD];
+                if !reader.read_into(place).expect("the payload was checked") {
+                    break;
+                }
+                keys_of(place).for_each(|key| self.table.prefetch(key));
+                read += 1;
+            }
+            if read == outcomes.len() {
+                break;
+            }
+            outcomes.push(self.transact(index, &ahead[outcomes.len() % AHEAD]));
+        }
+        self.ahead = ahead;
+        Reply::Outcomes(outcomes.into())
     }
 
     fn time_ms(&self) -> u64 {
@@ -442,7 +428,11 @@ impl Machine for FlowMachine {
         snapshot::read_memory(memory, |id, outcome| remembered.remember(id, outcome))?;
         // All of it is good: from here on nothing fails.
         self.table.clear();
+        let mut near = entries.clone().skip(2 * AHEAD);
         for (key, entry, life) in entries {
+            if let Some((next, ..)) = near.next() {
+                self.table.prefetch(&next);
+            }
             let life = life.expect("lives were checked");
             self.table
                 .put_living(&key, entry, Some(life.ttl_s()), life.seen_ms())

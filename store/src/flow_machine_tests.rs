@@ -1,8 +1,10 @@
 //! The flow machine against a model, against its own copies, and with damaged input.
 
 use super::*;
+use crate::batch::encode_batch;
+use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX};
 use crate::table_reader::RegionIdentity;
-use crate::transaction::{Fill, SeenNote, Take, TransactionId, Write};
+use crate::transaction::{Batch, Fill, SeenNote, Take, TransactionId, WRITES_MAX};
 use crate::types::{ShardId, TenantId};
 use crate::{Endpoint, Region};
 use arrayvec::ArrayVec;

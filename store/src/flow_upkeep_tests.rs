@@ -2,7 +2,8 @@
 //! and with a million timers.
 
 use super::*;
-use crate::flow_machine::{FlowMachineConfig, encode_batch};
+use crate::batch::encode_batch;
+use crate::flow_machine::FlowMachineConfig;
 use crate::key::{ENDPOINT_V4, KEY_ENDPOINT_A, Value};
 use crate::layout::KeyHash;
 use crate::machine::{Machine, Reply};

@@ -28,7 +28,7 @@ pub struct GroupLimits {
 
 impl Default for GroupLimits {
     fn default() -> Self {
-        Self { units: 128, bytes: 192 << 10, linger_ns: 200_000, in_flight: 2, waiting: 16_384 }
+        Self { units: 1024, bytes: 192 << 10, linger_ns: 200_000, in_flight: 2, waiting: 16_384 }
     }
 }
 

@@ -9,6 +9,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "looks every now and then")]
 
+use crate::batch::encode_batch;
 use crate::clock::{boot_now, wall_ms};
 use crate::raft::Payload;
 use crate::shard::{Ask, Route, Shard};
@@ -19,7 +20,6 @@ use crate::wire::{NotServed, TRANSACTIONS_MAX};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use futures::future::join_all;
-use rkyv::rancor;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -140,7 +140,7 @@ impl Shard {
             let rest = transactions.split_off(transactions.len().min(TRANSACTIONS_MAX));
             let (sender, answer) = oneshot::channel();
             let asked = transactions.len();
-            self.ask(Ask { transactions, route: Route::Local(sender) });
+            self.ask(Ask::new(transactions.iter(), Route::Local(sender)));
             answers.push(async move { (asked, timeout(PATIENCE, answer).await) });
             transactions = rest;
         }
@@ -167,11 +167,10 @@ impl Shard {
         }
         let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
         let batch = Batch { time_ms, transactions: Vec::new(), seen: core::mem::take(seen) };
-        let payload = rkyv::to_bytes::<rancor::Error>(&batch).ok();
+        let payload = Payload::copy_of(&encode_batch(&batch));
         let told = batch.seen.len();
         // The memory is used again.
         *seen = batch.seen;
-        let Some(payload) = payload.map(|bytes| Payload(Arc::new(bytes))) else { return };
         if self.replica.check(&payload).is_err() {
             tracing::error!(shard = %self.id, told, "notes are not acceptable");
             return;

@@ -1,5 +1,6 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
+pub mod batch;
 pub mod cell;
 pub mod client;
 pub mod clock;
@@ -37,6 +38,7 @@ mod shard;
 mod shard_time;
 pub mod slot_set;
 pub mod snapshot;
+mod succession;
 mod suspension;
 pub mod table;
 pub mod table_reader;
@@ -51,8 +53,9 @@ pub mod upkeep;
 pub mod wire;
 mod words;
 
+pub use batch::{decode_batch, encode_batch};
 pub use doorbell::Doorbell;
-pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats, encode_batch};
+pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats};
 pub use keeper::UpkeepCounts;
 pub use key::{Endpoint, Key, Value};
 pub use layout::KeyHash;

@@ -19,7 +19,7 @@ use crate::transport::{Transport, lock};
 use crate::types::{NodeId, ShardId, Time};
 use crate::wire::{KEYS_MAX, Request, Response, TRANSACTIONS_MAX};
 use crate::{Entry, Key};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use futures::future::BoxFuture;
@@ -35,7 +35,8 @@ use tokio::time::{Instant, sleep_until};
 /// Requests of one link that may be under way.
 pub const LINK_CAPACITY: usize = 1024;
 
-// A retry is recognised as long as the machine remembers its first try.
+// A retry is recognised as long as the machine remembers its first try: no transaction is taken
+// while one that is so much older is under way.
 const _: () = assert!(LINK_CAPACITY <= crate::limits::OUTCOMES_PER_CLIENT);
 
 /// Between two tries.
@@ -97,6 +98,10 @@ pub(crate) struct GrantBoard {
     /// Rises with each new grant; a renewal leaves it.
     version: AtomicU64,
     current: Mutex<Option<Arc<ReadGrant>>>,
+    /// Somebody looked since the last renewal. Grants are short: nobody asks for one that is not
+    /// used.
+    used: AtomicBool,
+    wanted: Notify,
 }
 
 impl GrantBoard {
@@ -115,6 +120,21 @@ impl GrantBoard {
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Says that a grant is used; wakes who renews it if it has not been.
+    fn want(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::SeqCst);
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Waits until somebody has used a grant since this was called last.
+    pub(crate) async fn until_wanted(&self) {
+        while !self.used.swap(false, Ordering::SeqCst) {
+            self.wanted.notified().await;
+        }
+    }
+
     pub(crate) fn knows(&self, path: &std::path::Path) -> bool {
         lock(&self.current).as_ref().is_some_and(|grant| grant.path == path)
     }
@@ -122,6 +142,7 @@ impl GrantBoard {
 
 struct Submit {
     token: u64,
+    serial: u64,
     shard: ShardId,
     deadline: Time,
     transaction: Transaction,
@@ -137,7 +158,8 @@ struct Read {
 pub(crate) struct Queues {
     submits: ArrayQueue<Submit>,
     reads: ArrayQueue<Read>,
-    completions: ArrayQueue<LinkCompletion>,
+    /// With the serial of a transaction.
+    completions: ArrayQueue<(u64, LinkCompletion)>,
     wake: Notify,
 }
 
@@ -150,6 +172,10 @@ pub struct PipeLink {
     under_way: usize,
     notes: Arc<NoteQueue>,
     noted: Noted,
+    /// The serials of transactions under way, each at its place modulo the length; 0 is none.
+    serials: Box<[u64]>,
+    /// No older serial is under way.
+    oldest: u64,
 }
 
 impl core::fmt::Debug for PipeLink {
@@ -171,6 +197,7 @@ impl PipeLink {
         let views: Vec<_> = shards.values().map(|shard| (shard.id, shard.view.clone())).collect();
         let grants = views.iter().map(|_| (0, None)).collect();
         let notes = Arc::new(NoteQueue::new());
+        let serials = vec![0; LINK_CAPACITY].into_boxed_slice();
         let link = Self {
             queues: queues.clone(),
             views,
@@ -178,6 +205,8 @@ impl PipeLink {
             under_way: 0,
             notes: notes.clone(),
             noted: Noted::new(),
+            serials,
+            oldest: 1,
         };
         (link, queues, notes)
     }
@@ -185,7 +214,8 @@ impl PipeLink {
     /// Sends a transaction to the owner of its shard.
     ///
     /// # Errors
-    /// If too much is under way; then nothing follows.
+    /// If too much is under way, or a transaction of this link that is [`LINK_CAPACITY`] serials
+    /// older; then nothing follows.
     pub fn submit(
         &mut self,
         token: u64,
@@ -196,11 +226,31 @@ impl PipeLink {
         if self.under_way >= LINK_CAPACITY {
             return Err(LinkFull);
         }
-        let submit = Submit { token, shard, deadline, transaction: transaction.clone() };
+        let serial = transaction.id.serial;
+        if !self.is_in_window(serial) {
+            return Err(LinkFull);
+        }
+        let submit = Submit { token, serial, shard, deadline, transaction: transaction.clone() };
         self.queues.submits.push(submit).map_err(|_| LinkFull)?;
+        self.serials[serial as usize % LINK_CAPACITY] = serial;
         self.under_way += 1;
         self.queues.wake.notify_one();
         Ok(())
+    }
+
+    /// Whether the machine will still remember every transaction under way when it has seen this
+    /// one.
+    fn is_in_window(&mut self, serial: u64) -> bool {
+        if serial.saturating_sub(self.oldest) >= 2 * LINK_CAPACITY as u64 {
+            // Far behind: what is left of it can be seen at its place.
+            self.oldest = self.serials.iter().copied().filter(|s| *s != 0).min().unwrap_or(serial);
+        }
+        while self.oldest < serial
+            && self.serials[self.oldest as usize % LINK_CAPACITY] != self.oldest
+        {
+            self.oldest += 1;
+        }
+        serial.saturating_sub(self.oldest) < LINK_CAPACITY as u64
     }
 
     /// Asks the owner of a shard for an entry.
@@ -238,15 +288,20 @@ impl PipeLink {
 
     /// The next completion, if one has come.
     pub fn poll(&mut self) -> Option<LinkCompletion> {
-        let completion = self.queues.completions.pop()?;
+        let (serial, completion) = self.queues.completions.pop()?;
         self.under_way -= 1;
+        if serial != 0 {
+            self.serials[serial as usize % LINK_CAPACITY] = 0;
+        }
         Some(completion)
     }
 
-    /// The newest read lease of a shard that another node owns; it may be over.
+    /// The newest read lease of a shard that another node owns; it may be over. It is renewed as
+    /// long as somebody asks.
     pub fn grant(&mut self, shard: ShardId) -> Option<Arc<ReadGrant>> {
         let place = self.views.binary_search_by_key(&shard, |(id, _)| *id).ok()?;
         let board = &self.views[place].1.grants;
+        board.want();
         let (seen, grant) = &mut self.grants[place];
         let version = board.version.load(Ordering::SeqCst);
         if *seen != version {
@@ -337,8 +392,8 @@ pub(crate) async fn run_link(context: LinkContext, queues: Arc<Queues>, bell: Ar
     }
 }
 
-fn complete(queues: &Queues, completion: LinkCompletion) {
-    let pushed = queues.completions.push(completion);
+fn complete(queues: &Queues, serial: u64, completion: LinkCompletion) {
+    let pushed = queues.completions.push((serial, completion));
     assert!(pushed.is_ok(), "a completion's place is reserved when its request is taken");
 }
 
@@ -346,16 +401,16 @@ fn complete(queues: &Queues, completion: LinkCompletion) {
 fn finish(tried: Tried, queues: &Queues, again: &mut Requests) {
     match tried {
         Tried::Transactions(group, Some(outcomes)) if outcomes.len() == group.len() => {
-            for (Submit { token, .. }, outcome) in group.into_iter().zip(outcomes) {
+            for (Submit { token, serial, .. }, outcome) in group.into_iter().zip(outcomes) {
                 let outcome = Some(outcome);
-                complete(queues, LinkCompletion::Transaction { token, outcome });
+                complete(queues, serial, LinkCompletion::Transaction { token, outcome });
             }
         }
         Tried::Transactions(group, _) => again.submits.extend(group),
         Tried::Reads(group, Some((found, until))) if found.len() == group.len() => {
             for (Read { token, .. }, entry) in group.into_iter().zip(found) {
                 let answer = Some((entry, until));
-                complete(queues, LinkCompletion::Read { token, answer });
+                complete(queues, 0, LinkCompletion::Read { token, answer });
             }
         }
         Tried::Reads(group, _) => again.reads.extend(group),
@@ -370,12 +425,14 @@ fn expire(requests: &mut Requests, queues: &Queues) -> bool {
     let now = boot_now();
     let late_submits = requests.submits.extract_if(.., |submit| submit.deadline <= now);
     let late_reads = requests.reads.extract_if(.., |read| read.deadline <= now);
-    let submits = late_submits
-        .map(|submit| LinkCompletion::Transaction { token: submit.token, outcome: None });
-    let reads = late_reads.map(|read| LinkCompletion::Read { token: read.token, answer: None });
+    let submits = late_submits.map(|Submit { token, serial, .. }| {
+        (serial, LinkCompletion::Transaction { token, outcome: None })
+    });
+    let reads =
+        late_reads.map(|read| (0, LinkCompletion::Read { token: read.token, answer: None }));
     let mut any = false;
-    for completion in submits.chain(reads) {
-        complete(queues, completion);
+    for (serial, completion) in submits.chain(reads) {
+        complete(queues, serial, completion);
         any = true;
     }
     any
@@ -384,6 +441,9 @@ fn expire(requests: &mut Requests, queues: &Queues) -> bool {
 /// Takes the requests of one shard out of a list, at most `limit` of them.
 fn take_group<T>(list: &mut Vec<T>, shard_of: impl Fn(&T) -> ShardId, limit: usize) -> Vec<T> {
     let Some(shard) = list.first().map(&shard_of) else { return Vec::new() };
+    if list.len() <= limit && list.iter().all(|item| shard_of(item) == shard) {
+        return core::mem::take(list);
+    }
     let mut left = limit;
     list.extract_if(.., |item| {
         let take = left > 0 && shard_of(item) == shard;
@@ -411,11 +471,11 @@ impl LinkContext {
             return Box::pin(async { Tried::Transactions(group, None) });
         };
         let patience = patience(group.iter().map(|submit| submit.deadline));
-        let transactions = group.iter().map(|submit| submit.transaction.clone()).collect();
+        let transactions = group.iter().map(|submit| &submit.transaction);
         let target = self.target(shard);
         if target == Some(self.node) {
             let (sender, receiver) = oneshot::channel();
-            shard.ask(Ask { transactions, route: Route::Local(sender) });
+            shard.ask(Ask::new(transactions, Route::Local(sender)));
             return Box::pin(async move {
                 let answer = tokio::time::timeout(patience, receiver).await;
                 let outcomes = answer.ok().and_then(Result::ok).and_then(Result::ok);
@@ -423,7 +483,7 @@ impl LinkContext {
             });
         }
         let begun = target.map(|target| {
-            let request = Request::Transactions(shard.id, transactions);
+            let request = Request::Transactions(shard.id, transactions.cloned().collect());
             self.transport.begin(target, &request)
         });
         let view = shard.view.clone();
@@ -500,4 +560,51 @@ async fn answer(
     };
     view.learn(asked?, answer.as_ref());
     answer.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LogIndex, SlotId};
+    use crate::{Transaction, TransactionId};
+
+    fn submit(link: &mut PipeLink, serial: u64) -> Result<(), LinkFull> {
+        let transaction = Transaction {
+            id: TransactionId { client: 1, serial },
+            slot: SlotId(0),
+            conditions: Default::default(),
+            writes: Default::default(),
+        };
+        link.submit(serial, ShardId(1), &transaction, Time(1))
+    }
+
+    /// The store's side answers one, and the thread takes it.
+    fn answer(link: &mut PipeLink, queues: &Queues, serial: u64) {
+        let outcome = Some(Outcome::Committed(LogIndex(1)));
+        complete(queues, serial, LinkCompletion::Transaction { token: serial, outcome });
+        assert!(link.poll().is_some());
+    }
+
+    #[test]
+    fn no_transaction_is_taken_that_would_make_the_machine_forget_one_under_way() {
+        let (mut link, queues, _) = PipeLink::new(&BTreeMap::new());
+        for serial in 1..=3000 {
+            submit(&mut link, serial).unwrap();
+            assert!(queues.submits.pop().is_some());
+            answer(&mut link, &queues, serial);
+        }
+        // One stays away, because it is tried again and again.
+        let late = 3001;
+        submit(&mut link, late).unwrap();
+        let capacity = LINK_CAPACITY as u64;
+        for serial in late + 1..late + capacity {
+            assert!(queues.submits.pop().is_some());
+            submit(&mut link, serial).unwrap();
+            answer(&mut link, &queues, serial);
+        }
+        assert_eq!(submit(&mut link, late + capacity), Err(LinkFull));
+        assert_eq!(submit(&mut link, late + capacity + 1), Err(LinkFull), "the next neither");
+        answer(&mut link, &queues, late);
+        submit(&mut link, late + capacity).unwrap();
+    }
 }

@@ -27,6 +27,9 @@ pub enum PayloadError {
     /// Not a valid archive.
     #[error("the entry is not a valid archive: {0}")]
     Archive(String),
+    /// Not a batch of transactions.
+    #[error("the entry is not a valid batch: {0}")]
+    Batch(&'static str),
     /// More than the limit.
     #[error("the entry holds {count} items, more than the limit of {limit}")]
     TooMany {

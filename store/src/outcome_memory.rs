@@ -23,7 +23,7 @@ pub enum Recall {
 
 #[derive(Clone, Debug)]
 struct Client {
-    /// The count of all remembered outcomes when this client's last one came.
+    /// Which turn of a client, of all turns, its last outcomes came in.
     used: u64,
     newest: u64,
     /// Serial `s` stands at `s % OUTCOMES_PER_CLIENT`; serial 0 is an empty place.
@@ -62,16 +62,20 @@ impl OutcomeMemory {
     /// Remembers what came of a new id (serial not 0).
     pub fn remember(&mut self, id: TransactionId, outcome: Outcome) {
         assert!(id.serial != 0, "serials count from 1");
-        self.uses += 1;
         let client = self.clients.entry(id.client).or_insert_with(|| Client {
             used: 0,
             newest: 0,
             ring: vec![EMPTY; OUTCOMES_PER_CLIENT].into_boxed_slice(),
         });
-        self.by_use.remove(&client.used);
-        client.used = self.uses;
         client.newest = client.newest.max(id.serial);
         client.ring[place(id.serial)] = (id.serial, outcome);
+        // Mostly a client's transactions follow each other, and it is the most recent one already.
+        if client.used != 0 && client.used == self.uses {
+            return;
+        }
+        self.uses += 1;
+        self.by_use.remove(&client.used);
+        client.used = self.uses;
         self.by_use.insert(self.uses, id.client);
         if self.clients.len() > OUTCOME_CLIENTS_MAX
             && let Some((_, oldest)) = self.by_use.pop_first()

@@ -88,7 +88,7 @@ impl Server {
             }
             Request::Propose(_, payload) => Box::pin(propose(shard, payload)),
             Request::Transactions(_, transactions) => {
-                shard.ask(Ask { transactions, route: Route::Remote(answer) });
+                shard.ask(Ask::new(transactions.iter(), Route::Remote(answer)));
                 return Ok(None);
             }
             Request::ReadLease(_) => {

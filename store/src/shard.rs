@@ -4,7 +4,7 @@
 //! and tells the others who leads; the other collects proposals into entries.
 //!
 //! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as
-//! long as voters refuse other candidates (`election_max`), less a margin. It is kept in a clock
+//! long as voters refuse other candidates (`lease_ms`), less a margin. It is kept in a clock
 //! that goes on while the host sleeps; the consensus library's clock does not, so a jump between
 //! the two voids what was acknowledged before it. A new leader has none until an entry of its own
 //! term is applied: then its table holds everything that was ever acknowledged.
@@ -17,6 +17,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
 
+use crate::batch::{batch_header, encode_transaction};
 use crate::clock::{boot_now, wall_ms};
 use crate::connection::Answer;
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
@@ -29,7 +30,7 @@ use crate::machine::Reply;
 use crate::raft::{Payload, Replica, Watch, WriteError};
 use crate::suspension::Clocks;
 use crate::tenure::{Look, Tenure};
-use crate::transaction::{Batch, Outcome, SeenNote, Transaction};
+use crate::transaction::{Outcome, SeenNote, Transaction};
 use crate::types::{NodeId, ShardId, Term, Time};
 use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
 use crate::{Entry, Key};
@@ -37,7 +38,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use rkyv::rancor;
+use rkyv::util::AlignedVec;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -132,8 +133,10 @@ impl ShardView {
 
 /// Transactions that want to be in an entry, and who wants to know.
 pub(crate) struct Ask {
-    pub(crate) transactions: Vec<Transaction>,
-    pub(crate) route: Route,
+    /// As they stand in a batch.
+    encoded: Vec<u8>,
+    count: usize,
+    route: Route,
 }
 
 /// Where outcomes go.
@@ -156,10 +159,20 @@ impl Route {
 }
 
 impl Ask {
+    pub(crate) fn new<'a>(
+        transactions: impl Iterator<Item = &'a Transaction>,
+        route: Route,
+    ) -> Self {
+        let (mut encoded, mut count) = (Vec::new(), 0);
+        for transaction in transactions {
+            encode_transaction(transaction, &mut encoded);
+            count += 1;
+        }
+        Self { encoded, count, route }
+    }
+
     fn weight(&self) -> Weight {
-        // Upper bounds of an archived transaction, condition and write.
-        let bytes = |t: &Transaction| 64 + t.conditions.len() * 64 + t.writes.len() * 136;
-        Weight { units: self.transactions.len(), bytes: self.transactions.iter().map(bytes).sum() }
+        Weight { units: self.count, bytes: self.encoded.len() }
     }
 }
 
@@ -249,6 +262,10 @@ impl Shard {
             self.replica.campaign(has_part);
             self.publish();
         }
+    }
+
+    pub(crate) fn has_part(&self) -> bool {
+        self.has_part.load(Ordering::SeqCst)
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<ShardStatus> {
@@ -431,7 +448,7 @@ impl Shard {
     }
 
     /// The third task, on nodes that map other processes' tables: keeps a read lease from the
-    /// owner.
+    /// owner while it is used.
     pub(crate) async fn grant_loop(self: Arc<Self>, context: LinkContext) {
         loop {
             let moved = self.moved.notified();
@@ -444,6 +461,7 @@ impl Shard {
                 () = moved => {}
                 () = sleep(wait) => {}
             }
+            self.view.grants.until_wanted().await;
         }
     }
 
@@ -501,30 +519,24 @@ impl Shard {
 
     /// Writes one entry and tells everybody who has a part in it.
     async fn commit(&self, asks: Vec<Ask>) {
-        let mut transactions = Vec::new();
-        let mut routes = Vec::with_capacity(asks.len());
-        for ask in asks {
-            routes.push((ask.transactions.len(), ask.route));
-            transactions.extend(ask.transactions);
-        }
-        let count = transactions.len();
+        let count = asks.iter().map(|ask| ask.count).sum();
         let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
         let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
-        let batch = Batch { time_ms, transactions, ..Batch::default() };
-        let result = match rkyv::to_bytes::<rancor::Error>(&batch) {
-            Ok(bytes) => {
-                let payload = Payload(Arc::new(bytes));
-                // Followers would refuse what the machine does not take, and wait for ever.
-                match self.replica.check(&payload) {
-                    Ok(()) => self.replica.write(payload).await,
-                    Err(error) => {
-                        tracing::error!(shard = %self.id, %error, "a batch is not acceptable");
-                        Err(WriteError::Malformed)
-                    }
-                }
-            }
+        let header = batch_header(time_ms, 0, count);
+        let bytes = asks.iter().map(|ask| ask.encoded.len()).sum::<usize>();
+        let mut payload = AlignedVec::with_capacity(header.len() + bytes);
+        payload.extend_from_slice(&header);
+        let mut routes = Vec::with_capacity(asks.len());
+        for Ask { encoded, count, route } in asks {
+            payload.extend_from_slice(&encoded);
+            routes.push((count, route));
+        }
+        let payload = Payload(Arc::new(payload));
+        // Followers would refuse what the machine does not take, and wait for ever.
+        let result = match self.replica.check(&payload) {
+            Ok(()) => self.replica.write(payload).await,
             Err(error) => {
-                tracing::error!(%error, "a batch cannot be archived");
+                tracing::error!(shard = %self.id, %error, "a batch is not acceptable");
                 Err(WriteError::Malformed)
             }
         };
@@ -553,8 +565,8 @@ impl Shard {
 
 fn terms(timing: Timing) -> LeaseTerms {
     let ns = |ms: u64| ms * 1_000_000;
-    let Timing { election_max_ms, lease_margin_ms, .. } = timing;
-    LeaseTerms { length_ns: ns(election_max_ms), margin_ns: ns(lease_margin_ms) }
+    let Timing { lease_ms, lease_margin_ms, .. } = timing;
+    LeaseTerms { length_ns: ns(lease_ms), margin_ns: ns(lease_margin_ms) }
 }
 
 /// Ends a hand-over's hold on the lease, also if whoever asked for it gives up.

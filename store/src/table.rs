@@ -128,6 +128,11 @@ impl Table {
         GenerationCell(self.reader.clone())
     }
 
+    /// Brings a key's place near.
+    pub fn prefetch(&self, key: &Key) {
+        self.reader.prefetch(key);
+    }
+
     /// The entry of a key.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<Entry> {

@@ -158,7 +158,7 @@ pub struct SeenNote {
 }
 
 /// Many transactions in one log entry, with the time at which they are decided.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Batch {
     /// The shard's time in milliseconds, as its owner says it (it goes on from the owner before,
     /// by the new one's own clock); the machine never lets its time fall.

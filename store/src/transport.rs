@@ -168,6 +168,8 @@ pub(crate) struct Transport {
     strangers: AtomicUsize,
     clients: AtomicUsize,
     stopping: watch::Sender<bool>,
+    /// Counts connections that began and ended.
+    links: watch::Sender<u64>,
 }
 
 impl Transport {
@@ -180,6 +182,7 @@ impl Transport {
             strangers: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
             stopping: watch::Sender::new(false),
+            links: watch::Sender::new(0),
         })
     }
 
@@ -195,6 +198,11 @@ impl Transport {
         assert!(first, "a transport runs once");
         tokio::spawn(self.clone().accept_loop(listener));
         Ok(())
+    }
+
+    /// Changes when a connection begins or ends.
+    pub(crate) fn links(&self) -> watch::Receiver<u64> {
+        self.links.subscribe()
     }
 
     pub(crate) fn refusals(&self) -> &RefusalCounts {
@@ -374,6 +382,7 @@ impl Transport {
         let connection = Connection::new(caller, heard);
         if let Some(peer) = peer {
             peer.attach(&connection);
+            self.links.send_modify(|count| *count += 1);
             tracing::info!(node = %peer.id, "connected");
         }
         let Some(serve) = self.serve.get() else { return };
@@ -388,6 +397,7 @@ impl Transport {
         }
         if let Some(peer) = peer {
             tracing::info!(node = %peer.id, "disconnected");
+            self.links.send_modify(|count| *count += 1);
             peer.changed.notify_one();
         }
     }

@@ -153,6 +153,9 @@ pub struct AskVote {
     pub transfer: bool,
     /// Only asks whether the vote would be given.
     pub pre: bool,
+    /// The leader of the term before is gone: its connections broke. Who votes sees to it that its
+    /// lease is over.
+    pub orphaned: bool,
 }
 
 /// Appends entries, or none: then it is a heartbeat.

@@ -61,7 +61,8 @@ fn chunk() -> SnapshotChunk {
 fn requests() -> Vec<Request> {
     let shard = ShardId(3);
     let candidate = Ballot { committed: false, ..LEADER };
-    let ask = AskVote { ballot: candidate, last_log: None, transfer: true, pre: false };
+    let ask =
+        AskVote { ballot: candidate, last_log: None, transfer: true, pre: false, orphaned: true };
     vec![
         Request::Vote(shard, ask),
         Request::Append(shard, append()),

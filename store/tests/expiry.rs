@@ -13,14 +13,13 @@ use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::LinkCompletion;
 use nearstate_store::machine::{Machine, Reply, SnapshotError};
-use nearstate_store::transaction::{Batch, Condition, SeenNote};
+use nearstate_store::transaction::{Condition, SeenNote};
 use nearstate_store::upkeep::{Upkeep, UpkeepClock};
 use nearstate_store::{
     Doorbell, Endpoint, Entry, Fill, Key, LogIndex, NodeId, Outcome, Region, RegionIdentity,
     ShardId, SlotId, SlotSet, SoftTerms, Table, TableReader, TenantId, Time, Transaction,
-    TransactionId, Value, Write,
+    TransactionId, Value, Write, decode_batch,
 };
-use rkyv::rancor;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -54,7 +53,7 @@ impl Machine for Watched {
 
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
         let reply = self.0.apply(index, payload);
-        let batch = rkyv::from_bytes::<Batch, rancor::Error>(payload).expect("was checked");
+        let batch = decode_batch(payload).expect("was checked");
         let Reply::Outcomes(outcomes) = &reply else { panic!("{reply:?}") };
         let mut seen = self.1.lock().unwrap();
         let (time_ms, decided) = (self.0.time_ms(), batch.transactions.iter().zip(outcomes));

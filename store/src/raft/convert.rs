@@ -136,12 +136,13 @@ pub(super) fn vote_request(ask: &AskVote) -> VoteRequest<Types> {
     request
 }
 
-pub(super) fn vote_to_wire(request: &VoteRequest<Types>, pre: bool) -> AskVote {
+pub(super) fn vote_to_wire(request: &VoteRequest<Types>, (pre, orphaned): (bool, bool)) -> AskVote {
     AskVote {
         ballot: ballot(&request.vote),
         last_log: request.last_log_id.as_ref().map(position),
         transfer: request.leadership_transfer,
         pre,
+        orphaned,
     }
 }
 

@@ -1,16 +1,17 @@
 //! How a group's messages reach its members: over the one connection to each node.
 //!
-//! Appends are pipelined: a connection keeps their order, so a few may be under way, and the news
-//! that an entry is committed does not hold up the next entry. Snapshots go in checksummed pieces.
+//! Appends are pipelined: a connection keeps their order, so two may be under way. Snapshots go in
+//! checksummed pieces.
 
+use super::pipeline::pipelined;
 use super::{SnapshotBytes, Types, convert, patience};
 use crate::consensus::{CallError, Timing};
 use crate::transport::Transport;
 use crate::types::{NodeId, ShardId};
 use crate::wire::{CHUNK_BYTES, HandOver, NotServed, Request, Response, SnapshotChunk};
 use core::time::Duration;
-use futures::{Stream, StreamExt, stream};
-use openraft::alias::{SnapshotMetaOf, SnapshotOf, VoteOf};
+use futures::{Stream, StreamExt};
+use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, VoteOf};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
@@ -22,10 +23,6 @@ use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Appends to one follower that may be under way. One: the library takes an answer to an append for
-/// an answer to a later one of the same end as well, so with more a quorum could seem to have
-/// acknowledged what was sent after it answered, and the lease would be too long.
-const PIPELINE: usize = 1;
 /// Patience with the last piece of a snapshot, after which the whole is installed.
 const INSTALL: Duration = Duration::from_secs(30);
 
@@ -37,6 +34,7 @@ pub(super) struct PeerFactory {
     pub(super) shard: ShardId,
     pub(super) node: NodeId,
     pub(super) timing: Timing,
+    pub(super) orphan_term: Arc<AtomicU64>,
 }
 
 impl RaftNetworkFactory<Types> for PeerFactory {
@@ -49,6 +47,7 @@ impl RaftNetworkFactory<Types> for PeerFactory {
             node: self.node,
             target: NodeId(target),
             timing: self.timing,
+            orphan_term: self.orphan_term.clone(),
         }
     }
 }
@@ -61,6 +60,8 @@ pub(super) struct PeerClient {
     node: NodeId,
     target: NodeId,
     timing: Timing,
+    /// The last term whose leader was gone when this node stood for election.
+    orphan_term: Arc<AtomicU64>,
 }
 
 fn rpc_error(error: &CallError) -> RPCError<Types> {
@@ -92,6 +93,18 @@ fn append_answer(
     }
 }
 
+type End = Option<LogIdOf<Types>>;
+type Appending = (Result<AppendEntriesResponse<Types>, RPCError<Types>>, End);
+
+/// Whether all entries of an append were taken.
+fn is_whole((answer, _): &Appending, last: &End) -> bool {
+    match answer {
+        Ok(AppendEntriesResponse::Success) => true,
+        Ok(AppendEntriesResponse::PartialSuccess(at)) => at == last,
+        _ => false,
+    }
+}
+
 impl PeerClient {
     async fn call(&self, request: &Request, ttl: Duration) -> Result<Response, RPCError<Types>> {
         self.transport.call(self.target, request, ttl).await.map_err(|error| rpc_error(&error))
@@ -103,7 +116,10 @@ impl PeerClient {
         pre: bool,
         option: &RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let request = Request::Vote(self.shard, convert::vote_to_wire(&rpc, pre));
+        // If the leader asked for the election as well: voters are only more careful so.
+        let orphaned = rpc.leadership_transfer
+            && self.orphan_term.load(Ordering::SeqCst) + 1 == rpc.vote.leader_id.term;
+        let request = Request::Vote(self.shard, convert::vote_to_wire(&rpc, (pre, orphaned)));
         match self.call(&request, option.hard_ttl()).await? {
             Response::Vote(voted) => Ok(convert::vote_response(&voted)),
             other => Err(unexpected(&other)),
@@ -191,31 +207,18 @@ impl RaftNetworkV2<Types> for PeerClient {
     {
         let ttl = patience(&self.timing, option.hard_ttl());
         let client: &'s Self = self;
-        let answers = input
-            .map(move |rpc| {
-                let prev = rpc.prev_log_id;
-                let last = rpc.entries.last().map_or(prev, |entry| Some(entry.log_id));
-                let answer = client.send_append(&rpc, ttl);
-                async move { (answer.await, prev, last) }
-            })
-            .buffered(PIPELINE);
-        // After the first answer that is not a full success the rest is void.
-        let answers = stream::unfold(Some(Box::pin(answers)), |answers| async move {
-            let mut answers = answers?;
-            let (answer, prev, last) = answers.next().await?;
-            let full = match &answer {
-                Ok(AppendEntriesResponse::Success) => true,
-                Ok(AppendEntriesResponse::PartialSuccess(at)) => *at == last,
-                _ => false,
-            };
-            let item = match answer {
-                Ok(AppendEntriesResponse::Conflict) if prev.is_none() => {
-                    Err(RPCError::Network(NetworkError::from_string("conflict before the log")))
-                }
-                Ok(answer) => Ok(answer.into_stream_result(prev, last)),
-                Err(error) => Err(error),
-            };
-            Some((item, full.then_some(answers)))
+        let sent = input.map(move |rpc| {
+            let prev = rpc.prev_log_id;
+            let last = rpc.entries.last().map_or(prev, |entry| Some(entry.log_id));
+            let answer = client.send_append(&rpc, ttl);
+            (last, async move { (answer.await, prev) })
+        });
+        let answers = pipelined(sent, is_whole).map(|((answer, prev), last)| match answer {
+            Ok(AppendEntriesResponse::Conflict) if prev.is_none() => {
+                Err(RPCError::Network(NetworkError::from_string("conflict before the log")))
+            }
+            Ok(answer) => Ok(answer.into_stream_result(prev, last)),
+            Err(error) => Err(error),
         });
         let answers: BoxStream<'s, _> = Box::pin(answers);
         Box::pin(async move { Ok(answers) })

@@ -1,7 +1,9 @@
 //! Drives the shard's machine by the committed log, and makes and installs its snapshots.
 //!
 //! The library calls `apply` from one task, so entries are applied in order by one writer. A
-//! snapshot is taken in the same task between two entries; it is the machine's state at one index.
+//! snapshot is taken or installed by the same task between two entries, so it is the machine's
+//! state at one index; the work is done on another thread while the task waits, because it may take
+//! a second and the group's heartbeats must go on.
 //! A durable replica's snapshot is on the disk before anybody hears of it; if there is no room for
 //! one, it is put off.
 //! A machine that panics has a bug, and its state is worth nothing: its replica stops, and says so.
@@ -22,6 +24,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use tokio::task::spawn_blocking;
 
 /// Lets a machine apply an entry, and makes a panic of it an error: the library would not notice
 /// that its task is gone, and the replica would seem to live.
@@ -38,7 +41,8 @@ struct Applied {
 
 /// See the module's text.
 pub(crate) struct StateMachine {
-    // Shared with the upkeep only, which takes it for small pieces of work and never waits for it.
+    // Taken by this task, or while it waits. The upkeep takes it for small pieces of work in between
+    // and never waits for it.
     applied: Arc<Mutex<Applied>>,
     current: Current,
     disk: Option<DiskSnapshots>,
@@ -108,7 +112,7 @@ fn head(meta: &SnapshotMetaOf<Types>) -> SnapshotHead {
 
 /// Holds a snapshot that was taken already.
 pub(crate) struct Builder {
-    taken: SnapshotOf<Types, SnapshotBytes>,
+    taken: Result<SnapshotOf<Types, SnapshotBytes>, io::Error>,
     current: Current,
     disk: Option<DiskSnapshots>,
 }
@@ -117,12 +121,12 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBytes;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotBytes>, io::Error> {
-        let taken = self.taken.clone();
+        let taken = self.taken.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
         if let Some(disk) = &self.disk {
             disk.save(head(&taken.meta), taken.snapshot.clone()).await?;
         }
         *lock(&self.current) = Some(taken.clone());
-        Ok(taken)
+        Ok(taken.clone())
     }
 }
 
@@ -168,14 +172,17 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        let applied = lock(&self.applied);
-        let meta = SnapshotMetaOf::<Types> {
-            last_log_id: applied.last,
-            last_membership: applied.group.clone(),
-        };
-        let snapshot = Arc::new(applied.machine.snapshot());
+        let applied = self.applied.clone();
+        let taken = spawn_blocking(move || {
+            let applied = lock(&applied);
+            let meta = SnapshotMetaOf::<Types> {
+                last_log_id: applied.last,
+                last_membership: applied.group.clone(),
+            };
+            SnapshotOf::<Types, _> { meta, snapshot: Arc::new(applied.machine.snapshot()) }
+        });
         Builder {
-            taken: SnapshotOf::<Types, _> { meta, snapshot },
+            taken: taken.await.map_err(io::Error::other),
             current: self.current.clone(),
             disk: self.disk.clone(),
         }
@@ -184,7 +191,8 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
         let builder = self.get_snapshot_builder().await;
         let Some(disk) = self.disk.as_ref().filter(|_| !force) else { return Some(builder) };
-        match disk.reserve(builder.taken.snapshot.len()).await {
+        let Ok(taken) = &builder.taken else { return Some(builder) };
+        match disk.reserve(taken.snapshot.len()).await {
             Ok(true) => Some(builder),
             Ok(false) => {
                 tracing::warn!("a snapshot is put off: there is no room for it on the disk");
@@ -203,17 +211,20 @@ impl RaftStateMachine<Types> for StateMachine {
         snapshot: SnapshotBytes,
     ) -> Result<(), io::Error> {
         let at_hand = lock(&self.current).as_ref().is_some_and(|at_hand| at_hand.meta == *meta);
-        {
-            let mut applied = lock(&self.applied);
+        let (applied, time, meta) = (self.applied.clone(), self.time.clone(), meta.clone());
+        let installed = spawn_blocking(move || {
+            let mut applied = lock(&applied);
             applied.machine.install(&snapshot).map_err(io::Error::other)?;
-            self.time.installed(applied.machine.time_ms());
+            time.installed(applied.machine.time_ms());
             applied.last = meta.last_log_id;
             applied.group = meta.last_membership.clone();
-        }
+            Ok::<_, io::Error>(SnapshotOf::<Types, _> { meta, snapshot })
+        });
+        let installed = installed.await.map_err(io::Error::other)??;
         if let Some(disk) = self.disk.as_ref().filter(|_| !at_hand) {
-            disk.save(head(meta), snapshot.clone()).await?;
+            disk.save(head(&installed.meta), installed.snapshot.clone()).await?;
         }
-        *lock(&self.current) = Some(SnapshotOf::<Types, _> { meta: meta.clone(), snapshot });
+        *lock(&self.current) = Some(installed);
         Ok(())
     }
 

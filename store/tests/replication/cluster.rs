@@ -4,17 +4,16 @@
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use nearstate_store::batch::{check_batch, decode_batch};
 use nearstate_store::consensus::{ShardStatus, Timing};
 use nearstate_store::driver::{
     AppHandler, LocalReads, RegionAddress, ShardSetup, StartError, Store, StoreConfig,
 };
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::machine::{Machine, PayloadError, Reply, SnapshotError};
-use nearstate_store::transaction::Batch;
 use nearstate_store::{
     Entry, Key, LogIndex, NodeId, Outcome, ShardId, SlotId, TransactionId, Value, Version,
 };
-use rkyv::rancor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,9 +43,7 @@ impl SumMachine {
         if payload.len() == 8 {
             return Ok(());
         }
-        rkyv::access::<rkyv::Archived<Batch>, rancor::Error>(payload)
-            .map(|_| ())
-            .map_err(|error| PayloadError::Archive(error.to_string()))
+        check_batch(payload)
     }
 }
 
@@ -63,7 +60,7 @@ impl Machine for SumMachine {
             let sum: u64 = held.sums.iter().sum();
             return Reply::System(sum.to_le_bytes().into());
         }
-        let batch = rkyv::from_bytes::<Batch, rancor::Error>(payload).expect("was checked");
+        let batch = decode_batch(payload).expect("was checked");
         let outcomes = batch.transactions.iter().map(|transaction| {
             let TransactionId { client, serial } = transaction.id;
             let count = held.done.entry((client, serial)).or_default();
@@ -136,7 +133,13 @@ pub(crate) struct Node {
 }
 
 pub(crate) fn timing() -> Timing {
-    Timing { heartbeat_ms: 50, election_min_ms: 300, election_max_ms: 450, lease_margin_ms: 50 }
+    Timing {
+        heartbeat_ms: 50,
+        election_min_ms: 300,
+        election_max_ms: 450,
+        lease_ms: 450,
+        lease_margin_ms: 50,
+    }
 }
 
 pub(crate) fn config(node: u64) -> StoreConfig {

@@ -164,7 +164,9 @@ async fn read_leases_come_renew_and_follow_the_owner() {
     assert!(grant.valid_until() <= owner.lease.until(), "a read lease outlasts its owner's");
     let first = grant.valid_until();
     let renewed = async {
+        // It is renewed while it is used.
         while grant.valid_until() <= first {
+            assert!(link.grant(SHARD).is_some());
             tokio::task::yield_now().await;
         }
     };
