@@ -79,6 +79,7 @@ impl Place {
             heartbeat-ms = 100
             election-min-ms = 1000
             election-max-ms = 1500
+            lease-ms = 1000
             [chain]
             functions = ["firewall", "nat"]
             [chain.nat]

@@ -222,8 +222,8 @@ impl Node {
             _ = &mut pipe => pipe_is_over = true,
             ended = &mut serving => failed = Some(ended),
         }
-        // A durable node comes back as the member that it was: it must not be listed as gone, or its
-        // memory would be worth nothing, and a cluster that ends as a whole would lose its state.
+        // A durable node comes back as the member that it was: it must not be listed as gone, or
+        // its memory would be worth nothing, and a cluster that ends as a whole would lose all.
         let leaves = failed.is_none() && home.is_none();
         if leaves {
             tokio::select! {

@@ -6,7 +6,7 @@
 //! transaction  client v, serial v, slot 2, conditions << 4 | writes 1, then each:
 //! condition    kind 1, key, version 8 (only of kinds Version and Expired)
 //! write        kind 1, then its fields
-//! key          0..10: the key of that number in this transaction or note; else 0xf0 | form, and the key:
+//! key          0..10: the key of that number in this transaction; else 0xf0 | form, and the key:
 //!              4 bytes, endpoint a, endpoint b; form bit 0: a is IPv4, bit 1: b is (6 bytes each)
 //! value        mask of words that are not zero 1, those words
 //! v            a number in groups of 7 bits, low ones first
@@ -225,7 +225,8 @@ impl<'a> BatchReader<'a> {
         Ok(Some(SeenNote { key, age_ms }))
     }
 
-    /// Reads the next transaction, after all notes, in the place of another; `false` after the last one.
+    /// Reads the next transaction in the place of another, once all notes are read; `false` after
+    /// the last one.
     ///
     /// # Errors
     /// If the bytes are none, or some follow the last one.

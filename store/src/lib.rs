@@ -14,6 +14,7 @@ mod flow_upkeep;
 pub mod frame;
 mod full_disk;
 pub mod group_commit;
+mod hello;
 mod keeper;
 pub mod key;
 pub mod layout;

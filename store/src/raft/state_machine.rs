@@ -41,8 +41,8 @@ struct Applied {
 
 /// See the module's text.
 pub(crate) struct StateMachine {
-    // Taken by this task, or while it waits. The upkeep takes it for small pieces of work in between
-    // and never waits for it.
+    // Taken by this task, or for it while it waits. The upkeep takes it for small pieces of work in
+    // between and never waits for it.
     applied: Arc<Mutex<Applied>>,
     current: Current,
     disk: Option<DiskSnapshots>,
