@@ -44,7 +44,7 @@ use crate::limits::CAPACITY_MAX;
 /// `NEARSTOR`, little-endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"NEARSTOR");
 /// Rises with every change of the layout.
-pub const LAYOUT_VERSION: u64 = 2;
+pub const LAYOUT_VERSION: u64 = 3;
 /// Cells of a neighbourhood: eight of 128 bytes are one one-sided read of 1 KiB.
 pub const NEIGHBOURHOOD: u32 = 8;
 /// Cells of one bucket of the overflow area.
@@ -135,7 +135,7 @@ impl Layout {
 
     #[inline]
     pub(crate) const fn home(&self, hash: u64) -> u32 {
-        ((hash as u128 * self.homes as u128) >> 64) as u32
+        home_of(hash, self.homes)
     }
 
     /// The first cells of the buckets in which a key of this home may lie, in the order of trial.
@@ -211,10 +211,16 @@ const fn fold(a: u64, b: u64) -> u64 {
     wide as u64 ^ (wide >> 64) as u64
 }
 
+/// The home of a hash among so many.
+#[inline]
+pub(crate) const fn home_of(hash: u64, homes: u32) -> u32 {
+    ((hash as u128 * homes as u128) >> 64) as u32
+}
+
 /// The tag of a hash: never 0, from bits that the home hardly depends on.
 #[inline]
 pub(crate) const fn tag(hash: u64) -> u8 {
-    (1 + (hash as u32 & 0xffff) % 255) as u8
+    (1 + (((hash as u32 & 0xffff) * 255) >> 16)) as u8
 }
 
 /// The high bit of each byte of `word` that equals `byte`; exact.

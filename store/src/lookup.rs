@@ -15,7 +15,7 @@
 use crate::Entry;
 use crate::cell::{self, CELL_WORDS, Cell, Torn};
 use crate::key::Key;
-use crate::layout::{Hasher, Layout, bytes_equal, tag};
+use crate::layout::{Hasher, Layout, bytes_equal, header, home_of, tag};
 use crate::words::{Word, Words};
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -86,9 +86,7 @@ impl<M: Words> View<M> {
         let at = Layout::tag_word(home);
         let low = self.word(at).load(Ordering::Acquire);
         let high = self.word(at + 1).load(Ordering::Acquire);
-        // The shift by 64 is done in two steps.
-        let shift = home % 8 * 8;
-        low >> shift | (high << 1) << (63 - shift)
+        join(low, high, home)
     }
 
     /// One attempt at finding a key's cell and entry, with the checksums verified or not.
@@ -166,9 +164,88 @@ impl<M: Words> View<M> {
         cell::read_entry(self.cell(cell), key, verified).ok().flatten()
     }
 
+    /// What a burst of lookups looks at.
+    #[inline]
+    pub(crate) fn sight(&self) -> Sight<'_, M> {
+        let words = self.memory.words();
+        let cells = &words[self.layout.cells_at..].as_chunks().0[..self.layout.cells() as usize];
+        let tags = &words[header::WORDS..self.layout.flags_at];
+        let (homes, hasher) = (self.layout.homes, self.hasher);
+        Sight { tags, cells, homes, hasher }
+    }
+
     /// Bit number `index` of the bit array that begins at word `at`.
     #[inline]
     pub(crate) fn bit(&self, at: usize, index: u32) -> bool {
         self.word(at + (index / 64) as usize).load(Ordering::Acquire) >> (index % 64) & 1 != 0
     }
+}
+
+/// The parts of a table that most lookups need, checked once a burst and then at hand in registers.
+pub(crate) struct Sight<'a, M: Words> {
+    tags: &'a [M::Word],
+    cells: &'a [Cell<M::Word>],
+    homes: u32,
+    hasher: Hasher,
+}
+
+impl<M: Words> Sight<'_, M> {
+    #[inline(always)]
+    pub(crate) fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash(key)
+    }
+
+    #[inline(always)]
+    fn home(&self, hash: u64) -> u32 {
+        home_of(hash, self.homes)
+    }
+
+    /// As [`View::prefetch_tags`].
+    #[inline(always)]
+    pub(crate) fn prefetch_tags(&self, hash: u64) {
+        if let Some(word) = self.tags.get((self.home(hash) / 8) as usize) {
+            M::draw_near(word);
+        }
+    }
+
+    /// As [`View::prefetch_cell`].
+    #[inline(always)]
+    pub(crate) fn prefetch_cell(&self, hash: u64) -> u32 {
+        let home = self.home(hash);
+        let at = (home / 8) as usize;
+        let Some([low, high]) = self.tags.get(at..).and_then(|tags| tags.first_chunk()) else {
+            return NOWHERE;
+        };
+        let (low, high) = (low.load(Ordering::Acquire), high.load(Ordering::Acquire));
+        let fitting = bytes_equal(join(low, high, home), tag(hash));
+        if fitting == 0 {
+            return NOWHERE;
+        }
+        let cell = home + fitting.trailing_zeros() / 8;
+        if let Some(cell) = self.cells.get(cell as usize) {
+            M::draw_near(&cell[0]);
+            M::draw_near(&cell[CELL_WORDS / 2]);
+        }
+        cell
+    }
+
+    /// As [`View::entry_at`], for a reader that has a place for the entry. Whether it was there.
+    #[inline(always)]
+    pub(crate) fn hand_over(
+        &self,
+        (cell, key): (u32, &Key),
+        verified: bool,
+        take: impl FnOnce(Entry),
+    ) -> bool {
+        let cell = self.cells.get(cell as usize);
+        cell.is_some_and(|cell| cell::hand_over(cell, key, verified, take))
+    }
+}
+
+/// Eight tags from two words, the lowest byte that of `home`.
+#[inline(always)]
+fn join(low: u64, high: u64, home: u32) -> u64 {
+    // The shift by 64 is done in two steps.
+    let shift = home % 8 * 8;
+    low >> shift | (high << 1) << (63 - shift)
 }

@@ -334,16 +334,7 @@ impl Region {
     /// Asks the processor to bring the cache line of word `word` near. Outside: nothing happens.
     #[inline]
     pub fn prefetch(&self, word: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let address = self.map.as_ptr().wrapping_add(word.wrapping_mul(8));
-            // SAFETY: a prefetch is a hint: it neither faults nor changes anything, whatever the
-            // address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = word;
+        fetch(self.map.as_ptr().wrapping_add(word.wrapping_mul(8)));
     }
 
     /// Bytes mapped; at least what was asked for.
@@ -397,6 +388,25 @@ fn create_locked(path: &Path) -> Result<File, RegionError> {
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> RegionError {
     RegionError::Io { action, path: path.to_owned(), source }
+}
+
+/// Asks the processor to bring the cache line of a word near.
+#[inline]
+pub(crate) fn draw_near(word: &AtomicU64) {
+    fetch(word.as_ptr().cast());
+}
+
+#[inline]
+fn fetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint: it neither faults nor changes anything, whatever the
+        // address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 fn check_size(bytes: u64) -> Result<(), RegionError> {

@@ -64,6 +64,8 @@ impl Words for ModelMemory {
     }
 
     fn prefetch(&self, _: usize) {}
+
+    fn draw_near(_: &Self::Word) {}
 }
 
 fn layout() -> Layout {

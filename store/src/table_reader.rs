@@ -24,6 +24,10 @@ use thiserror::Error;
 
 /// Keys that [`TableReader::get_many`] looks up side by side.
 pub const READ_BURST: usize = 32;
+/// Keys of one step of a stream of lookups: two lines each is what a processor fetches at a time.
+const GROUP: usize = 8;
+/// Groups under way, and one to make a power of two.
+const GROUPS: usize = 4;
 /// Fruitless attempts after which a reader lets other threads run: the writer may wait for this
 /// core.
 const SPINS_BEFORE_YIELD: u32 = 64;
@@ -103,6 +107,13 @@ pub enum ReadError {
     /// Stable, but a checksum does not fit.
     #[error("a cell of the table does not fit its checksum")]
     Checksum,
+}
+
+/// Where the keys of a group probably lie.
+#[derive(Clone, Copy, Default)]
+struct Group {
+    hashes: [u64; GROUP],
+    cells: [u32; GROUP],
 }
 
 /// Reads one table. See the module's text.
@@ -290,16 +301,8 @@ impl TableReader {
     /// # Panics
     /// If the slices differ in length.
     pub fn get_many(&self, keys: &[Key], found: &mut [Option<Entry>]) {
-        assert_eq!(keys.len(), found.len(), "one place for each key");
-        for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let places = self.draw_near(keys);
-            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
-                *found = match self.view.entry_at(cell, key, false) {
-                    Some(entry) => Some(entry),
-                    None => self.get_settled(key, hash),
-                };
-            }
-        }
+        let take = |place: &mut Option<Entry>, entry| *place = Some(entry);
+        self.stream(keys, found, (false, take), |key, hash| self.get_settled(key, hash));
     }
 
     /// Reads the entries of several keys of another process's table: [`TableReader::try_get`] for
@@ -308,31 +311,58 @@ impl TableReader {
     /// # Panics
     /// If the slices differ in length.
     pub fn try_get_many(&self, keys: &[Key], found: &mut [Result<Option<Entry>, ReadError>]) {
-        assert_eq!(keys.len(), found.len(), "one place for each key");
-        for (keys, found) in keys.chunks(READ_BURST).zip(found.chunks_mut(READ_BURST)) {
-            let places = self.draw_near(keys);
-            for ((key, (hash, cell)), found) in keys.iter().zip(places).zip(found) {
-                *found = match self.view.entry_at(cell, key, true) {
-                    Some(entry) => Ok(Some(entry)),
-                    None => self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry)),
-                };
-            }
-        }
+        let take = |place: &mut Result<_, _>, entry| *place = Ok(Some(entry));
+        self.stream(keys, found, (true, take), |key, hash| {
+            self.try_find(key, hash).map(|found| found.map(|(_, entry)| entry))
+        });
     }
 
-    /// The hashes of up to [`READ_BURST`] keys and the cells that their tags point to, which are on
-    /// their way here.
-    #[inline]
-    fn draw_near(&self, keys: &[Key]) -> [(u64, u32); READ_BURST] {
-        let mut places = [(0, NOWHERE); READ_BURST];
-        for ((hash, _), key) in places.iter_mut().zip(keys) {
-            *hash = self.view.hash(key);
-            self.view.prefetch_tags(*hash);
+    /// Looks keys up in groups, three groups at a time: while one is hashed and its tags are drawn
+    /// near, the cells of the one before are, and the one before that is read. So there is always
+    /// something to compute while memory answers. `take` puts an entry where it is wanted, verified
+    /// or not; whatever is not found at once is looked up by `search`.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    #[inline(always)]
+    fn stream<T>(
+        &self,
+        keys: &[Key],
+        found: &mut [T],
+        (verified, take): (bool, impl Fn(&mut T, Entry)),
+        search: impl Fn(&Key, u64) -> T,
+    ) {
+        assert_eq!(keys.len(), found.len(), "one place for each key");
+        let sight = self.view.sight();
+        let mut ring = [Group::default(); GROUPS];
+        let (mut hashing, mut finding) = (keys.chunks(GROUP), keys.chunks(GROUP));
+        let mut reading = keys.chunks(GROUP).zip(found.chunks_mut(GROUP));
+        for step in 0..keys.len().div_ceil(GROUP) + 2 {
+            if let Some(keys) = hashing.next() {
+                for (hash, key) in ring[step % GROUPS].hashes.iter_mut().zip(keys) {
+                    *hash = sight.hash(key);
+                    sight.prefetch_tags(*hash);
+                }
+            }
+            if step >= 1
+                && let Some(keys) = finding.next()
+            {
+                let Group { hashes, cells } = &mut ring[(step - 1) % GROUPS];
+                for ((cell, hash), _) in cells.iter_mut().zip(hashes).zip(keys) {
+                    *cell = sight.prefetch_cell(*hash);
+                }
+            }
+            if step >= 2
+                && let Some((keys, found)) = reading.next()
+            {
+                let Group { hashes, cells } = &ring[(step - 2) % GROUPS];
+                for (((key, found), hash), cell) in keys.iter().zip(found).zip(hashes).zip(cells) {
+                    if !sight.hand_over((*cell, key), verified, |entry| take(found, entry)) {
+                        *found = search(key, *hash);
+                    }
+                }
+            }
         }
-        for (hash, cell) in &mut places[..keys.len()] {
-            *cell = self.view.prefetch_cell(*hash);
-        }
-        places
     }
 
     /// Reads an entry of another process's table: a bounded number of attempts, checksums verified.

@@ -6,7 +6,7 @@
 //! [`Region`]; in the model check they are a checker's, so what is checked in every interleaving is
 //! the code that runs.
 
-use crate::region::Region;
+use crate::region::{Region, draw_near};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// One word that several threads or processes use.
@@ -25,6 +25,9 @@ pub(crate) trait Words {
 
     /// A hint that a word is wanted soon.
     fn prefetch(&self, at: usize);
+
+    /// The same, of a word at hand.
+    fn draw_near(word: &Self::Word);
 }
 
 impl Word for AtomicU64 {
@@ -55,5 +58,10 @@ impl Words for Region {
     #[inline]
     fn prefetch(&self, at: usize) {
         self.prefetch(at);
+    }
+
+    #[inline]
+    fn draw_near(word: &AtomicU64) {
+        draw_near(word);
     }
 }
