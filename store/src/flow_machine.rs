@@ -34,7 +34,9 @@ use std::collections::{BTreeMap, VecDeque};
 const STATE_HASH_KEY: u64 = 0x6e65_6172_7374_6174;
 
 /// Transactions of a batch that are read before the one that is decided.
-const AHEAD: usize = 8;
+const AHEAD: usize = 16;
+/// Those of them whose tags have come near, so that their places can be drawn near as well.
+const NEAR: usize = 8;
 
 /// What a flow machine is made of.
 #[derive(Debug)]
@@ -383,19 +385,24 @@ impl Machine for FlowMachine {
         // Read some way ahead, so that the memory each transaction needs is on its way meanwhile.
         let mut ahead = core::mem::take(&mut self.ahead);
         ahead.resize_with(AHEAD, empty_transaction);
-        let mut read = 0;
+        let (mut read, mut near) = (0, 0);
         loop {
             while read - outcomes.len() < AHEAD {
                 let place = &mut ahead[read % AHEAD];
                 if !reader.read_into(place).expect("the payload was checked") {
                     break;
                 }
-                keys_of(place).for_each(|key| self.table.prefetch(key));
+                keys_of(place).for_each(|key| self.table.prefetch_tags(key));
                 read += 1;
             }
             if read == outcomes.len() {
                 break;
             }
+            let near_to = read.min(outcomes.len() + NEAR);
+            for next in near..near_to {
+                keys_of(&ahead[next % AHEAD]).for_each(|key| self.table.prefetch_place(key));
+            }
+            near = near_to;
             outcomes.push(self.transact(index, &ahead[outcomes.len() % AHEAD]));
         }
         self.ahead = ahead;
@@ -428,10 +435,13 @@ impl Machine for FlowMachine {
         snapshot::read_memory(memory, |id, outcome| remembered.remember(id, outcome))?;
         // All of it is good: from here on nothing fails.
         self.table.clear();
-        let mut near = entries.clone().skip(2 * AHEAD);
+        let (mut far, mut near) = (entries.clone().skip(AHEAD), entries.clone().skip(NEAR));
         for (key, entry, life) in entries {
+            if let Some((next, ..)) = far.next() {
+                self.table.prefetch_tags(&next);
+            }
             if let Some((next, ..)) = near.next() {
-                self.table.prefetch(&next);
+                self.table.prefetch_place(&next);
             }
             let life = life.expect("lives were checked");
             self.table

@@ -195,6 +195,10 @@ impl FlowMachine {
                 let worth_ms = known.soft.worth_ms(life.ttl_ms());
                 known.marked_ms(mark) >= life.seen_ms() + worth_ms
             };
+            next_cell = self.table.first_marked(next_cell, end);
+            if next_cell == end {
+                break;
+            }
             if let Some((key, mark)) = self.table.marked(next_cell, worth) {
                 let age_ms = u32::try_from(known.age_ms(mark)).unwrap_or(u32::MAX);
                 work.seen.push(SeenNote { key, age_ms });

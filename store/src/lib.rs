@@ -52,6 +52,7 @@ pub mod transport;
 pub mod types;
 pub mod upkeep;
 pub mod wire;
+mod word_array;
 mod words;
 
 pub use batch::{decode_batch, encode_batch};

@@ -17,7 +17,8 @@
 use crate::region::{Region, RegionError};
 use crate::timer_wheel::{TimerWheel, Turned};
 use crate::types::Time;
-use core::sync::atomic::{Ordering, fence};
+use crate::word_array::WordArray;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::Arc;
 
 /// How fine marks are, and timers: 2^26 ns, about 67 ms.
@@ -32,6 +33,9 @@ const TICK_MS: u64 = 64;
 /// When a timer that was due comes up again if its entry is still there: its expiry was proposed,
 /// and what came of it is unknown.
 const AGAIN_TICKS: u64 = 2_000 / TICK_MS;
+
+/// Marks that are looked at together.
+const MARKS_AT_ONCE: usize = 16;
 
 /// An entry's lifetime, and when it was last seen as far as all replicas know, in the shard's time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,6 +136,26 @@ impl Marks {
         }
     }
 
+    /// The first cell from `first` on and before `end` that has a mark; `end` if none has.
+    pub(crate) fn first_from(&self, first: u32, end: u32) -> u32 {
+        let words = self.0.words();
+        let is_clear = |words: &[AtomicU64]| {
+            words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0
+        };
+        let mut cell = first;
+        while cell < end {
+            let at = (cell / 2) as usize;
+            match words.get(at..at + MARKS_AT_ONCE / 2) {
+                Some(words) if cell.is_multiple_of(2) && is_clear(words) => {
+                    cell += MARKS_AT_ONCE as u32;
+                }
+                _ if self.get(cell).is_some() => return cell,
+                _ => cell += 1,
+            }
+        }
+        end
+    }
+
     fn forget(&self, cell: u32) {
         self.0.half(cell as usize).store(0, Ordering::Relaxed);
     }
@@ -151,7 +175,7 @@ pub(crate) const BESIDE_BYTES: usize = 20;
 
 #[derive(Debug)]
 struct Kept {
-    lives: Box<[u64]>,
+    lives: WordArray,
     marks: Marks,
     wheel: TimerWheel,
     /// Room for the cells whose timers are due.
@@ -162,21 +186,22 @@ struct Kept {
 #[derive(Debug, Default)]
 pub(crate) struct Lifetimes(Option<Kept>);
 
+fn no_memory(source: std::io::Error) -> RegionError {
+    RegionError::Io { action: "reserve", path: "anonymous memory".into(), source }
+}
+
 impl Lifetimes {
     /// For a table of so many cells. (The default keeps nothing: for tables that are only looked
     /// at.)
     pub(crate) fn new(cells: u32) -> Result<Self, RegionError> {
         // Asked for in one piece first: an allocation that fails ends the process.
         let mut all = Vec::<u8>::new();
-        all.try_reserve_exact(cells as usize * BESIDE_BYTES).map_err(|_| RegionError::Io {
-            action: "reserve",
-            path: "anonymous memory".into(),
-            source: std::io::ErrorKind::OutOfMemory.into(),
-        })?;
+        all.try_reserve_exact(cells as usize * BESIDE_BYTES)
+            .map_err(|_| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
         drop(all);
         let bytes = (cells as usize * size_of::<u32>()).next_multiple_of(size_of::<u64>());
         let marks = Marks(Arc::new(Region::anonymous(bytes)?));
-        let lives = vec![0; cells as usize].into_boxed_slice();
+        let lives = WordArray::zeroed(cells as usize).map_err(no_memory)?;
         let wheel = TimerWheel::new(cells as usize);
         Ok(Self(Some(Kept { lives, marks, wheel, due: Vec::new() })))
     }
@@ -187,13 +212,26 @@ impl Lifetimes {
 
     /// The life of the entry of a cell.
     pub(crate) fn life(&self, cell: u32) -> Life {
-        self.0.as_ref().map_or(Life::ENDLESS, |kept| Life(kept.lives[cell as usize]))
+        self.0.as_ref().map_or(Life::ENDLESS, |kept| Life(kept.lives.get(cell)))
+    }
+
+    /// Draws what is known of a cell near.
+    #[inline]
+    pub(crate) fn prefetch(&self, cell: u32) {
+        if let Some(kept) = &self.0 {
+            kept.lives.prefetch(cell);
+            kept.wheel.prefetch(cell);
+        }
     }
 
     /// The entry of a cell lives like this from now on.
     pub(crate) fn set(&mut self, cell: u32, life: Life) {
         let Some(Kept { lives, wheel, .. }) = &mut self.0 else { return };
-        let old = Life(core::mem::replace(&mut lives[cell as usize], life.0));
+        let old = Life(lives.get(cell));
+        if old == life && life == Life::ENDLESS {
+            return;
+        }
+        lives.set(cell, life.0);
         if life.ttl_s() == 0 {
             wheel.disarm(cell);
         } else if old.ttl_s() != life.ttl_s() || !wheel.is_armed(cell) {
@@ -206,7 +244,8 @@ impl Lifetimes {
     /// An entry was moved: copied, and the original taken away.
     pub(crate) fn moved(&mut self, from: u32, to: u32) {
         let Some(Kept { lives, marks, wheel, .. }) = &mut self.0 else { return };
-        lives[to as usize] = core::mem::take(&mut lives[from as usize]);
+        lives.set(to, lives.get(from));
+        lives.set(from, 0);
         wheel.renumber(from, to);
         marks.moved(from, to);
     }
@@ -214,7 +253,7 @@ impl Lifetimes {
     /// An entry was taken away.
     pub(crate) fn ended(&mut self, cell: u32) {
         let Some(Kept { lives, marks, wheel, .. }) = &mut self.0 else { return };
-        lives[cell as usize] = 0;
+        lives.set(cell, 0);
         wheel.disarm(cell);
         marks.forget(cell);
     }
@@ -247,7 +286,7 @@ impl Lifetimes {
         let now = now_ms / TICK_MS;
         cells.clear();
         let due_at = |cell: u32| {
-            let life = Life(lives[cell as usize]);
+            let life = Life(lives.get(cell));
             due_ms(life, marks.get(cell)).div_ceil(TICK_MS)
         };
         let turned = wheel.turn(now, steps_max, due_at, |cell| cells.push(cell));

@@ -396,6 +396,12 @@ pub(crate) fn draw_near(word: &AtomicU64) {
     fetch(word.as_ptr().cast());
 }
 
+/// Asks the processor to bring the first of these bytes near.
+#[inline]
+pub(crate) fn draw_bytes_near(bytes: &[u8]) {
+    fetch(bytes.as_ptr());
+}
+
 #[inline]
 fn fetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -128,9 +128,14 @@ impl Table {
         GenerationCell(self.reader.clone())
     }
 
-    /// Brings a key's place near.
-    pub fn prefetch(&self, key: &Key) {
-        self.reader.prefetch(key);
+    /// First step towards an entry that is to be changed: draws the tags near that tell its place.
+    pub fn prefetch_tags(&self, key: &Key) {
+        self.writer.view.prefetch_tags(self.writer.view.hash(key));
+    }
+
+    /// Second step: draws the place near where the entry is, or where it will probably come.
+    pub fn prefetch_place(&self, key: &Key) {
+        self.writer.prefetch_place(key);
     }
 
     /// The entry of a key.
@@ -233,6 +238,11 @@ impl Table {
     /// Cells, empty ones too.
     pub(crate) fn cells(&self) -> u32 {
         self.writer.view.layout.cells()
+    }
+
+    /// The first cell from `first` on and before `end` that has a mark; `end` if none has.
+    pub(crate) fn first_marked(&self, first: u32, end: u32) -> u32 {
+        self.writer.lives.marks().map_or(end, |marks| marks.first_from(first, end))
     }
 
     /// The entry of a cell if it has a lifetime and `wanted` says so of its life and mark.

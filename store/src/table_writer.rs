@@ -68,6 +68,23 @@ impl<M: Words> Writer<M> {
         self.view.look(key, hash, false).expect("only this thread writes")
     }
 
+    /// Draws near what a change of this key's entry will touch, if it lies or comes where its tags
+    /// say.
+    pub(crate) fn prefetch_place(&self, key: &Key) {
+        let hash = self.view.hash(key);
+        let home = self.view.layout.home(hash);
+        let window = self.view.window(home);
+        let fitting = match bytes_equal(window, tag(hash)) {
+            0 => bytes_equal(window, 0),
+            fitting => fitting,
+        };
+        if fitting != 0 {
+            let cell = home + fitting.trailing_zeros() / 8;
+            self.view.prefetch_lines(cell);
+            self.lives.prefetch(cell);
+        }
+    }
+
     /// Sets the entry of a key; gives its cell.
     pub(crate) fn put(&mut self, content: Content) -> Result<u32, TableFull> {
         assert!(content.key.kind() != 0, "kind 0 marks an empty cell");

@@ -2,8 +2,8 @@
 //!
 //! Four wheels of 64 places; a place of the first is one tick wide, of the next one 64, and so on.
 //! A timer lies in the place that its time falls into, in the finest wheel that reaches so far;
-//! when its place comes up it sinks into a finer one or is due. Lists are threaded through two
-//! arrays by timer number, so arming, disarming and renumbering cost the same whatever the number
+//! when its place comes up it sinks into a finer one or is due. Lists are threaded through an
+//! array by timer number, so arming, disarming and renumbering cost the same whatever the number
 //! of timers, and nothing is allocated.
 //!
 //! *Lazy.* The wheel remembers no times. When a timer's place comes up, its owner says when it is
@@ -12,6 +12,8 @@
 //!
 //! *Bounded.* One call handles at most as many timers as it is allowed to, however many come up at
 //! once; the rest waits for the next call. It reads no clock, and never forgets a timer.
+
+use crate::word_array::WordArray;
 
 /// Places of one wheel.
 const PLACES: usize = 64;
@@ -40,13 +42,12 @@ pub struct Turned {
 }
 
 /// See the module's text. Timers are numbers below what it was made for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct TimerWheel {
-    /// What follows a timer in its list: a timer's number plus 1, or 0 at the end.
-    next: Box<[u32]>,
-    /// What stands before it: a timer's number plus 1, or [`LIST`] and the list's number; 0 if the
-    /// timer is not armed.
-    before: Box<[u32]>,
+    /// For each timer, in the low half: what follows it in its list, a timer's number plus 1, or 0
+    /// at the end. In the high half: what stands before it, a timer's number plus 1, or [`LIST`]
+    /// and the list's number; 0 if the timer is not armed.
+    links: WordArray,
     heads: [u32; WHEELS * PLACES + 1],
     /// For each wheel: which places hold timers.
     taken: [u64; WHEELS],
@@ -59,13 +60,12 @@ impl TimerWheel {
     /// A wheel for timers 0 to `timers - 1`, none of them armed. Memory is taken as they are used.
     ///
     /// # Panics
-    /// If there are more than [`TIMERS_MAX`].
+    /// If there are more than [`TIMERS_MAX`], or no address space for their links.
     #[must_use]
     pub fn new(timers: usize) -> Self {
         assert!(timers <= TIMERS_MAX, "at most {TIMERS_MAX} timers, not {timers}");
         Self {
-            next: vec![0; timers].into_boxed_slice(),
-            before: vec![0; timers].into_boxed_slice(),
+            links: WordArray::zeroed(timers).expect("address space for the links of timers"),
             heads: [0; WHEELS * PLACES + 1],
             taken: [0; WHEELS],
             tick: 0,
@@ -88,7 +88,36 @@ impl TimerWheel {
     /// Whether this timer is armed.
     #[must_use]
     pub fn is_armed(&self, timer: u32) -> bool {
-        self.before[timer as usize] != 0
+        self.before(timer) != 0
+    }
+
+    /// Draws what is known of a timer near.
+    #[inline]
+    pub(crate) fn prefetch(&self, timer: u32) {
+        self.links.prefetch(timer);
+    }
+
+    fn next(&self, timer: u32) -> u32 {
+        self.links.get(timer) as u32
+    }
+
+    fn before(&self, timer: u32) -> u32 {
+        (self.links.get(timer) >> 32) as u32
+    }
+
+    fn place_before(&mut self, timer: u32, before: u32) {
+        self.set_links(timer, before, self.next(timer));
+    }
+
+    fn set_links(&mut self, timer: u32, before: u32, next: u32) {
+        self.links.set(timer, u64::from(before) << 32 | u64::from(next));
+    }
+
+    /// Takes a timer's links away and gives them, before and next.
+    fn take_links(&mut self, timer: u32) -> (u32, u32) {
+        let links = (self.before(timer), self.next(timer));
+        self.set_links(timer, 0, 0);
+        links
     }
 
     /// Arms a timer for a tick, or arms it anew. `now` is the tick of now, if it is known: a wheel
@@ -104,14 +133,13 @@ impl TimerWheel {
 
     /// Disarms a timer; no matter if it is not armed.
     pub fn disarm(&mut self, timer: u32) {
-        let before = core::mem::take(&mut self.before[timer as usize]);
-        if before == 0 {
+        if !self.is_armed(timer) {
             return;
         }
-        let next = core::mem::take(&mut self.next[timer as usize]);
+        let (before, next) = self.take_links(timer);
         self.set_next(before, next);
         if next != 0 {
-            self.before[next as usize - 1] = before;
+            self.place_before(next - 1, before);
         }
         self.armed -= 1;
     }
@@ -122,22 +150,21 @@ impl TimerWheel {
     /// If that number is of an armed timer.
     pub fn renumber(&mut self, from: u32, to: u32) {
         assert!(!self.is_armed(to), "timer {to} is armed");
-        let before = core::mem::take(&mut self.before[from as usize]);
-        let next = core::mem::take(&mut self.next[from as usize]);
-        if before == 0 {
+        if !self.is_armed(from) {
             return;
         }
-        (self.before[to as usize], self.next[to as usize]) = (before, next);
+        let (before, next) = self.take_links(from);
+        self.set_links(to, before, next);
         self.set_next(before, to + 1);
         if next != 0 {
-            self.before[next as usize - 1] = to + 1;
+            self.place_before(next - 1, to + 1);
         }
     }
 
     /// Disarms all timers.
     pub fn clear(&mut self) {
         if self.armed > 0 {
-            *self = Self { tick: self.tick, ..Self::new(self.next.len()) };
+            *self = Self { tick: self.tick, ..Self::new(self.links.len()) };
         }
     }
 
@@ -197,10 +224,9 @@ impl TimerWheel {
     fn link(&mut self, timer: u32, list: u32) {
         debug_assert!(!self.is_armed(timer));
         let first = core::mem::replace(&mut self.heads[list as usize], timer + 1);
-        self.next[timer as usize] = first;
-        self.before[timer as usize] = LIST | list;
+        self.set_links(timer, LIST | list, first);
         if first != 0 {
-            self.before[first as usize - 1] = timer + 1;
+            self.place_before(first - 1, timer + 1);
         }
         if list != CAME_UP {
             self.taken[list as usize / PLACES] |= 1 << (list as usize % PLACES);
@@ -211,7 +237,8 @@ impl TimerWheel {
     /// What stands before, a timer or a list, is followed by `next` from now on.
     fn set_next(&mut self, before: u32, next: u32) {
         if before & LIST == 0 {
-            self.next[before as usize - 1] = next;
+            let timer = before - 1;
+            self.set_links(timer, self.before(timer), next);
             return;
         }
         let list = (before & !LIST) as usize;
@@ -240,7 +267,7 @@ impl TimerWheel {
         self.taken[list as usize / PLACES] &= !(1 << (list as usize % PLACES));
         self.heads[CAME_UP as usize] = first;
         if first != 0 {
-            self.before[first as usize - 1] = LIST | CAME_UP;
+            self.place_before(first - 1, LIST | CAME_UP);
         }
     }
 }
