@@ -19,6 +19,7 @@ mod replicas;
 mod seeds;
 mod system_view;
 mod tracer;
+mod vigil;
 
 use crate::chain::Chain;
 use crate::cluster_access::{ClusterAccess, SlotTable};
@@ -212,6 +213,7 @@ impl Node {
                 shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
                 () = feed.run() => Ok(()),
                 () = placement => Ok(()),
+                () = vigil::keep(&store, &view, me) => Ok(()),
             }
         };
         tokio::pin!(serving);
