@@ -3,8 +3,8 @@
 //!
 //! Ends early when no further try can help: a member says never, or nobody there is of this
 //! cluster. When one is of another cluster of the name and the others are silent for as long as is
-//! waited, the node's own mark is what keeps it out, and it says so. The edge: connects, and waits between two rounds. It takes nothing from a seed but the
-//! answer to its question.
+//! waited, the node's own mark is what keeps it out, and it says so. The edge: connects, and waits
+//! between two rounds. It takes nothing from a seed but the answer to its question.
 #![expect(clippy::disallowed_methods, reason = "the edge: waits between two tries to join")]
 
 use super::NodeError;
