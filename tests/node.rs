@@ -265,6 +265,55 @@ fn a_node_that_is_told_to_end_hands_over_first() {
 }
 
 #[test]
+fn who_has_said_goodbye_is_listed_as_left_and_its_log_ends_in_peace() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let first = start(directory, "n1.toml", &form(directory));
+    let _others = ["n2", "n3"].map(|name| {
+        start(directory, &format!("{name}.toml"), &join(directory, name, &first.listen))
+    });
+    first.settled(3);
+    // A capture without packets: the node is over as soon as it is in.
+    let capture = directory.join("in.pcap");
+    let words = [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1];
+    std::fs::write(&capture, words.map(u32::to_ne_bytes).concat()).unwrap();
+    let shm = format!("kind = \"shm\", path = \"{}/n4.ring\", ring = 64", directory.display());
+    let path = |name: &str| directory.join(name).display().to_string();
+    let (input, inside, outside) = (path("in.pcap"), path("inside.pcap"), path("outside.pcap"));
+    let pcap = format!(
+        "kind = \"pcap\", input = \"{input}\", inside_output = \"{inside}\", \
+         outside_output = \"{outside}\""
+    );
+    let config = join(directory, "n4", &first.listen);
+    assert!(config.contains(&shm), "{config}");
+    let ended = command(directory, "n4.toml", &config.replace(&shm, &pcap)).output().unwrap();
+    let (said, log) = (String::from_utf8(ended.stdout), String::from_utf8(ended.stderr));
+    let (said, log) = (said.unwrap(), log.unwrap());
+    assert!(ended.status.success() && said.contains(&format!("port={input}\n")), "{said}{log}");
+    assert!(log.contains("left the cluster") && !log.contains("WARN"), "{log}");
+    // No group knows it any more, and still it has left, not died.
+    first.map_with(Epoch(0), |map| map.state_of(NodeId(4)) == MemberState::Departed);
+    let status = String::from_utf8(ask(&["status", "--node", &first.listen]).stdout).unwrap();
+    let line = status.lines().find(|line| line.starts_with("n4 (id 4)")).expect("it is shown");
+    assert!(line.contains("  left "), "{status}");
+}
+
+#[test]
+fn a_node_that_still_tries_to_join_ends_with_its_launcher() {
+    let scratch = tempfile::tempdir().unwrap();
+    let config = join(scratch.path(), "n2", "127.0.0.1:1");
+    let launched = config.replace("table-capacity", "end-with-stdin = true\n table-capacity");
+    let mut command = command(scratch.path(), "n2.toml", &launched);
+    command.stdin(Stdio::piped()).stderr(Stdio::piped()).env("NEARSTATE_LOG", "debug");
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(log.any(|line| line.contains("not let in yet")), "it tries");
+    drop(child.stdin.take());
+    let rest: Vec<String> = log.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
+}
+
+#[test]
 fn every_polite_end_of_a_node_takes_its_files_along() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let scratch = tempfile::tempdir().unwrap();
@@ -419,7 +468,8 @@ fn example(name: &str) -> String {
 
 #[test]
 fn the_examples_are_configurations() {
-    for (file, name) in [("n1", "n1"), ("n2", "n2"), ("n3", "n3"), ("node", "n1")] {
+    let files = [("n1", "n1"), ("n2", "n2"), ("n3", "n3"), ("pcap", "n4"), ("node", "n1")];
+    for (file, name) in files {
         let config = NodeConfig::parse(&example(file)).unwrap();
         assert_eq!(config.name, name);
         nearstate_nf_node::Chain::new(&config.chain, 1024).unwrap();
