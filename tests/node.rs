@@ -136,7 +136,11 @@ fn command(directory: &Path, file: &str, config: &str) -> Command {
 
 /// Starts a node and waits until it says that it is ready.
 fn start(directory: &Path, file: &str, config: &str) -> Node {
-    let mut child = command(directory, file, config).stdout(Stdio::piped()).spawn().unwrap();
+    start_by(&mut command(directory, file, config))
+}
+
+fn start_by(command: &mut Command) -> Node {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let mut words = line.split_whitespace();
@@ -296,6 +300,32 @@ fn who_has_said_goodbye_is_listed_as_left_and_its_log_ends_in_peace() {
     let status = String::from_utf8(ask(&["status", "--node", &first.listen]).stdout).unwrap();
     let line = status.lines().find(|line| line.starts_with("n4 (id 4)")).expect("it is shown");
     assert!(line.contains("  left "), "{status}");
+}
+
+#[test]
+fn the_loss_of_the_majority_is_said_by_log_status_and_door() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let founder = &mut command(directory, "n1.toml", &form(directory));
+    let mut first = start_by(founder.stderr(Stdio::piped()));
+    let log = BufReader::new(first.child.stderr.take().unwrap());
+    let others = ["n2", "n3"].map(|name| {
+        start(directory, &format!("{name}.toml"), &join(directory, name, &first.listen))
+    });
+    first.settled(3);
+    for mut other in others {
+        assert_eq!(other.end_by(Signal::KILL), None);
+    }
+    let said = refusal(directory, &join(directory, "n2", &first.listen));
+    assert!(said.contains("has no majority") && said.contains("only n1 (id 1) answers"), "{said}");
+    let status = ask(&["status", "--node", &first.listen]);
+    assert_eq!(status.status.code(), Some(1));
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("No majority of shard-0"), "{status}");
+    let silent = |name: &str| status.lines().any(|l| l.starts_with(name) && l.contains("silent"));
+    assert!(silent("n2 (id 2)") && silent("n3 (id 3)"), "{status}");
+    let mut lines = log.lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("WARN") && line.contains("nobody leads these shards")));
 }
 
 #[test]
