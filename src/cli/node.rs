@@ -130,6 +130,8 @@ fn begin_log() -> Result<(), NodeError> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // Nobody reading the log any more is no reason to fail.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
