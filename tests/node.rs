@@ -1,9 +1,6 @@
 //! Nodes as an operator starts them: real processes, their configurations, their command line.
 
-use nearstate_nf_node::chain_config::ChainConfig;
-use nearstate_nf_node::node_config::{
-    self, Durability, NodeConfig, PortConfig, SHARDS_MAX, Start, TimingConfig, cluster_id,
-};
+use nearstate_nf_node::node_config::cluster_id;
 use nearstate_placement::api::{Request, Response, ShardRole, StatusReport};
 use nearstate_placement::{Map, MemberState};
 use nearstate_store::client::Client;
@@ -136,7 +133,11 @@ fn command(directory: &Path, file: &str, config: &str) -> Command {
 
 /// Starts a node and waits until it says that it is ready.
 fn start(directory: &Path, file: &str, config: &str) -> Node {
-    let mut child = command(directory, file, config).stdout(Stdio::piped()).spawn().unwrap();
+    start_by(&mut command(directory, file, config))
+}
+
+fn start_by(command: &mut Command) -> Node {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let mut words = line.split_whitespace();
@@ -262,6 +263,83 @@ fn a_node_that_is_told_to_end_hands_over_first() {
     let said = String::from_utf8(ask(&["status", "--node", &third.listen]).stdout).unwrap();
     let has_row = |start: &str| said.lines().any(|line| line.starts_with(start));
     assert!(!has_row("n1 (id 1)") && has_row("n1 (id 4)"), "{said}");
+}
+
+#[test]
+fn who_has_said_goodbye_is_listed_as_left_and_its_log_ends_in_peace() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let first = start(directory, "n1.toml", &form(directory));
+    let _others = ["n2", "n3"].map(|name| {
+        start(directory, &format!("{name}.toml"), &join(directory, name, &first.listen))
+    });
+    first.settled(3);
+    // A capture without packets: the node is over as soon as it is in.
+    let capture = directory.join("in.pcap");
+    let words = [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1];
+    std::fs::write(&capture, words.map(u32::to_ne_bytes).concat()).unwrap();
+    let shm = format!("kind = \"shm\", path = \"{}/n4.ring\", ring = 64", directory.display());
+    let path = |name: &str| directory.join(name).display().to_string();
+    let (input, inside, outside) = (path("in.pcap"), path("inside.pcap"), path("outside.pcap"));
+    let pcap = format!(
+        "kind = \"pcap\", input = \"{input}\", inside_output = \"{inside}\", \
+         outside_output = \"{outside}\""
+    );
+    let config = join(directory, "n4", &first.listen);
+    assert!(config.contains(&shm), "{config}");
+    let ended = command(directory, "n4.toml", &config.replace(&shm, &pcap)).output().unwrap();
+    let (said, log) = (String::from_utf8(ended.stdout), String::from_utf8(ended.stderr));
+    let (said, log) = (said.unwrap(), log.unwrap());
+    assert!(ended.status.success() && said.contains(&format!("port={input}\n")), "{said}{log}");
+    assert!(log.contains("left the cluster") && !log.contains("WARN"), "{log}");
+    // No group knows it any more, and still it has left, not died.
+    first.map_with(Epoch(0), |map| map.state_of(NodeId(4)) == MemberState::Departed);
+    let status = String::from_utf8(ask(&["status", "--node", &first.listen]).stdout).unwrap();
+    let line = status.lines().find(|line| line.starts_with("n4 (id 4)")).expect("it is shown");
+    assert!(line.contains("  left "), "{status}");
+}
+
+#[test]
+fn the_loss_of_the_majority_is_said_by_log_status_and_door() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let founder = &mut command(directory, "n1.toml", &form(directory));
+    let mut first = start_by(founder.stderr(Stdio::piped()));
+    let log = BufReader::new(first.child.stderr.take().unwrap());
+    let others = ["n2", "n3"].map(|name| {
+        start(directory, &format!("{name}.toml"), &join(directory, name, &first.listen))
+    });
+    first.settled(3);
+    for mut other in others {
+        assert_eq!(other.end_by(Signal::KILL), None);
+    }
+    let said = refusal(directory, &join(directory, "n2", &first.listen));
+    assert!(said.contains("has no majority") && said.contains("only n1 (id 1) answers"), "{said}");
+    let status = ask(&["status", "--node", &first.listen]);
+    assert_eq!(status.status.code(), Some(1));
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("No majority of shard-0"), "{status}");
+    let silent = |name: &str| status.lines().any(|l| l.starts_with(name) && l.contains("silent"));
+    assert!(silent("n2 (id 2)") && silent("n3 (id 3)"), "{status}");
+    let mut lines = log.lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("WARN") && line.contains("nobody leads these shards")));
+    // The other end of its log stays open for as long as it runs.
+    drop(first);
+}
+
+#[test]
+fn a_node_that_still_tries_to_join_ends_with_its_launcher() {
+    let scratch = tempfile::tempdir().unwrap();
+    let config = join(scratch.path(), "n2", "127.0.0.1:1");
+    let launched = config.replace("table-capacity", "end-with-stdin = true\n table-capacity");
+    let mut command = command(scratch.path(), "n2.toml", &launched);
+    command.stdin(Stdio::piped()).stderr(Stdio::piped()).env("NEARSTATE_LOG", "debug");
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(log.any(|line| line.contains("not let in yet")), "it tries");
+    drop(child.stdin.take());
+    let rest: Vec<String> = log.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
 }
 
 #[test]
@@ -410,135 +488,4 @@ fn a_wrong_command_line_is_exit_code_2_and_ranges_are_in_the_help() {
     for range in ["1 to 1000000 ", "1 to 10000000 ", "1 to 9;", "1 to 99 %"] {
         assert!(help.contains(range), "{range:?} is not in {help}");
     }
-}
-
-fn example(name: &str) -> String {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    std::fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap()
-}
-
-#[test]
-fn the_examples_are_configurations() {
-    for (file, name) in [("n1", "n1"), ("n2", "n2"), ("n3", "n3"), ("node", "n1")] {
-        let config = NodeConfig::parse(&example(file)).unwrap();
-        assert_eq!(config.name, name);
-        nearstate_nf_node::Chain::new(&config.chain, 1024).unwrap();
-    }
-}
-
-#[test]
-fn the_annotated_example_shows_the_defaults() {
-    let needed = r#"
-        cluster = "nearstate"
-        name = "n1"
-        listen = "127.0.0.1:7001"
-        directory = "/dev/shm/nearstate"
-        start = { form = { shards = 3 } }
-        port = { kind = "shm", path = "/dev/shm/nearstate/n1.ring" }
-        [chain]
-        functions = ["firewall", "nat"]
-        nat = { addresses = ["198.19.0.0/24"] }
-        firewall = { rules = ["allow out any", "deny in any"] }
-    "#;
-    let mut whole = NodeConfig::parse(&example("node")).unwrap();
-    assert_eq!(whole, NodeConfig::parse(needed).unwrap());
-    // The parts that are comments, because they cannot stand beside the others.
-    let text = example("node").replace("# [chain.load_balancer]", "[chain.load_balancer]");
-    let commented = text.split_once("[chain.load_balancer]").unwrap().1;
-    let keys = |line: &&str| line.contains(" = ") || line.starts_with("# [[");
-    let lines = commented.lines().filter(keys).map(|line| line.trim_start_matches("# "));
-    let balancer: Vec<&str> = lines.collect();
-    let balancer = balancer.join("\n").replace("[[chain.load_balancer.", "[[");
-    let shown = toml::from_str(&balancer).unwrap_or_else(|error| panic!("{error}: {balancer}"));
-    whole.chain.load_balancer = Some(shown);
-    let least = "[[service]]\nprotocol = \"tcp\"\naddress = \"203.0.113.80:443\"\n\
-                 backends = [{ endpoint = \"10.0.1.1:8443\" }, \
-                 { endpoint = \"10.0.1.2:8443\", weight = 2 }]";
-    assert_eq!(whole.chain.load_balancer, Some(toml::from_str(least).unwrap()));
-}
-
-/// All keys that a configuration can have. Without `..`, so that a new one comes in here.
-fn all_keys() -> Vec<String> {
-    fn walk(value: &toml::Value, keys: &mut Vec<String>) {
-        match value {
-            toml::Value::Table(table) => {
-                for (key, value) in table {
-                    keys.push(key.clone());
-                    walk(value, keys);
-                }
-            }
-            toml::Value::Array(values) => values.iter().for_each(|value| walk(value, keys)),
-            _ => {}
-        }
-    }
-    let names = ["firewall", "nat"];
-    let mut chain = ChainConfig::named(&names).unwrap();
-    chain.load_balancer = ChainConfig::named(&["load-balancer"]).unwrap().load_balancer;
-    let starts = [
-        Start::Form { slots: 2, shards: 1, replicas: 1 },
-        Start::Join { seeds: vec!["127.0.0.1:1".parse().unwrap()] },
-    ];
-    let path = || "p".into();
-    let ports = [
-        PortConfig::Shm { path: path(), ring: 2 },
-        PortConfig::Pcap { input: path(), inside_output: path(), outside_output: path() },
-    ];
-    let mut keys = Vec::new();
-    for (start, port) in starts.into_iter().zip(ports) {
-        let config = NodeConfig {
-            cluster: "c".into(),
-            name: "n".into(),
-            listen: "127.0.0.1:1".parse().unwrap(),
-            directory: path(),
-            log_directory: Some(path()),
-            start,
-            durability: Durability::Disk,
-            port,
-            table_capacity: 64,
-            shared_memory_reads: true,
-            end_with_stdin: true,
-            steer_seed: 1,
-            timing: TimingConfig {
-                heartbeat_ms: 1,
-                election_min_ms: 2,
-                election_max_ms: 3,
-                lease_ms: 3,
-                lease_margin_ms: 4,
-            },
-            chain: chain.clone(),
-        };
-        walk(&toml::Value::try_from(&config).unwrap(), &mut keys);
-    }
-    keys
-}
-
-#[test]
-fn the_annotated_example_has_every_key_and_the_true_ranges() {
-    let text = example("node");
-    for key in all_keys() {
-        let is_there = text.lines().map(|line| line.trim_start_matches("# ")).any(|line| {
-            let in_table = line.contains(&format!("{{ {key} = "));
-            let inside = line.contains(&format!(", {key} = "));
-            let header = line.trim_matches(['[', ']']).split('.').any(|part| part == key);
-            line.starts_with(&format!("{key} = ")) || in_table || inside || header
-        });
-        assert!(is_there, "examples/node.toml does not have the key {key}");
-    }
-    for (what, limit) in [
-        ("cells", node_config::CAPACITY_MAX as usize),
-        ("shards", usize::from(SHARDS_MAX)),
-        ("slots", nearstate_placement::steer::SLOTS_MAX as usize),
-        ("characters of a name", node_config::NAME_BYTES_MAX),
-        ("rules", nearstate_nf_node::nf::rules::RULES_MAX),
-        ("addresses", nearstate_store::pool_spec::ADDRESSES_MAX),
-        ("blocks", nearstate_store::pool_spec::BLOCKS_PER_ADDRESS as usize),
-        ("places", nearstate_nf_node::maglev::TABLE_SIZE_MAX as usize),
-    ] {
-        let number = limit.to_string();
-        let mut words = text.split(|c: char| !c.is_ascii_digit());
-        assert!(words.any(|word| word == number), "examples/node.toml says no {number} of {what}");
-    }
-    let help = Command::new(PROGRAM).args(["node", "--help"]).output().unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.contains("shared-memory-reads = true"), "{help}");
 }

@@ -343,7 +343,8 @@ fn main() -> Result<(), Box<dyn Error>> {
          tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks, the three \
          ways of each chunk in turn"
     );
-    let report = Report::begin(Options::parse(std::env::args().skip(1))?, &settings);
+    let options = Options::read("packet_path", std::env::args().skip(1));
+    let report = Report::begin(options, &settings);
     // On tmpfs, as the regions of nodes are.
     let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
     let mut bench = Bench { report, dir };

@@ -20,10 +20,31 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads `--quick`, `--only ROW` and `--json FILE`.
-    pub(crate) fn parse(
-        mut arguments: impl Iterator<Item = String>,
-    ) -> Result<Self, Box<dyn Error>> {
+    /// What is asked of the benchmark of this name. Says what may be asked and ends the process if
+    /// that is what is wanted (code 0), or if it is something else (code 2).
+    pub(crate) fn read(bench: &str, arguments: impl Iterator<Item = String>) -> Self {
+        let usage = format!(
+            "Usage: cargo bench --bench {bench} -- [OPTIONS]\n\n\
+             --quick      shorter runs, wider spread\n\
+             --only NAME  only rows whose names begin so\n\
+             --json FILE  write the rows to a file as well\n\
+             --help       say this"
+        );
+        match Self::parse(arguments) {
+            Ok(Some(options)) => options,
+            Ok(None) => {
+                println!("{usage}");
+                std::process::exit(0)
+            }
+            Err(wrong) => {
+                eprintln!("{wrong}\n\n{usage}");
+                std::process::exit(2)
+            }
+        }
+    }
+
+    /// The options, or nothing if help is asked for.
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut options = Self::default();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -36,13 +57,11 @@ impl Options {
                 }
                 // Given by cargo.
                 "--bench" => {}
-                other => {
-                    let known = "there are --quick, --only, --json";
-                    return Err(format!("unknown option {other}; {known}").into());
-                }
+                "--help" | "-h" => return Ok(None),
+                other => return Err(format!("unknown option {other}")),
             }
         }
-        Ok(options)
+        Ok(Some(options))
     }
 }
 

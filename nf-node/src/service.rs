@@ -19,6 +19,7 @@ mod replicas;
 mod seeds;
 mod system_view;
 mod tracer;
+mod vigil;
 
 use crate::chain::Chain;
 use crate::cluster_access::{ClusterAccess, SlotTable};
@@ -48,6 +49,7 @@ use replicas::{ReplicaView, Replicas};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use system_view::SystemView;
@@ -99,9 +101,14 @@ where
 {
     let nonce = formation::draw_nonce().map_err(NodeError::Random)?;
     let ended = async {
-        let started = Node::start(&config, nonce).await?;
+        let Stop { asked, at_once } = stop;
+        tokio::pin!(asked);
+        let Some(started) = Node::start(&config, nonce, asked.as_mut()).await? else {
+            tracing::info!("told to end before it was in the cluster");
+            return Ok(());
+        };
         on_ready(&started.ready);
-        started.run(stop).await
+        started.run(Stop { asked, at_once }).await
     };
     let ended = ended.await;
     replicas::remove_region_files(&config, nonce);
@@ -133,8 +140,13 @@ impl PipeStop {
 }
 
 impl Node {
-    /// `nonce` is drawn for this process.
-    async fn start(config: &NodeConfig, nonce: u64) -> Result<Self, NodeError> {
+    /// `nonce` is drawn for this process. Nobody if `asked` resolves before the node has an id:
+    /// once it is a member, it is started all the same, to leave in good order.
+    async fn start(
+        config: &NodeConfig,
+        nonce: u64,
+        mut asked: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<Self>, NodeError> {
         make_directory(config)?;
         replicas::remove_orphans(config);
         let past = past::look_back(config).await?;
@@ -142,12 +154,19 @@ impl Node {
         // Built once before the node has an id, so that a wrong chain costs nobody an id.
         drop(Chain::new(&config.chain, early_slots(config))?);
         let port = open_port(config)?;
-        let shape = identity::find_shape(config, &past, listen).await?;
+        let shape = tokio::select! {
+            shape = identity::find_shape(config, &past, listen) => shape?,
+            () = asked.as_mut() => return Ok(None),
+        };
         let chain = Arc::new(Chain::new(&config.chain, shape.slots)?);
         let steering = chain.steering(config.steer_seed);
         let view = SystemView::new(Map::unformed());
         let replicas = Replicas::new(config, nonce, (shape, &chain), &view)?;
-        let mut identity = identity::identify(config, past, (listen, nonce), shape).await?;
+        let mut identity = tokio::select! {
+            biased;
+            found = identity::identify(config, past, (listen, nonce), shape) => found?,
+            () = asked => return Ok(None),
+        };
         let (node, lineage) = (identity.life.node, identity.life.lineage);
         view.publish(Arc::new(identity.map.clone()));
         let answers = Arc::new(Answers {
@@ -183,10 +202,10 @@ impl Node {
         let parts = PipeParts { stages, port, slots: slots.clone(), client, seed: nonce };
         let (pipe, pipe_stop) = start_pipe(config, &store, &replicas.views, parts)?;
         answers.counters.get_or_init(|| pipe.counters().clone());
-        let ready = Ready { node, name: config.name.clone(), listen, ports: port_names(config) };
+        let ready = Ready { node, name: config.name.clone(), listen, ports: port_words(config) };
         let wanted = Wanted { cluster: config.cluster_id(), lineage };
         let home = identity.home;
-        Ok(Self { ready, wanted, store, view, pipe, pipe_stop, slots, home })
+        Ok(Some(Self { ready, wanted, store, view, pipe, pipe_stop, slots, home }))
     }
 
     async fn run<A, O>(self, stop: Stop<A, O>) -> Result<(), NodeError>
@@ -212,6 +231,7 @@ impl Node {
                 shard = follow_groups(&view, &store) => Err(NodeError::ReplicaStopped(shard)),
                 () = feed.run() => Ok(()),
                 () = placement => Ok(()),
+                () = vigil::keep(&store, &view, me) => Ok(()),
             }
         };
         tokio::pin!(serving);
@@ -225,9 +245,10 @@ impl Node {
         // A durable node comes back as the member that it was: it must not be listed as gone, or
         // its memory would be worth nothing, and a cluster that ends as a whole would lose all.
         let leaves = failed.is_none() && home.is_none();
+        let mut handed_over = 0;
         if leaves {
             tokio::select! {
-                () = leaving::hand_over(&store, &view, me) => {}
+                count = leaving::hand_over(&store, &view, me) => handed_over = count,
                 () = stop.at_once => tracing::warn!("told twice to end: nothing is handed over"),
                 _ = &mut serving => {}
             }
@@ -238,7 +259,9 @@ impl Node {
             let _ = pipe.await;
         }
         if leaves {
-            leaving::say_farewell(&store, &view, me).await;
+            leaving::say_farewell(&store, &view, me, handed_over).await;
+        } else if failed.is_none() {
+            tracing::info!(node = %me, "ends, and is expected back as the member that it is");
         }
         view.stop();
         store.shutdown().await;
@@ -262,10 +285,19 @@ fn early_slots(config: &NodeConfig) -> u32 {
     }
 }
 
+/// What others open to send it packets, as the cluster knows it: nothing for a capture.
 fn port_names(config: &NodeConfig) -> Vec<String> {
     match &config.port {
         PortConfig::Shm { path, .. } => vec![path.display().to_string()],
         PortConfig::Pcap { .. } => Vec::new(),
+    }
+}
+
+/// What packets come through, for people and launchers.
+fn port_words(config: &NodeConfig) -> Vec<String> {
+    match &config.port {
+        PortConfig::Pcap { input, .. } => vec![input.display().to_string()],
+        PortConfig::Shm { .. } => port_names(config),
     }
 }
 

@@ -27,8 +27,8 @@ pub struct Found {
     pub entry: Option<Entry>,
     /// The shard that was asked.
     pub shard: ShardId,
-    /// How it was asked.
-    pub access: Access,
+    /// How it was asked; `None` if there is no state that could be: nothing is ever found then.
+    pub access: Option<Access>,
 }
 
 /// A packet as it leaves.
@@ -230,12 +230,14 @@ const fn side_name(side: Side) -> &'static str {
     }
 }
 
-const fn access_name(access: Access) -> &'static str {
+/// Where a key was read. Whose memory the local one is, the line before the steps says.
+const fn access_name(access: Option<Access>) -> &'static str {
     match access {
-        Access::Local => "in this node's memory",
-        Access::RemoteShm => "in the owner's memory, mapped",
-        Access::RemoteTcp => "at the owner, over TCP",
-        Access::RemoteRdma => "in the owner's memory, by RDMA",
+        None => "of which there is none here",
+        Some(Access::Local) => "in that node's memory",
+        Some(Access::RemoteShm) => "in the owner's memory, mapped",
+        Some(Access::RemoteTcp) => "at the owner, over TCP",
+        Some(Access::RemoteRdma) => "in the owner's memory, by RDMA",
     }
 }
 
@@ -398,7 +400,7 @@ mod tests {
         );
         let steering = chain.steering(7);
         let frame = udp(INSIDE, OUTSIDE);
-        let nothing = Found { entry: None, shard: ShardId(1), access: Access::Local };
+        let nothing = Found { entry: None, shard: ShardId(1), access: Some(Access::Local) };
         let mut asked = vec![];
         let now = Time::from_ms(5);
         let records = trace_packet(&chain, &steering, now, (Side::Inside, &frame), &mut |s, k| {
@@ -431,7 +433,7 @@ mod tests {
         let chain = chain("functions = [\"firewall\"]\n[firewall]");
         let steering = chain.steering(7);
         let frame = udp(OUTSIDE, INSIDE);
-        let found = Found { entry: None, shard: ShardId(2), access: Access::RemoteShm };
+        let found = Found { entry: None, shard: ShardId(2), access: Some(Access::RemoteShm) };
         let now = Time::from_ms(5);
         let records =
             trace_packet(&chain, &steering, now, (Side::Outside, &frame), &mut |_, _| Some(found));

@@ -89,6 +89,8 @@ drop_reasons! {
     NoMapping = "no-mapping",
     /// From inside to a NAT address.
     Hairpin = "hairpin",
+    /// From inside, and its source is one of the NAT's own addresses: a forgery or a loop.
+    NatSource = "nat-source",
     /// No port is left for this flow.
     PortsExhausted = "ports-exhausted",
     /// The subscriber has all the ports it may have.

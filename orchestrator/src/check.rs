@@ -4,7 +4,6 @@
 use crate::inventory::{Inventory, ProcessState};
 use crate::plan::{Plan, PlannedNode, SEEDS_MAX, Start, Wanted};
 use crate::policy::Policy;
-use nearstate_placement::MemberState;
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -150,10 +149,7 @@ fn check_stops(
     let is_ready = |name: &str| {
         let mut nodes = seen.nodes.iter();
         nodes.any(|seen| {
-            let given_up = matches!(
-                seen.member,
-                Some(MemberState::Dead | MemberState::Left | MemberState::Retired)
-            );
+            let given_up = seen.member.is_some_and(|state| state.is_gone() || state.is_past());
             seen.name == name && matches!(seen.process, ProcessState::Ready(_)) && !given_up
         })
     };

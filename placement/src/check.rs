@@ -111,8 +111,7 @@ pub fn check_map(map: &Map) -> Vec<Violation> {
 
 fn check_shard(map: &Map, shard: &ShardPlacement, found: &mut Vec<Violation>) {
     let id = shard.shard;
-    let is_member =
-        |node: NodeId| map.members.iter().any(|m| m.id == node && m.state != MemberState::Retired);
+    let is_member = |node: NodeId| map.members.iter().any(|m| m.id == node && !m.state.is_past());
     let mut seen = BTreeSet::new();
     for &replica in &shard.replicas {
         if !seen.insert(replica) {
@@ -129,7 +128,7 @@ fn check_shard(map: &Map, shard: &ShardPlacement, found: &mut Vec<Violation>) {
         found.push(Violation::PreferredNoReplica(id, shard.preferred));
     }
     let dead = |node: &NodeId| {
-        let gone = |m: &Member| matches!(m.state, MemberState::Dead | MemberState::Left);
+        let gone = |m: &Member| m.state.is_gone();
         map.members.iter().any(|m| m.id == *node && gone(m))
     };
     if dead(&shard.preferred) && !seen.iter().all(dead) {
@@ -201,7 +200,7 @@ fn check_shard_step(old: &ShardPlacement, new: &ShardPlacement, found: &mut Vec<
 fn check_member_step(old: &Map, new: &Map, found: &mut Vec<Violation>) {
     for before in &old.members {
         let Some(after) = new.members.iter().find(|member| member.id == before.id) else {
-            if before.state != MemberState::Retired {
+            if !before.state.is_past() {
                 found.push(Violation::MemberVanished(before.id));
             }
             continue;
@@ -216,10 +215,13 @@ fn check_member_step(old: &Map, new: &Map, found: &mut Vec<Violation>) {
             MemberState::Alive | MemberState::Suspected => 0,
             MemberState::Leaving => 1,
             MemberState::Dead | MemberState::Left => 2,
-            MemberState::Retired => 3,
+            MemberState::Retired | MemberState::Departed => 3,
         };
-        let other_end = rank(before.state) == 2 && rank(after.state) == 2;
-        if rank(after.state) < rank(before.state) || other_end && after.state != before.state {
+        // How a life has ended does not change afterwards.
+        let is_rewritten = rank(before.state) >= 2
+            && after.state != before.state
+            && after.state != before.state.retired();
+        if rank(after.state) < rank(before.state) || is_rewritten {
             found.push(Violation::Resurrected(before.id, before.state, after.state));
         }
     }
@@ -326,7 +328,13 @@ mod tests {
             let found = check_step(&old, &new);
             found.contains(&Violation::Resurrected(NodeId(3), from, to))
         };
-        for (from, to) in [(M::Alive, M::Leaving), (M::Leaving, M::Left), (M::Leaving, M::Dead)] {
+        for (from, to) in [
+            (M::Alive, M::Leaving),
+            (M::Leaving, M::Left),
+            (M::Leaving, M::Dead),
+            (M::Left, M::Departed),
+            (M::Dead, M::Retired),
+        ] {
             assert!(!step(from, to), "{from} may become {to}");
         }
         for (from, to) in [
@@ -337,6 +345,10 @@ mod tests {
             (M::Left, M::Dead),
             (M::Dead, M::Left),
             (M::Retired, M::Left),
+            (M::Departed, M::Left),
+            (M::Left, M::Retired),
+            (M::Dead, M::Departed),
+            (M::Retired, M::Departed),
         ] {
             assert!(step(from, to), "{from} may not become {to}");
         }

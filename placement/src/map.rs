@@ -23,12 +23,14 @@ pub enum MemberState {
     Suspected,
     /// Given up, for good: this id never comes back (P6); its successor has another.
     Dead,
-    /// Dead or gone on purpose, and no group knows it any more.
+    /// Dead, and no group knows it any more.
     Retired,
     /// It ends in good order: it still votes and serves, and hands over what it owns.
     Leaving,
     /// It has handed over what it owned and has ended, for good as [`MemberState::Dead`] is.
     Left,
+    /// It has left, and no group knows it any more.
+    Departed,
 }
 
 impl MemberState {
@@ -44,7 +46,22 @@ impl MemberState {
         matches!(self, Self::Dead | Self::Left)
     }
 
-    /// The word for people.
+    /// Whether nothing counts on it any more: it is kept for people to look at.
+    #[must_use]
+    pub const fn is_past(self) -> bool {
+        matches!(self, Self::Retired | Self::Departed)
+    }
+
+    /// What it becomes when no group knows it any more.
+    #[must_use]
+    pub const fn retired(self) -> Self {
+        match self {
+            Self::Left | Self::Departed => Self::Departed,
+            _ => Self::Retired,
+        }
+    }
+
+    /// Its own word for each.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -54,6 +71,7 @@ impl MemberState {
             Self::Retired => "retired",
             Self::Leaving => "leaving",
             Self::Left => "left",
+            Self::Departed => "departed",
         }
     }
 }

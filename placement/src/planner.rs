@@ -12,7 +12,7 @@
 //! 5. `fill-up`: shards with too few replicas get more, on the least loaded nodes;
 //! 6. `level`: when all groups are settled, one replica moves from a node that keeps many to one
 //!    that keeps few;
-//! 7. `retire`: the dead that no group knows any more are retired.
+//! 7. `retire`: the dead that no group knows any more are retired; who has left has departed.
 
 use crate::map::{Map, Member, MemberState, ShardPlacement};
 use core::fmt;
@@ -405,7 +405,7 @@ impl Planner<'_> {
             let member = &self.map.members[at];
             if member.state.is_gone() && !in_use(self, member.id) {
                 let text = format!("{} ({})", member.id, member.name);
-                self.map.members[at].state = MemberState::Retired;
+                self.map.members[at].state = member.state.retired();
                 self.say("retire", text);
             }
         }

@@ -267,7 +267,7 @@ impl SystemMachine {
             return Err(SystemRefusal::NameTaken(id));
         }
         let members = &self.state.map.members;
-        let kept = members.iter().filter(|m| m.state != MemberState::Retired).count();
+        let kept = members.iter().filter(|m| !m.state.is_past()).count();
         if kept + limits::RETIRED_KEPT_MAX >= limits::MEMBERS_MAX {
             return Err(SystemRefusal::TooManyMembers);
         }
@@ -289,10 +289,10 @@ impl SystemMachine {
 
     fn forget_retired(&mut self) {
         let members = &mut self.state.map.members;
-        let retired = members.iter().filter(|m| m.state == MemberState::Retired).count();
+        let retired = members.iter().filter(|m| m.state.is_past()).count();
         let mut excess = retired.saturating_sub(limits::RETIRED_KEPT_MAX);
         members.retain(|member| {
-            let goes = excess > 0 && member.state == MemberState::Retired;
+            let goes = excess > 0 && member.state.is_past();
             excess -= usize::from(goes);
             !goes
         });

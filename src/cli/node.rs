@@ -32,8 +32,10 @@ fn long_help() -> String {
     format!(
         "Ctrl-C, SIGTERM and SIGHUP end a node in good order: it hands over the shards that it \
          owns, which takes up to 4 s, tells the cluster that it leaves, and exits with code 0. A \
-         second signal ends it at once.\n\nEvery key of a configuration \
-         (examples/node.toml):\n\n{EXAMPLE}"
+         second signal ends it at once.\n\n{LOG_VARIABLE} says what is logged to standard error: a \
+         level (error, warn, info, debug, trace), or one a module, as in \
+         `info,nearstate_store=debug`; unless it is set, `{LOG_DEFAULT}`.\n\nEvery key of a \
+         configuration (examples/node.toml):\n\n{EXAMPLE}"
     )
 }
 
@@ -94,7 +96,7 @@ pub(super) fn run(args: &NodeArgs) -> Ended {
     let runtime = nearstate_store::driver::runtime()?;
     let is_launched = config.end_with_stdin;
     runtime.block_on(async {
-        // Before the node is ready: from then on a signal is to end it in good order.
+        // Before anything else, so that a node which is only trying to join ends as well.
         let signals = Signals::install()?;
         let (told, asked) = watch::channel(0_u32);
         let mut at_once = asked.clone();
@@ -128,6 +130,8 @@ fn begin_log() -> Result<(), NodeError> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // Nobody reading the log any more is no reason to fail.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -4,9 +4,11 @@ use super::Ended;
 use super::status_table::{as_tables, screen_width};
 use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
 use clap::Args;
-use nearstate_placement::api::{MemberAge, Request, Response, ShardStatus, StatusReport};
+use nearstate_placement::api::{
+    MemberAge, Request, Response, ShardRole, ShardStatus, StatusReport,
+};
 use nearstate_placement::{Map, Member, MemberState};
-use nearstate_store::Epoch;
+use nearstate_store::{Epoch, NodeId, ShardId};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -17,8 +19,9 @@ pub(super) const GONE_SHOWN_MS: u64 = 600_000;
 /// The options of `nearstate status`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit code 0 if every member that is not gone answers, else 1. Members that \
-    are dead, left or retired are shown until a node of their name joins, or for 10 min."
+    after_help = "Exit code 0 if every member that is not gone answers, else 1. Of a name only \
+    the newest life is shown, and for 10 min if it is gone: `left` has ended in good order, \
+    `dead` was given up, `retired` was given up and no shard counts on it any more."
 )]
 pub(super) struct StatusArgs {
     /// Where one node listens; the others are found through it
@@ -26,7 +29,10 @@ pub(super) struct StatusArgs {
     node: NodeAddress,
     #[command(flatten)]
     cluster: ClusterName,
-    /// Print JSON instead of tables
+    /// Show all lives that the cluster remembers, not only the newest of each name
+    #[arg(long)]
+    all: bool,
+    /// Print JSON instead of tables, with all lives
     #[arg(long)]
     json: bool,
 }
@@ -46,6 +52,42 @@ pub(super) struct Seen {
     pub(super) members: Vec<Answered>,
 }
 
+impl Seen {
+    /// The owner of a shard and what it says of it.
+    pub(super) fn owned(&self, shard: ShardId) -> Option<(NodeId, &ShardStatus)> {
+        self.reports().find_map(|(node, report)| {
+            let mut shards = report.shards.iter();
+            let status = shards.find(|s| s.shard == shard && s.role == ShardRole::Owner)?;
+            Some((node, status))
+        })
+    }
+
+    /// Shards of whose voters no majority answers.
+    pub(super) fn without_majority(&self) -> Vec<ShardId> {
+        let is_lost = |shard: &ShardId| {
+            let voters = self.voters(*shard);
+            let answers = self.reports().filter(|(node, _)| voters.contains(node)).count();
+            self.owned(*shard).is_none() && answers * 2 <= voters.len()
+        };
+        self.map.shards.iter().map(|placement| placement.shard).filter(is_lost).collect()
+    }
+
+    /// Who votes, as the latest term says that somebody tells of; else as the map wants it.
+    fn voters(&self, shard: ShardId) -> Vec<NodeId> {
+        let told = self.reports().flat_map(|(_, report)| &report.shards);
+        let told = told.filter(|status| status.shard == shard && !status.voters.is_empty());
+        match told.max_by_key(|status| status.term) {
+            Some(status) => status.voters.clone(),
+            None => self.map.shard(shard).map(|s| s.replicas.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn reports(&self) -> impl Iterator<Item = (NodeId, &StatusReport)> {
+        let answered = self.members.iter();
+        answered.filter_map(|seen| Some((seen.member.id, seen.answer.as_ref()?.as_ref().ok()?)))
+    }
+}
+
 /// Runs it.
 pub(super) fn run(args: &StatusArgs) -> Ended {
     let request = Request::GetMap { newer_than: Epoch(0), wait_ms: 0 };
@@ -53,7 +95,10 @@ pub(super) fn run(args: &StatusArgs) -> Ended {
         (_, Response::Map(map)) => map,
         (address, other) => return Err(AskError::unexpected(address, &other).into()),
     };
-    let seen = look(map, |address| status_of(&args.cluster, address));
+    let mut seen = look(map, |address| status_of(&args.cluster, address));
+    if !args.all && !args.json {
+        seen.members.retain(|member| is_shown(&seen.map, member));
+    }
     if args.json {
         println!("{:#}", as_json(&seen));
     } else {
@@ -84,8 +129,16 @@ fn look(map: Map, ask: impl Fn(SocketAddr) -> Result<StatusReport, String>) -> S
         let state_for = state_for(member, &ages);
         Answered { member: member.clone(), state_for, answer }
     });
-    let members = members.filter(|seen| is_shown(&map, seen)).collect();
+    let members = members.collect();
     Seen { map, members }
+}
+
+/// The word for a member's state. Whether groups still count on one that has left is no matter.
+pub(super) const fn state_word(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Departed => MemberState::Left.name(),
+        other => other.name(),
+    }
 }
 
 /// Who has watched longest knows best.
@@ -94,15 +147,23 @@ fn state_for(member: &Member, ages: &[MemberAge]) -> Option<(u64, bool)> {
     ages.iter().filter(of).map(|age| (age.for_ms, age.is_exact)).max()
 }
 
+/// Whether people want to see it: it may live, or it is the last of its name and not long gone.
 fn is_shown(map: &Map, seen: &Answered) -> bool {
-    let is_replaced = || map.live_member_named(&seen.member.name).is_some();
+    let Member { id, name, state, .. } = &seen.member;
+    let is_replaced = || map.members.iter().any(|other| other.name == *name && other.id > *id);
     let is_recent = || seen.state_for.is_none_or(|(for_ms, _)| for_ms < GONE_SHOWN_MS);
-    seen.member.state.is_live() || (!is_replaced() && is_recent())
+    state.is_live() || (!is_replaced() && is_recent())
 }
 
 fn as_json(seen: &Seen) -> serde_json::Value {
     let nodes: Vec<_> = seen.members.iter().map(member_json).collect();
-    json!({ "epoch": seen.map.epoch.0, "slots": seen.map.slots, "nodes": nodes })
+    let without_majority: Vec<u16> = seen.without_majority().iter().map(|id| id.0).collect();
+    json!({
+        "epoch": seen.map.epoch.0,
+        "slots": seen.map.slots,
+        "shards_without_majority": without_majority,
+        "nodes": nodes,
+    })
 }
 
 fn member_json(seen: &Answered) -> serde_json::Value {
@@ -110,7 +171,7 @@ fn member_json(seen: &Answered) -> serde_json::Value {
     let mut node = json!({
         "id": member.id.0,
         "name": member.name,
-        "state": member.state.name(),
+        "state": state_word(member.state),
         "state_for_ms": seen.state_for.map(|(for_ms, _)| for_ms),
         "state_for_is_exact": seen.state_for.map(|(_, is_exact)| is_exact),
         "gone": !matches!(
@@ -151,9 +212,8 @@ fn shard_json(seen: &ShardStatus) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nearstate_placement::api::ShardRole;
     use nearstate_placement::map::ShardPlacement;
-    use nearstate_store::{LogIndex, NodeId, ShardId, Term};
+    use nearstate_store::{LogIndex, Term};
 
     fn map(states: &[(&str, MemberState)]) -> Map {
         let member = |(at, (name, state)): (usize, &(&str, MemberState))| Member {
@@ -217,14 +277,8 @@ mod tests {
 
     fn looked() -> Seen {
         use MemberState::{Alive, Dead, Left, Retired, Suspected};
-        let map = map(&[
-            ("n1", Alive),
-            ("n2", Suspected),
-            ("n3", Left),
-            ("n4", Dead),
-            ("n5", Retired),
-            ("n1", Retired),
-        ]);
+        let map =
+            map(&[("n1", Alive), ("n2", Suspected), ("n3", Left), ("n4", Dead), ("n5", Retired)]);
         look(map, |address| match address.port() {
             4001 => Ok(report()),
             4002 => Err("gone away".into()),
@@ -232,9 +286,59 @@ mod tests {
         })
     }
 
+    fn shown() -> Seen {
+        let mut seen = looked();
+        seen.members.retain(|member| is_shown(&seen.map, member));
+        seen
+    }
+
+    #[test]
+    fn of_a_name_only_the_newest_life_is_shown() {
+        use MemberState::{Alive, Dead, Departed, Left, Retired};
+        let states = [("n1", Alive), ("n2", Retired), ("n2", Dead), ("n2", Departed), ("n3", Left)];
+        let mut seen = look(map(&states), |_| Ok(report()));
+        assert_eq!(seen.members.len(), states.len(), "all are known");
+        seen.members.retain(|member| is_shown(&seen.map, member));
+        let ids: Vec<u64> = seen.members.iter().map(|seen| seen.member.id.0).collect();
+        assert_eq!(ids, [1, 4, 5]);
+        let text = as_tables(&seen, 100);
+        let line = text.lines().find(|line| line.starts_with("n2 (id 4)")).unwrap();
+        assert!(line.contains("  left"), "it has said goodbye: {text}");
+    }
+
+    #[test]
+    fn the_loss_of_a_majority_is_said_in_words() {
+        let states = ["n1", "n2", "n3"].map(|name| (name, MemberState::Alive));
+        let answers = |answering: &[u16], role| {
+            let mut map = map(&states);
+            for shard in &mut map.shards {
+                shard.replicas = [1, 2, 3].map(NodeId).to_vec();
+            }
+            let mut told = report();
+            told.shards[0].role = role;
+            told.shards[0].voters = [1, 2, 3].map(NodeId).to_vec();
+            let seen = look(map, |address| match address.port() - 4000 {
+                port if answering.contains(&port) => Ok(told.clone()),
+                _ => Err("no node answers".into()),
+            });
+            let text = as_tables(&seen, 100);
+            (seen.without_majority().len(), text)
+        };
+        let (lost, text) = answers(&[1], ShardRole::Follower);
+        assert_eq!(lost, 3);
+        assert!(text.contains("No majority of shard-0, shard-1, shard-2 answers:"), "{text}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("member states are the last known"), "{text}");
+        let silent = text.lines().find(|line| line.starts_with("n2 (id 2)")).unwrap();
+        assert!(silent.contains("alive, silent"), "{text}");
+        let (lost, text) = answers(&[1, 3], ShardRole::Follower);
+        assert_eq!(lost, 0, "{text}");
+        assert!(!text.contains("No majority"), "{text}");
+    }
+
     #[test]
     fn the_tables_say_who_owns_what_who_is_silent_and_who_is_gone() {
-        let text = as_tables(&looked(), 100);
+        let text = as_tables(&shown(), 100);
         let cells = |start: &str| -> Vec<String> {
             let line = text.lines().find(|line| line.starts_with(start)).expect("a line");
             line.split("  ").map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
@@ -245,9 +349,7 @@ mod tests {
         assert!(text.contains("\n    gone away\n"), "{text}");
         assert_eq!(cells("n3 (id 3)"), ["n3 (id 3)", "left 12 s ago", "127.0.0.1:4003"]);
         assert_eq!(cells("n4 (id 4)")[1], "dead over 2 min ago");
-        for gone in ["n5", "id 6"] {
-            assert!(!text.contains(gone), "its time is over or it is replaced: {text}");
-        }
+        assert!(!text.contains("n5"), "its time is over: {text}");
         assert!(text.contains("until a node of their name joins, or for 10 min"), "{text}");
         let voters = "n1 (id 1), n2 (id 2)";
         let shard = ["shard-1", "3", "n1 (id 1)", "7", voters, "5,500", "9 of 65,536"];
@@ -259,7 +361,7 @@ mod tests {
 
     #[test]
     fn lines_fit_the_screen_and_no_access_is_no_share() {
-        let mut seen = looked();
+        let mut seen = shown();
         for width in [60, 80, 100] {
             let text = as_tables(&seen, width);
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
@@ -272,10 +374,11 @@ mod tests {
     }
 
     #[test]
-    fn the_json_has_every_member_that_is_shown() {
+    fn the_json_has_every_member() {
         let json = as_json(&looked());
         let nodes = json["nodes"].as_array().unwrap();
-        assert_eq!(nodes.len(), 4);
+        assert_eq!(nodes.len(), 5);
+        assert_eq!(json["shards_without_majority"], json!([0, 2]));
         assert_eq!(nodes[0]["counters"]["packets_in"], 12_345);
         assert_eq!(nodes[0]["shards"][0]["role"], "owner");
         assert_eq!(nodes[1]["error"], "gone away");

@@ -1,9 +1,9 @@
 //! What `nearstate status` says, as tables for people.
 
-use super::status::{Answered, Seen};
+use super::status::{Answered, Seen, state_word};
 use super::text_table::{Align, TextTable, grouped, percent, span, wrapped};
-use nearstate_placement::Map;
-use nearstate_placement::api::{ShardRole, ShardStatus, StatusReport};
+use nearstate_placement::api::{ShardStatus, StatusReport};
+use nearstate_placement::{Map, MemberState};
 use nearstate_store::{NodeId, ShardId};
 use std::fmt::Write as _;
 
@@ -36,16 +36,37 @@ pub(super) fn as_tables(seen: &Seen, width: usize) -> String {
     );
     let _ = writeln!(text, "{}\n", wrapped(&head, width).join("\n"));
     text.push_str(&members_table(members).render(width));
+    for line in silence(seen).iter().flat_map(|words| wrapped(words, width)) {
+        let _ = writeln!(text, "{line}");
+    }
     if members.iter().any(|member| member.answer.is_none()) {
         let kept = format!(
-            "Members that are gone stand here until a node of their name joins, or for {}.",
+            "Members that are gone stand here until a node of their name joins, or for {}; \
+             --all shows all that are remembered.",
             span(super::status::GONE_SHOWN_MS)
         );
         let _ = writeln!(text, "{}", wrapped(&kept, width).join("\n"));
     }
     text.push('\n');
-    text.push_str(&shards_table(map, members).render(width));
+    text.push_str(&shards_table(seen).render(width));
     text
+}
+
+/// What it means that shards have no majority, if some have none.
+fn silence(seen: &Seen) -> Option<String> {
+    let lost = seen.without_majority();
+    let names = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let meaning = match lost.first()? {
+        &ShardId::SYSTEM => {
+            "member states are the last known ones, and nobody is let in, given up or replaced"
+        }
+        _ => "packets that change state there are dropped after a while",
+    };
+    Some(format!(
+        "No majority of {names} answers: {meaning}. Start the silent nodes again; with durability \
+         \"disk\" they come back with their memory, with \"memory\" it is gone: end all nodes \
+         then, remove their marks, and form the cluster anew."
+    ))
 }
 
 fn members_table(members: &[Answered]) -> TextTable {
@@ -78,7 +99,10 @@ fn members_table(members: &[Answered]) -> TextTable {
 }
 
 fn state_words(seen: &Answered) -> String {
-    let state = seen.member.state;
+    let state = state_word(seen.member.state);
+    if seen.member.state == MemberState::Alive && matches!(seen.answer, Some(Err(_))) {
+        return format!("{state}, silent");
+    }
     let Some((for_ms, is_exact)) = seen.state_for.filter(|_| seen.answer.is_none()) else {
         return state.to_string();
     };
@@ -90,7 +114,8 @@ fn counter(report: &StatusReport, name: &str) -> u64 {
     report.counters.iter().find(|(counter, _)| counter == name).map_or(0, |(_, count)| *count)
 }
 
-fn shards_table(map: &Map, members: &[Answered]) -> TextTable {
+fn shards_table(seen: &Seen) -> TextTable {
+    let map = &seen.map;
     let mut table = TextTable::new(&[
         ("shard", Align::Left),
         ("slots", Align::Right),
@@ -106,7 +131,7 @@ fn shards_table(map: &Map, members: &[Answered]) -> TextTable {
         let slots = if shard == ShardId::SYSTEM { "system".to_owned() } else { slots.to_string() };
         let mut cells = vec![shard.to_string(), slots];
         let mut note = None;
-        match owned(shard, members) {
+        match seen.owned(shard) {
             Some((owner, seen)) => {
                 let voters = nodes(map, &seen.voters);
                 cells.extend([map.label(owner), seen.term.0.to_string(), voters]);
@@ -121,15 +146,6 @@ fn shards_table(map: &Map, members: &[Answered]) -> TextTable {
         table.row(cells, note);
     }
     table
-}
-
-/// The owner of a shard and what it says of it.
-fn owned(shard: ShardId, members: &[Answered]) -> Option<(NodeId, &ShardStatus)> {
-    members.iter().find_map(|seen| {
-        let mut shards = seen.answer.as_ref()?.as_ref().ok()?.shards.iter();
-        let status = shards.find(|s| s.shard == shard && s.role == ShardRole::Owner)?;
-        Some((seen.member.id, status))
-    })
 }
 
 fn table_words(seen: &ShardStatus) -> String {

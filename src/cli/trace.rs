@@ -11,7 +11,6 @@ use crate::demo::capture::load_one;
 use crate::demo::script::{DEMO_TENANT, FRAME_BYTES_MAX};
 use clap::{Args, ValueEnum, ValueHint};
 use nearstate_nf_node::chain::Chain;
-use nearstate_nf_node::state_access::Access;
 use nearstate_nf_node::trace::{Found, TraceRecord, trace_packet};
 use nearstate_placement::Side;
 use nearstate_placement::api::{Request, Response};
@@ -107,7 +106,7 @@ fn trace_at(
 
 fn trace_here(chain: &ChainList, side: Side, frame: &[u8]) -> Result<Vec<String>, DemoError> {
     let chain = Chain::new(&chain.0, SLOTS)?;
-    let nothing = Found { entry: None, shard: ShardId(1), access: Access::Local };
+    let nothing = Found { entry: None, shard: ShardId(1), access: None };
     let records =
         trace_packet(&chain, &chain.steering(0), Time(0), (side, frame), &mut |_, _| Some(nothing));
     let mut lines = Vec::new();
@@ -157,6 +156,7 @@ mod tests {
         let out = PacketBuilder::tcp(host, server).flags(SYN).build();
         let told = trace_here(&names, Side::Inside, &out).unwrap().join("\n");
         assert!(told.contains("commit") && told.contains("leaves    then"), "{told}");
+        assert!(told.contains("of which there is none here") && !told.contains("memory"), "{told}");
         let strange = PacketBuilder::tcp(server, Endpoint::v4([198, 19, 0, 1], 2000)).build();
         let told = trace_here(&names, Side::Outside, &strange).unwrap().join("\n");
         assert!(told.contains("drop"), "{told}");

@@ -44,7 +44,7 @@ impl Roster {
 
     /// A dead node has a successor.
     pub(crate) fn handle_replaced(&mut self, old: NodeId, new: NodeId) {
-        let new = self.index(new).map(|index| format!("{} ({new})", self.seen[index].name));
+        let new = self.index(new).map(|index| format!("{} (id {})", self.seen[index].name, new.0));
         if let Some(kill) = self.kills.iter_mut().find(|kill| kill.id == old.0) {
             kill.replaced_by = new;
         }
@@ -173,7 +173,7 @@ mod tests {
         roster.handle_replaced(NodeId(1), NodeId(4));
         assert!(roster.is_whole_again());
         let kill = &roster.kill_reports()[0];
-        assert_eq!((kill.inside, kill.replaced_by.as_deref()), (4, Some("n1 (node-4)")));
+        assert_eq!((kill.inside, kill.replaced_by.as_deref()), (4, Some("n1 (id 4)")));
         let owned = [("n2", 0), ("n3", 1), ("n1", 0)].map(|(name, n)| (name.to_owned(), n));
         assert_eq!(roster.owned(), owned);
         assert_eq!(roster.handle_died(NodeId(9)), None);

@@ -469,6 +469,11 @@ impl Store {
         self.shards.get(&shard).ok_or(ChangeError::NoSuchShard(shard))
     }
 
+    /// For a node that is about to say that it leaves: that others refuse it then is no fault.
+    pub fn expect_refusals(&self) {
+        self.transport.expect_refusals();
+    }
+
     /// Ends all groups, connections and tasks.
     pub async fn shutdown(&self) {
         self.transport.stop();

@@ -38,8 +38,7 @@ pub enum Refused {
     /// It belongs to another cluster of the same name.
     #[error(
         "it belongs to another cluster of the same name, formed at another time (this is lineage \
-         {0:016x}): two were formed, or one anew; give one another name, or stop its nodes and let \
-         them join the other"
+         {0:016x}): two were formed, or one anew"
     )]
     Lineage(u64),
     /// Another node lives at this address.

@@ -168,6 +168,8 @@ pub(crate) struct Transport {
     strangers: AtomicUsize,
     clients: AtomicUsize,
     stopping: watch::Sender<bool>,
+    /// Whether others may have been told that this node leaves.
+    leaving: AtomicBool,
     /// Counts connections that began and ended.
     links: watch::Sender<u64>,
 }
@@ -182,6 +184,7 @@ impl Transport {
             strangers: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
             stopping: watch::Sender::new(false),
+            leaving: AtomicBool::new(false),
             links: watch::Sender::new(0),
         })
     }
@@ -207,6 +210,11 @@ impl Transport {
 
     pub(crate) fn refusals(&self) -> &RefusalCounts {
         &self.refusals
+    }
+
+    /// This node tells the others that it leaves: that they refuse it from then on is no news.
+    pub(crate) fn expect_refusals(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Ends all connections and tasks.
@@ -338,7 +346,12 @@ impl Transport {
         match self.admit(&hello) {
             Err(reason) => {
                 self.refusals.count(reason);
-                tracing::warn!(from = hello.from, %reason, "refused a connection");
+                if reason == Refused::Retired {
+                    // Who has left or was given up may not know yet that everybody knows.
+                    tracing::info!(from = hello.from, %reason, "refused a connection");
+                } else {
+                    tracing::warn!(from = hello.from, %reason, "refused a connection");
+                }
                 let _ = send_welcome(&mut stream, &Welcome::Refused(reason)).await;
             }
             Ok(peer) => {
@@ -440,7 +453,11 @@ impl Transport {
                 match error {
                     GreetError::Refused(reason) => {
                         self.refusals.count(reason);
-                        tracing::warn!(node = %peer.id, %reason, "this node was refused");
+                        if reason == Refused::Retired && self.leaving.load(Ordering::Relaxed) {
+                            tracing::debug!(node = %peer.id, "refused, as one that has left");
+                        } else {
+                            tracing::warn!(node = %peer.id, %reason, "this node was refused");
+                        }
                     }
                     GreetError::Frame(ref error) => self.note_frame_error(error),
                     GreetError::Io(_) => {}

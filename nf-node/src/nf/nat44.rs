@@ -155,7 +155,7 @@ impl Nat44 {
         match packet.side {
             Side::Inside if self.in_pool(destination) => Way::Refused(DropReason::Hairpin),
             // An inside host that uses an address of ours is a forgery or a loop.
-            Side::Inside if self.in_pool(source) => Way::Refused(DropReason::MartianAddress),
+            Side::Inside if self.in_pool(source) => Way::Refused(DropReason::NatSource),
             Side::Inside => Way::Out,
             Side::Outside if !self.in_pool(destination) => Way::Pass,
             // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a query

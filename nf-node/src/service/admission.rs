@@ -6,6 +6,7 @@
 //! only until the death is noticed. Neither puts anything into the system shard's log.
 
 use super::answers::{Answers, refused};
+use super::vigil;
 use nearstate_placement::api::{Request, Response};
 use nearstate_placement::system::{SystemCommand, SystemRefusal, SystemReply};
 use nearstate_placement::{Member, MemberState};
@@ -21,6 +22,11 @@ impl Answers {
     /// Answers [`Request::Join`].
     pub(super) async fn admit(&self, name: &str, join: SystemCommand) -> Response {
         let map = self.view.map();
+        // Without a majority nobody is let in or found to be dead: whoever asks should know that.
+        let lost = self.store.get().and_then(|store| vigil::no_majority(store, &map, self.node));
+        if let Some(why) = lost {
+            return refused(why, true);
+        }
         let holder = map.live_member_named(name).cloned();
         if let Some(holder) = holder.filter(|holder| !is_retry(&join, holder)) {
             if self.lives(&holder).await {

@@ -93,6 +93,19 @@ pub enum NodeError {
          that {} speaks of; name seeds of that one, or remove the file if it is gone", .0.display()
     )]
     OtherLineage(PathBuf),
+    /// A seed is of another cluster of the same name, and none of its own answers.
+    #[error(
+        "no seed answers that belongs to the cluster which {} says this node was in: {told}. If \
+         that cluster is gone, remove the file and start this node again: it then joins the one \
+         that is there. If it lives, name members of it in `start.join.seeds`",
+        mark.display()
+    )]
+    OwnLineageSilent {
+        /// The file that says which cluster the node was in.
+        mark: PathBuf,
+        /// What the seeds said.
+        told: String,
+    },
     /// A member says that it will not be let in.
     #[error("not let into the cluster: {0}")]
     NotLetIn(String),

@@ -25,10 +25,11 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const LOOK_AGAIN_MS: u64 = 20;
 
 /// Resolves when this node owns nothing any more, when nobody could take over what it leads, or
-/// when the time is over.
-pub(super) async fn hand_over(store: &Store, view: &SystemView, me: NodeId) {
-    if waits_for(store, &view.map(), me).is_empty() {
-        return;
+/// when the time is over. Gives how many shards others have taken over.
+pub(super) async fn hand_over(store: &Store, view: &SystemView, me: NodeId) -> usize {
+    let before = waits_for(store, &view.map(), me);
+    if before.is_empty() {
+        return 0;
     }
     let all = async {
         let leaving = SystemCommand::SetMember { id: me, state: MemberState::Leaving };
@@ -45,20 +46,24 @@ pub(super) async fn hand_over(store: &Store, view: &SystemView, me: NodeId) {
     if !in_time {
         tracing::warn!(?kept, "not everything was handed over in time");
     }
+    before.iter().filter(|shard| !kept.contains(shard)).count()
 }
 
 /// Tells the system shard that this node is no more, so that nobody has to find out by its silence.
-/// Its packets have been served: it takes none any more.
-pub(super) async fn say_farewell(store: &Store, view: &SystemView, me: NodeId) {
+/// Its packets have been served: it takes none any more. `handed_over` shards have other owners.
+pub(super) async fn say_farewell(store: &Store, view: &SystemView, me: NodeId, handed_over: usize) {
     let map = view.map();
     if !map.is_formed() || !map.state_of(me).is_live() || !has_company(store, &map, me) {
+        tracing::info!(node = %me, "ends; no other node runs that it could hand over to");
         return;
     }
+    store.expect_refusals();
     let left = SystemCommand::SetMember { id: me, state: MemberState::Left };
     // The others end their connections to this node as soon as they know, so the answer may be
     // lost: what counts is that it was said.
     let told = store.propose_within(ShardId::SYSTEM, left.encode(), FAREWELL).await;
     tracing::debug!(?told, "said farewell");
+    tracing::info!(node = %me, shards = handed_over, "handed over what it owned, left the cluster");
 }
 
 fn led(store: &Store) -> impl Iterator<Item = ShardId> + '_ {
@@ -79,6 +84,8 @@ fn waits_for(store: &Store, map: &Map, me: NodeId) -> Vec<ShardId> {
     let mut shards: Vec<ShardId> = led(store).collect();
     let owned = map.shards.iter().filter(|s| s.owner.is_some_and(|(owner, _)| owner == me));
     shards.extend(owned.map(|placement| placement.shard));
+    shards.sort_unstable();
+    shards.dedup();
     shards.retain(taken);
     shards
 }

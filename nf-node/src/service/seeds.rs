@@ -2,8 +2,9 @@
 //! let in, one after the other and again.
 //!
 //! Ends early when no further try can help: a member says never, or nobody there is of this
-//! cluster. The edge: connects, and waits between two rounds. It takes nothing from a seed but the
-//! answer to its question.
+//! cluster. When one is of another cluster of the name and the others are silent for as long as is
+//! waited, the node's own mark is what keeps it out, and it says so. The edge: connects, and waits
+//! between two rounds. It takes nothing from a seed but the answer to its question.
 #![expect(clippy::disallowed_methods, reason = "the edge: waits between two tries to join")]
 
 use super::NodeError;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long a node tries to be let in.
-pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
+const JOIN_PATIENCE_MS: u64 = 10_000;
 /// How long one seed may take to answer.
 const SEED_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a seed waits for the first map of a cluster that is just being formed.
@@ -51,10 +52,42 @@ enum Said<T> {
     Never(NodeError),
     /// Another try may help.
     NotYet(String),
+    /// Nobody there, or no answer in time.
+    Silent(String),
     /// This seed never will: it is of another cluster, or no node at all.
     NotThisOne(String),
     /// This seed belongs to another cluster of the same name.
     OtherLineage(String),
+}
+
+/// What the seeds of one round were.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    asked: u32,
+    /// Of another cluster of this name.
+    elsewhere: u32,
+    /// Of this cluster, as far as they can tell, and perhaps of use later.
+    of_ours: u32,
+    /// Not to be reached; they may be of this cluster.
+    silent: u32,
+}
+
+impl Round {
+    fn count<T>(&mut self, said: &Said<T>) {
+        self.asked += 1;
+        self.elsewhere += u32::from(matches!(said, Said::OtherLineage(_)));
+        self.of_ours += u32::from(matches!(said, Said::NotYet(_)));
+        self.silent += u32::from(matches!(said, Said::Silent(_)));
+    }
+
+    /// Whether no seed would say otherwise later.
+    const fn is_hopeless(self) -> bool {
+        self.of_ours == 0 && self.silent == 0
+    }
+
+    const fn are_all_elsewhere(self) -> bool {
+        self.elsewhere == self.asked
+    }
 }
 
 /// See the module's text.
@@ -63,6 +96,8 @@ pub(super) struct Seeds {
     addresses: Vec<SocketAddr>,
     /// The file that says which cluster the node belonged to. It joins no other of that name.
     mark: Option<PathBuf>,
+    /// How long it tries.
+    pub(super) patience_ms: u64,
 }
 
 impl Seeds {
@@ -83,7 +118,7 @@ impl Seeds {
         }
         let (lineage, mark) = origin.lineage()?.unzip();
         let wanted = Wanted { cluster, lineage: lineage.unwrap_or(0) };
-        Ok(Self { wanted, addresses, mark })
+        Ok(Self { wanted, addresses, mark, patience_ms: JOIN_PATIENCE_MS })
     }
 
     /// The map of their cluster.
@@ -117,34 +152,39 @@ impl Seeds {
         judge: impl Fn(Response) -> Said<T>,
     ) -> Result<T, NodeError> {
         let request = request.encode();
-        let give_up = boot_now().plus_ms(JOIN_PATIENCE_MS);
+        let give_up = boot_now().plus_ms(self.patience_ms);
         let mut pause = PAUSE_MIN;
         loop {
             let mut told = Vec::new();
-            let (mut is_hopeless, mut are_strangers) = (true, true);
+            let mut round = Round::default();
             for seed in &self.addresses {
                 let said = self.ask(*seed, &request, &judge).await;
-                are_strangers &= matches!(said, Said::OtherLineage(_));
+                round.count(&said);
                 match said {
                     Said::Yes(what) => return Ok(what),
                     Said::Never(error) => return Err(error),
                     Said::NotThisOne(why) | Said::OtherLineage(why) => told.push(why),
-                    Said::NotYet(why) => {
-                        is_hopeless = false;
-                        told.push(format!("{seed}: {why}"));
-                    }
+                    Said::NotYet(why) | Said::Silent(why) => told.push(format!("{seed}: {why}")),
                 }
             }
-            if let Some(mark) = self.mark.as_ref().filter(|_| are_strangers) {
-                return Err(NodeError::OtherLineage(mark.clone()));
-            }
             let told = told.join("; ");
-            if is_hopeless || boot_now() >= give_up {
-                return Err(NodeError::NoSeed(told));
+            if round.is_hopeless() || boot_now() >= give_up {
+                return Err(self.why_not(round, told));
             }
             tracing::debug!(told, "not let in yet");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Why the node gives up after a round.
+    fn why_not(&self, round: Round, told: String) -> NodeError {
+        match &self.mark {
+            Some(mark) if round.are_all_elsewhere() => NodeError::OtherLineage(mark.clone()),
+            Some(mark) if round.elsewhere > 0 && round.of_ours == 0 => {
+                NodeError::OwnLineageSilent { mark: mark.clone(), told }
+            }
+            _ => NodeError::NoSeed(told),
         }
     }
 
@@ -160,12 +200,12 @@ impl Seeds {
                 return Said::OtherLineage(error.to_string());
             }
             Err(error) if error.is_stranger() => return Said::NotThisOne(error.to_string()),
-            Err(error) => return Said::NotYet(error.to_string()),
+            Err(error) => return Said::Silent(error.to_string()),
         };
         let answer = client.call(request.to_vec(), SEED_TIMEOUT).await.map_err(|e| e.to_string());
         match answer.and_then(|bytes| Response::decode(&bytes).map_err(|e| e.to_string())) {
             Ok(response) => judge(response),
-            Err(why) => Said::NotYet(why),
+            Err(why) => Said::Silent(why),
         }
     }
 }

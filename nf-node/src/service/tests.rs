@@ -346,6 +346,14 @@ async fn a_node_joins_no_other_cluster_of_the_same_name() {
     let asker = Seeds::new(cluster, &origin, &seeds, own).unwrap();
     let refused = soon("a refusal", asker.join(newcomer())).await.map(|_| ());
     assert!(matches!(refused, Err(NodeError::OtherLineage(_))), "{refused:?}");
+    // That nobody else answers does not hide what keeps it out.
+    let silent = SocketAddr::from(([127, 0, 0, 1], 1));
+    let mut asker = Seeds::new(cluster, &origin, &[seeds[0], silent], own).unwrap();
+    asker.patience_ms = 100;
+    let said = soon("a refusal", asker.join(newcomer())).await.map(|_| ()).unwrap_err();
+    assert!(matches!(said, NodeError::OwnLineageSilent { .. }), "{said:?}");
+    let said = said.to_string();
+    assert!(said.contains("test.n2.joined") && said.contains("remove the file"), "{said}");
     // At a seed of its own cluster it is asked for its settings, which the test does not have.
     seeds.push(first.ready.listen);
     let asker = Seeds::new(cluster, &origin, &seeds, own).unwrap();

@@ -62,7 +62,7 @@ impl Answers {
         let mut read = |slot, key: &_| {
             let shard = map.shard_of(slot)?;
             let view = self.replicas.get(usize::from(shard.0))?.as_ref()?;
-            Some(Found { entry: view.reader.get(key), shard, access: Access::Local })
+            Some(Found { entry: view.reader.get(key), shard, access: Some(Access::Local) })
         };
         let way = (side, frame);
         let records = trace_packet(&self.chain, &self.steering, boot_now(), way, &mut read);

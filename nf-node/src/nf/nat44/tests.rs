@@ -117,7 +117,7 @@ fn check(rows: &[Row]) {
 
 #[test]
 fn tcp_and_udp_at_a_nat_that_has_mappings() {
-    use DropReason::{Hairpin, MartianAddress, NoMapping, TcpMidstream};
+    use DropReason::{Hairpin, NatSource, NoMapping, TcpMidstream};
     use Kind::{Tcp, Udp};
     let (other, free) = ("198.51.100.9:443", "10.0.0.1:1001");
     let (six, six_too) = ("[2001:db8::1]:5", "[2001:db8::2]:6");
@@ -132,7 +132,7 @@ fn tcp_and_udp_at_a_nat_that_has_mappings() {
         ("a reset of a connection (7857-3)", OUT, (Tcp(RST), H, WEB), Ok(("X", WEB))),
         ("a reset from outside (7857-3)", IN, (Tcp(RST), WEB, "X"), Ok((WEB, H))),
         ("from inside to a NAT address", OUT, (Udp, "10.0.0.2:5", "Y"), Err(Hairpin)),
-        ("a NAT address inside", OUT, (Udp, "198.19.0.3:5", WEB), Err(MartianAddress)),
+        ("a NAT address inside", OUT, (Udp, "198.19.0.3:5", WEB), Err(NatSource)),
         ("from outside to a routed address", IN, (Udp, WEB, H), Ok((WEB, H))),
         ("IPv6 passes", OUT, (Udp, six, six_too), Ok((six, six_too))),
         ("IPv6 passes inwards", IN, (Tcp(SYN), six, six_too), Ok((six, six_too))),
