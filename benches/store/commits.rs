@@ -32,13 +32,18 @@ const P99: &str = "commit_p99_us";
 
 type Failure = Box<dyn Error>;
 
-/// The transaction that the firewall makes of a new flow.
-fn new_flow(client: u64, serial: u64) -> Transaction {
+/// The key of a client's flow.
+pub(crate) fn flow_key(client: u64, serial: u64) -> Key {
     let [.., s2, s1, s0] = serial.to_be_bytes();
     let [.., c2, c1, c0] = client.to_be_bytes();
     let inside = Endpoint::v4([10, s2, s1, s0], u16::from_be_bytes([c1, c0]));
     let outside = Endpoint::v4([192, 0, 2, c2], 53);
-    let key = Key::new(3, 17, TenantId(0), (inside, outside));
+    Key::new(3, 17, TenantId(0), (inside, outside))
+}
+
+/// The transaction that the firewall makes of a new flow.
+fn new_flow(client: u64, serial: u64) -> Transaction {
+    let key = flow_key(client, serial);
     let mut value = Value::ZERO;
     (value.0[0], value.0[1]) = (0xff, 1);
     Transaction {
@@ -67,8 +72,7 @@ struct Client {
 
 impl Client {
     fn new(served: &mut Served, runtime: &tokio::runtime::Runtime) -> Result<Self, Failure> {
-        served.links += 1;
-        let number = served.node.0 << 16 | served.links;
+        let number = served.next_client();
         let bell = Arc::new(Doorbell::new()?);
         let link = {
             let _inside = runtime.enter();

@@ -13,6 +13,7 @@ mod commits;
 mod failover;
 mod peers;
 mod reads;
+mod remote;
 mod replica;
 mod starts;
 
@@ -34,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
          entry of 40 + 64 bytes, made on the condition that it is absent",
     );
     reads::run(&mut report)?;
+    remote::run(&mut report)?;
     commits::run(&mut report)?;
     starts::run(&mut report)?;
     failover::run(&mut report)?;

@@ -4,7 +4,7 @@
 //! lines on its standard input say, one after the other; each is answered by one line. It ends with
 //! its standard input. It measures with its own clock, which all processes of a host share.
 
-use crate::commits;
+use crate::{commits, remote};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig, runtime};
@@ -57,6 +57,14 @@ pub(crate) struct Served {
     pub(crate) reader: TableReader,
     /// Links made so far: each is a client of its own.
     pub(crate) links: u64,
+}
+
+impl Served {
+    /// The number of the client that the next link is.
+    pub(crate) fn next_client(&mut self) -> u64 {
+        self.links += 1;
+        self.node.0 << 16 | self.links
+    }
 }
 
 /// What the process does that was started with [`ARGUMENT`], node id and capacity.
@@ -148,6 +156,9 @@ fn serve(
             }
             Ok(clock::boot_now().0.to_string())
         }
+        // The number of the client that comes next.
+        "client" => Ok((served.node.0 << 16 | (served.links + 1)).to_string()),
+        "read" => remote::read(served, runtime, rest),
         "create" => commits::create(served, runtime, rest),
         "latency" => commits::latency(served, runtime, rest),
         "first" => commits::first(served, runtime),
