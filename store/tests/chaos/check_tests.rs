@@ -63,6 +63,8 @@ fn story() -> Story {
         read(NODES[1], (20, 21), Way::Mapped, Seen::Entry(A, Version(1)), 1),
         read(NODES[1], (70, 71), Way::Local, Seen::Entry(B, Version(2)), 2),
     ];
+    // The owner of before was too late with the same.
+    story.push((NODES[0], Record::Received { at: Time(48), payload: 4000 }));
     for node in NODES {
         story.push((NodeId(0), Record::Promoted { at: Time(0), node }));
     }
@@ -212,7 +214,10 @@ const LIES: &[(&str, &[&str], Lie)] = &[
         story.push((NODES[0], owner));
     }),
     ("an entry that its term's owner did not write", &["C6"], |story| {
-        change_received(story, 4, NODES[0], 50);
+        story.push((NODES[2], Record::Received { at: Time(50), payload: 4000 }));
+    }),
+    ("an entry that was applied before its owner had it", &["C3", "C6"], |story| {
+        change_received(story, 4, NODES[1], 54);
     }),
     ("a term that falls in the log", &["C6"], |story| {
         change(story, |_, record| match record {

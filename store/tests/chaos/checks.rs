@@ -2,11 +2,11 @@
 //!
 //! All of them take time in proportion to the history, or nearly so, and look at every operation.
 
-use crate::history::History;
+use crate::history::{Entry, History};
 use crate::record::{OpId, SHARDS, Seen, Way};
 use crate::replay::{Decision, Replayed};
 use nearstate_store::{NodeId, Outcome, ShardId, Term, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Voters of three that are a majority.
 const QUORUM: usize = 2;
@@ -42,29 +42,43 @@ pub(crate) fn once(history: &History) -> Vec<Violation> {
     found
 }
 
-/// Who had the entry of a decision at a moment, of those whose vote had been asked for.
-fn holders(history: &History, decision: &Decision, at: Time) -> usize {
-    let Some(entry) = history.log.get(&decision.at) else { return 0 };
+/// Who owned a shard in which term, as the first said who spoke of it.
+fn owners(history: &History) -> BTreeMap<(ShardId, Term), NodeId> {
+    let own = history.owners.iter().map(|(node, shard, term)| (*shard, *term, *node));
+    let mut owners = BTreeMap::new();
+    for (shard, term, node) in own.chain(history.leaders.iter().copied()) {
+        owners.entry((shard, term)).or_insert(node);
+    }
+    owners
+}
+
+/// Who had the entry of a decision at a moment, from its owner on, of those whose vote had been
+/// asked for.
+fn holders(history: &History, owner: Option<&NodeId>, (entry, at): (&Entry, Time)) -> usize {
     let Some(received) = history.received.get(&entry.payload) else { return 0 };
+    let by_owner = received.iter().filter(|(_, node)| Some(node) == owner).map(|(at, _)| *at);
+    let written = by_owner.min().unwrap_or_default();
     let votes = |node: &NodeId| history.promoted.get(node).is_some_and(|since| *since <= at);
-    received.iter().filter(|(node, since)| **since <= at && votes(node)).count()
+    let had = received.iter().filter(|(since, node)| (written..=at).contains(since) && votes(node));
+    had.map(|(_, node)| node).collect::<BTreeSet<_>>().len()
 }
 
 /// C3: before anybody is told an outcome or a value, a quorum has the entry that decided it, and
 /// some node has begun to apply it.
 pub(crate) fn released_after_commit(history: &History, replayed: &Replayed) -> Vec<Violation> {
+    let owners = owners(history);
     let mut found = Vec::new();
     let mut look = |what: &str, op: &OpId, at: Time| {
         // What the log does not know at all is another check's matter.
-        let Some(decision) = replayed.decisions.get(op) else { return };
-        let holders = holders(history, decision, at);
+        let Some(Decision { at: place, .. }) = replayed.decisions.get(op) else { return };
+        let Some(entry) = history.log.get(place) else { return };
+        let holders = holders(history, owners.get(&(place.0, entry.term)), (entry, at));
         if holders < QUORUM {
             let text = format!("{what} of {op:?} at {at:?} when {holders} had it");
             found.push(violation("C3", text));
         }
-        let applied = history.log.get(&decision.at).map(|entry| entry.applied);
-        if applied.is_none_or(|applied| applied > at) {
-            let text = format!("{what} of {op:?} at {at:?}, applied at {applied:?}");
+        if entry.applied > at {
+            let text = format!("{what} of {op:?} at {at:?}, applied at {:?}", entry.applied);
             found.push(violation("C3", text));
         }
     };
@@ -202,8 +216,8 @@ pub(crate) fn no_read_is_old(history: &History, replayed: &Replayed) -> Vec<Viol
 /// C6: one owner for a term of a shard, as owners, followers and readers see it; terms rise; what
 /// is in the log was put there by its term's owner.
 pub(crate) fn one_owner(history: &History) -> Vec<Violation> {
+    let owners = owners(history);
     let mut found = Vec::new();
-    let mut owners: BTreeMap<(ShardId, Term), NodeId> = BTreeMap::new();
     let mut last: BTreeMap<(NodeId, ShardId), Term> = BTreeMap::new();
     for (node, shard, term) in &history.owners {
         if last.insert((*node, *shard), *term).is_some_and(|last| last >= *term) {
@@ -212,37 +226,51 @@ pub(crate) fn one_owner(history: &History) -> Vec<Violation> {
     }
     let own = history.owners.iter().map(|(node, shard, term)| (*shard, *term, *node));
     for (shard, term, node) in own.chain(history.leaders.iter().copied()) {
-        let owner = *owners.entry((shard, term)).or_insert(node);
+        let owner = owners[&(shard, term)];
         if owner != node {
             let text = format!("{shard} has two owners in {term}: {owner} and {node}");
             found.push(violation("C6", text));
         }
     }
-    let mut before = (ShardId(0), Term(0));
-    for ((shard, index), entry) in &history.log {
-        let term = entry.term;
-        if before.0 == *shard && term < before.1 {
-            found.push(violation(
-                "C6",
-                format!("{index} of {shard} is of {term}, after {}", before.1),
-            ));
-        }
-        before = (*shard, term);
-        let received = history.received.get(&entry.payload);
-        let first = received.and_then(|nodes| nodes.iter().min_by_key(|(_, at)| **at));
-        let owner = owners.get(&(*shard, term));
-        if let (Some((first, _)), Some(owner)) = (first, owner)
-            && first != owner
-        {
-            let text = format!("{index} of {shard} was written by {first}, {term} is {owner}'s");
-            found.push(violation("C6", text));
-        }
-    }
+    found.extend(written_by_owners(history, &owners));
     for (node, read) in history.reads.iter().filter(|(_, read)| read.term != Term(0)) {
         let owner = owners.get(&(read.key.shard(), read.term));
         let fits = if read.way == Way::Local { owner == Some(node) } else { owner.is_some() };
         if !fits {
             let text = format!("{node} read under {}, which is {owner:?}'s: {read:?}", read.term);
+            found.push(violation("C6", text));
+        }
+    }
+    found
+}
+
+/// C6, of the log: its terms rise, and each entry was written by its term's owner. Who was given it
+/// before owned the shard before: it came too late with the same payload, and did not write it.
+fn written_by_owners(
+    history: &History,
+    owners: &BTreeMap<(ShardId, Term), NodeId>,
+) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut before = (ShardId(0), Term(0));
+    for ((shard, index), entry) in &history.log {
+        let term = entry.term;
+        if before.0 == *shard && term < before.1 {
+            let text = format!("{index} of {shard} is of {term}, after {}", before.1);
+            found.push(violation("C6", text));
+        }
+        before = (*shard, term);
+        let Some(owner) = owners.get(&(*shard, term)) else { continue };
+        let Some(received) = history.received.get(&entry.payload) else { continue };
+        let by_owner = received.iter().filter(|(_, node)| node == owner).map(|(at, _)| *at);
+        let written = by_owner.min().unwrap_or(Time(u64::MAX));
+        let owned = |node| owners.range((*shard, Term(0))..(*shard, term)).any(|(_, o)| o == node);
+        let stranger = received.iter().find(|(at, node)| *at < written && !owned(node));
+        if let Some((_, node)) = stranger {
+            let text = format!("{index} of {shard} was written by {node}, {term} is {owner}'s");
+            found.push(violation("C6", text));
+        }
+        if written > entry.applied {
+            let text = format!("{index} of {shard} was applied before {owner}, whose {term} is");
             found.push(violation("C6", text));
         }
     }

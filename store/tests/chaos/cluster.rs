@@ -18,7 +18,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Nodes at any time.
 const NODES: usize = 3;
@@ -28,6 +28,8 @@ const FLOOR: u64 = 50;
 const TRIES: u32 = 200;
 /// Between two such tries, and between two looks at what has no event for another process.
 const AGAIN: Duration = Duration::from_millis(5);
+/// Far longer than anything takes: only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A fault comes up to so much later than it could.
 const DELAY_US: u64 = 60_000;
 
@@ -40,6 +42,8 @@ pub(crate) enum Fault {
     Pause,
     /// The same, but at least until another node owns its shard.
     LongPause,
+    /// SIGSTOP for ten lease times while it hands its shard over.
+    PauseInHandOver,
     /// No fault: it hands its shard over.
     HandOver,
 }
@@ -96,9 +100,14 @@ impl Process {
         }
     }
 
-    fn ask(&mut self, line: &str) -> Result<String, Failure> {
+    /// Says something; the answer is heard later.
+    fn say(&mut self, line: &str) -> Result<(), Failure> {
         writeln!(self.stdin, "{line}")?;
-        self.stdin.flush()?;
+        Ok(self.stdin.flush()?)
+    }
+
+    fn ask(&mut self, line: &str) -> Result<String, Failure> {
+        self.say(line)?;
         self.hear()
     }
 
@@ -193,6 +202,12 @@ impl Cluster {
         self.records.path()
     }
 
+    /// Leaves the records where they are, and says where.
+    pub(crate) fn keep_records(&mut self) -> &Path {
+        self.records.disable_cleanup(true);
+        self.records.path()
+    }
+
     fn load(&self) -> String {
         format!("load {}", self.origin.0)
     }
@@ -219,7 +234,8 @@ impl Cluster {
 
     /// Waits until all nodes that run name the same one of them as a shard's owner.
     fn owner(&mut self, shard: ShardId, stopped: Option<NodeId>) -> Result<NodeId, Failure> {
-        loop {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
             let mut named = Vec::new();
             for process in self.processes.iter_mut().filter(|p| Some(p.id) != stopped) {
                 named.push(process.ask(&format!("owner {}", shard.0))?);
@@ -231,16 +247,21 @@ impl Cluster {
             }
             std::thread::sleep(AGAIN);
         }
+        Err(format!("the nodes do not agree who owns {shard}").into())
     }
 
     /// Waits until every node has answered clients since this was called last.
     fn until_load(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
         for process in &mut self.processes {
             loop {
                 let done: u64 = process.ask("done")?.parse()?;
                 if done >= process.done + FLOOR {
                     process.done = done;
                     break;
+                }
+                if began.elapsed() > PATIENCE {
+                    return Err(format!("clients of {} are not answered", process.id).into());
                 }
                 std::thread::sleep(AGAIN);
             }
@@ -269,6 +290,7 @@ impl Cluster {
             Fault::Kill => self.kill(victim),
             Fault::Pause => self.pause(shard, victim, false),
             Fault::LongPause => self.pause(shard, victim, true),
+            Fault::PauseInHandOver => self.pause_in_hand_over(shard, victim),
             Fault::HandOver => self.hand_over(shard, victim),
         }
     }
@@ -325,13 +347,31 @@ impl Cluster {
         Ok(())
     }
 
-    fn hand_over(&mut self, shard: ShardId, owner: NodeId) -> Result<(), Failure> {
+    /// One of the other nodes.
+    fn other(&mut self, than: NodeId) -> NodeId {
         let others: Vec<NodeId> =
-            self.processes.iter().map(|process| process.id).filter(|id| *id != owner).collect();
-        let to = others[self.dice.below(others.len() as u64) as usize];
+            self.processes.iter().map(|process| process.id).filter(|id| *id != than).collect();
+        others[self.dice.below(others.len() as u64) as usize]
+    }
+
+    fn hand_over(&mut self, shard: ShardId, owner: NodeId) -> Result<(), Failure> {
+        let to = self.other(owner);
         // On a busy host the owner may be another by now.
         let asked = self.process(owner)?.ask(&format!("transfer {} {}", shard.0, to.0));
         self.faults.hand_overs += u64::from(asked.is_ok());
+        Ok(())
+    }
+
+    /// Whoever reads what the owner granted must not do so any longer when another one begins.
+    fn pause_in_hand_over(&mut self, shard: ShardId, owner: NodeId) -> Result<(), Failure> {
+        let to = self.other(owner);
+        self.process(owner)?.say(&format!("transfer {} {}", shard.0, to.0))?;
+        let lease_us = Timing::default().lease_ms * 1000;
+        let delay = self.dice.below(lease_us);
+        std::thread::sleep(Duration::from_micros(delay));
+        self.pause(shard, owner, false)?;
+        let heard = self.process(owner)?.hear();
+        self.faults.hand_overs += u64::from(heard.is_ok());
         Ok(())
     }
 

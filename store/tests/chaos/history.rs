@@ -47,13 +47,15 @@ pub(crate) struct History {
     pub(crate) ops: BTreeMap<OpId, Op>,
     pub(crate) reads: Vec<(NodeId, ReadRecord)>,
     pub(crate) log: BTreeMap<(ShardId, LogIndex), Entry>,
-    /// Who had a payload when first.
-    pub(crate) received: BTreeMap<u64, BTreeMap<NodeId, Time>>,
+    /// Who was given a payload when. Two entries may have one payload: what an owner of before was
+    /// too late to write, and the next one wrote within the same millisecond.
+    pub(crate) received: BTreeMap<u64, Vec<(Time, NodeId)>>,
     /// In the order of each node.
     pub(crate) owners: Vec<(NodeId, ShardId, Term)>,
     pub(crate) leaders: Vec<(ShardId, Term, NodeId)>,
     pub(crate) promoted: BTreeMap<NodeId, Time>,
     pub(crate) held: BTreeMap<(NodeId, ShardId), Held>,
+    hashes: BTreeMap<(ShardId, LogIndex), u64>,
     contradictions: Vec<Violation>,
 }
 
@@ -92,7 +94,7 @@ impl History {
                 }
                 Record::Read(read) => self.reads.push((node, read)),
                 Record::Received { at, payload } => {
-                    self.received.entry(payload).or_default().entry(node).or_insert(at);
+                    self.received.entry(payload).or_default().push((at, node));
                 }
                 Record::Applied { at, shard, index, term, payload } => {
                     let count = rest.iter().take_while(|r| matches!(r, Record::Decided { .. }));
@@ -116,6 +118,13 @@ impl History {
                 Record::FinalEnd { shard, applied, entries } => {
                     (held.applied, held.count) = (applied, entries);
                     self.held.insert((node, shard), std::mem::take(&mut held));
+                }
+                Record::Hashed { shard, index, hash } => {
+                    let known = *self.hashes.entry((shard, index)).or_insert(hash);
+                    if known != hash {
+                        let text = format!("{node} has another state at {index} of {shard}");
+                        self.contradictions.push(Violation { property: "R1", text });
+                    }
                 }
                 // Follows its entry.
                 Record::Decided { .. } => {}
@@ -194,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_applied_different_entries_contradict_each_other() {
+    fn nodes_with_other_entries_or_states_contradict_each_other() {
         let mut history = History::default();
         history.add(NodeId(1), &[applied(1, 7), applied(2, 8)].concat());
         history.add(NodeId(2), &[applied(1, 7), applied(2, 8)].concat());
@@ -203,5 +212,11 @@ mod tests {
         assert_eq!(history.contradictions(), []);
         history.add(NodeId(4), &[applied(1, 7), applied(2, 9)].concat());
         assert_eq!(history.contradictions().len(), 1);
+        let hashed = |hash| Record::Hashed { shard: ShardId(1), index: LogIndex(2), hash };
+        history.add(NodeId(1), &[hashed(3)]);
+        history.add(NodeId(2), &[hashed(3)]);
+        assert_eq!(history.contradictions().len(), 1);
+        history.add(NodeId(3), &[hashed(4)]);
+        assert_eq!(history.contradictions().len(), 2);
     }
 }

@@ -17,8 +17,8 @@ use nearstate_store::clock::boot_now;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::remote_read::{MappedReads, RemoteReads as _};
 use nearstate_store::{
-    Condition, Doorbell, Entry, Fill, LeaseCell, Region, RegionIdentity, ShardId, TableReader,
-    Term, Time, Transaction, TransactionId, Write,
+    Condition, Doorbell, Entry, Fill, LeaseCell, LogIndex, Outcome, Region, RegionIdentity,
+    ShardId, TableReader, Term, Time, Transaction, TransactionId, Write,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +36,10 @@ pub(crate) const WINDOW_KEYS: u64 = 12;
 const REST_US: u64 = 4_000;
 /// Local reads in a row: most of what a woken process does before it hears anything.
 const BURST: usize = 6;
+/// A rest that took so much longer was more than a rest.
+const NAP_NS: u64 = 20_000_000;
+/// How long a client that was stopped does nothing but read in place.
+const WAKING_NS: u64 = 5_000_000;
 /// How long a write is tried.
 const WRITE_PATIENCE_MS: u64 = 10_000;
 /// How long a read is tried; one that fails is left out.
@@ -112,13 +116,38 @@ impl Client {
             let key = self.shared.draw_key(&mut self.dice);
             match self.dice.below(10) {
                 0..5 => drop(self.read(key)),
-                5..7 => self.write(key, Action::Put),
-                7 => self.write(key, Action::Create),
+                5..7 => drop(self.write(key, Action::Put)),
+                7 => drop(self.write(key, Action::Create)),
                 8 => self.swap(key),
-                _ => self.write(key, Action::Delete),
+                _ => drop(self.write(key, Action::Delete)),
             }
-            let rest = self.dice.below(REST_US);
-            std::thread::sleep(Duration::from_micros(rest));
+            let rest = self.dice.below(REST_US) * 1000;
+            let begun = boot_now();
+            std::thread::sleep(Duration::from_nanos(rest));
+            if boot_now().since_ns(begun) > rest + NAP_NS {
+                self.wake_up();
+            }
+        }
+    }
+
+    /// This process was stopped, or the host is busy: before anything else, and before the store
+    /// has heard much, reads in place whatever it still may.
+    fn wake_up(&mut self) {
+        let woken = boot_now();
+        while boot_now().since_ns(woken) < WAKING_NS {
+            let key = self.shared.draw_key(&mut self.dice);
+            if self.read_local(key).is_none() {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// One more write, when nobody else writes: where it stands in the log.
+    pub(crate) fn last_word(&mut self, key: KeyNumber) -> Option<LogIndex> {
+        // Its window is long over: nobody else writes it.
+        match self.write(key, Action::Put) {
+            Some(Outcome::Committed(index)) => Some(index),
+            _ => None,
         }
     }
 
@@ -132,7 +161,7 @@ impl Client {
         }
     }
 
-    fn write(&mut self, key: KeyNumber, action: Action) {
+    fn write(&mut self, key: KeyNumber, action: Action) -> Option<Outcome> {
         self.serial += 1;
         let op = OpId::new(self.number, self.serial);
         let transaction =
@@ -147,6 +176,7 @@ impl Client {
                 let at = boot_now();
                 self.shared.recorder.write(&[Record::Answered { at, op, outcome }]);
                 self.shared.done.fetch_add(1, Ordering::Relaxed);
+                outcome
             }
             other => panic!("{other:?} answers transaction {token}"),
         }

@@ -10,6 +10,9 @@ use nearstate_store::{
 };
 use std::sync::OnceLock;
 
+/// After how many entries the state's hash is recorded; each costs a scan of the table.
+const HASH_EVERY: u64 = 64;
+
 /// [`Machine::check`] is a function without a machine: it finds this process's file here.
 static RECEIVED: OnceLock<Recorder> = OnceLock::new();
 
@@ -70,6 +73,9 @@ impl Machine for RecordingMachine {
         let mut records = vec![Record::Applied { at, shard, index, term, payload: payload_name }];
         let decided = decided(payload, &reply);
         records.extend(decided.into_iter().map(|(op, outcome)| Record::Decided { op, outcome }));
+        if index.0.is_multiple_of(HASH_EVERY) {
+            records.push(Record::Hashed { shard, index, hash: self.inner.state_hash() });
+        }
         self.recorder.write(&records);
         reply
     }

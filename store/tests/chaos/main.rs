@@ -9,8 +9,8 @@
 //! The properties have the names that the design gives them. C1: each key is linearizable. C2: an
 //! operation takes effect once. C3: nothing is told before a quorum has it. C4: what was
 //! acknowledged stays. C5: no read is older than what was acknowledged before it began. C6: one
-//! owner a term. C7: only intact values are told. `checks` and `linear` share no code with what
-//! they check.
+//! owner a term. C7: only intact values are told. R1: replicas that applied the same have the same.
+//! `checks` and `linear` share no code with what they check.
 
 #![expect(clippy::disallowed_methods, reason = "says how long it took")]
 
@@ -27,7 +27,7 @@ mod replay;
 mod replica;
 
 use checks::Violation;
-use cluster::{Cluster, Fault};
+use cluster::{Cluster, Fault, Faults};
 use dice::Dice;
 use history::History;
 use nearstate_store::NodeId;
@@ -46,12 +46,17 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is to be a number, not {text:?}")))
 }
 
-/// As many kills as pauses, half of the pauses long, and some hand-overs, in random order.
+/// As many kills as pauses (half of them long, a quarter amid a hand-over), and some hand-overs, in
+/// random order.
 fn plan(each: u64, dice: &mut Dice) -> Vec<Fault> {
     let mut plan = Vec::new();
     for turn in 0..each {
         plan.push(Fault::Kill);
-        plan.push(if turn % 2 == 0 { Fault::Pause } else { Fault::LongPause });
+        plan.push(match turn % 4 {
+            0 => Fault::Pause,
+            1 => Fault::PauseInHandOver,
+            _ => Fault::LongPause,
+        });
         if turn % 4 == 0 {
             plan.push(Fault::HandOver);
         }
@@ -96,21 +101,20 @@ fn owners_that_are_killed_or_stopped_break_no_promise() {
     let faults = cluster.faults;
     let ran = began.elapsed();
     let history = History::read(cluster.records()).unwrap();
-    drop(cluster);
     let violations = check(&history, &voters);
+    let Faults { kills, pauses, succeeded_pauses, hand_overs } = faults;
     println!(
-        "chaos: seed {seed}: {} kills, {} pauses (another owner after {}), {} hand-overs, {ran:.0?}, \
-         {:.0?} of checks",
-        faults.kills,
-        faults.pauses,
-        faults.succeeded_pauses,
-        faults.hand_overs,
+        "chaos: seed {seed}: {kills} kills, {pauses} pauses (after {succeeded_pauses} another \
+         owner), {hand_overs} hand-overs, in {ran:.0?}; checked in {:.0?}",
         began.elapsed() - ran
     );
     println!("chaos: {}", history.summary());
     println!("chaos: {} violations", violations.len());
     for Violation { property, text } in violations.iter().take(SHOWN) {
         println!("chaos: {property}: {text}");
+    }
+    if !violations.is_empty() {
+        println!("chaos: the records are kept in {}", cluster.keep_records().display());
     }
     assert!(violations.is_empty(), "promises were broken (seed {seed}), see above");
     assert_eq!((faults.kills, faults.pauses), (each, each), "every fault counts");

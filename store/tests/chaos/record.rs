@@ -163,6 +163,12 @@ pub(crate) enum Record {
         op: OpId,
         outcome: Outcome,
     },
+    /// The state after an entry, as a hash.
+    Hashed {
+        shard: ShardId,
+        index: LogIndex,
+        hash: u64,
+    },
     /// This process becomes owner.
     Owner {
         at: Time,
@@ -254,6 +260,7 @@ impl Record {
             }
             Self::Promoted { at, node } => [9, at.0, node.0, 0, 0, 0, 0, 0],
             Self::Final { key, op, version } => [10, key.0, op.0, version.0, 0, 0, 0, 0],
+            Self::Hashed { shard, index, hash } => [12, shard.0.into(), index.0, hash, 0, 0, 0, 0],
             Self::FinalEnd { shard, applied, entries } => {
                 [11, shard.0.into(), applied.0, entries, 0, 0, 0, 0]
             }
@@ -299,6 +306,7 @@ impl Record {
             9 => Self::Promoted { at: Time(a), node: NodeId(b) },
             10 => Self::Final { key: KeyNumber(a), op: OpId(b), version: Version(c) },
             11 => Self::FinalEnd { shard: shard(a), applied: LogIndex(b), entries: c },
+            12 => Self::Hashed { shard: shard(a), index: LogIndex(b), hash: c },
             _ => return None,
         })
     }
@@ -366,6 +374,7 @@ fn records_are_read_as_they_were_written_and_a_cut_one_is_left_out() {
     let mut all = vec![
         Record::Received { at, payload: u64::MAX },
         Record::Applied { at, shard, index, term, payload: 4 },
+        Record::Hashed { shard, index, hash: 12 },
         Record::Owner { at, shard, term },
         Record::Leader { at, shard, term, leader: NodeId(8) },
         Record::Promoted { at, node: NodeId(8) },

@@ -75,6 +75,7 @@ struct Node {
     id: NodeId,
     recorder: Recorder,
     replicas: Arc<[Replica]>,
+    origin: Time,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     clients: Vec<JoinHandle<()>>,
@@ -197,6 +198,7 @@ impl Node {
             id,
             recorder,
             replicas: replicas.into(),
+            origin: Time(0),
             stop: Arc::default(),
             done: Arc::default(),
             clients: Vec::new(),
@@ -252,14 +254,15 @@ impl Node {
                 self.runtime.block_on(self.replace(shard, NodeId(old), NodeId(new)))
             }
             ("transfer", &[to]) => {
-                self.runtime.block_on(self.store.transfer_leader(shard, NodeId(to)))?;
+                let asked = self.store.transfer_leader(shard, NodeId(to));
+                self.runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await })??;
                 Ok("ok".into())
             }
             ("end", []) => {
-                let status = self.wait(shard, |status| {
-                    status.owns(boot_now()) && status.applied == status.last_log
-                })?;
-                Ok(status.applied.map_or(0, |index| index.0).to_string())
+                let (number, key) =
+                    (CLIENTS + u64::from(shard.0), KeyNumber(u64::from(shard.0) - 1));
+                let index = self.client(number)?.last_word(key).ok_or("a last write is lost")?;
+                Ok(index.0.to_string())
             }
             ("dump", &[applied]) => self.dump(shard, LogIndex(applied)),
             _ => Err(format!("{word} {rest:?} means nothing").into()),
@@ -278,24 +281,29 @@ impl Node {
     }
 
     fn load(&mut self, origin: Time) -> Result<String, Failure> {
+        self.origin = origin;
         for pipe in 1..=CLIENTS {
-            let number = self.id.0 << 16 | pipe;
-            let bell = Arc::new(Doorbell::new()?);
-            let link = {
-                let _inside = self.runtime.enter();
-                self.store.pipe_link(number, bell.clone())
-            };
-            let shared = Shared {
-                replicas: self.replicas.clone(),
-                recorder: self.recorder.clone(),
-                origin,
-                stop: self.stop.clone(),
-                done: self.done.clone(),
-            };
-            let client = Client::new(shared, number, (link, bell));
+            let client = self.client(pipe)?;
             self.clients.push(std::thread::spawn(move || client.run()));
         }
         Ok("ok".into())
+    }
+
+    fn client(&self, pipe: u64) -> Result<Client, Failure> {
+        let number = self.id.0 << 16 | pipe;
+        let bell = Arc::new(Doorbell::new()?);
+        let link = {
+            let _inside = self.runtime.enter();
+            self.store.pipe_link(number, bell.clone())
+        };
+        let shared = Shared {
+            replicas: self.replicas.clone(),
+            recorder: self.recorder.clone(),
+            origin: self.origin,
+            stop: self.stop.clone(),
+            done: self.done.clone(),
+        };
+        Ok(Client::new(shared, number, (link, bell)))
     }
 
     fn rest(&mut self) {
