@@ -4,7 +4,7 @@
 //! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
 
 use crate::transaction::Outcome;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, Term};
 use crate::upkeep::{Upkeep, UpkeepClock};
 use thiserror::Error;
 
@@ -73,6 +73,12 @@ pub trait Machine: Send + 'static {
     fn check(payload: &[u8]) -> Result<(), PayloadError>
     where
         Self: Sized;
+
+    /// Told before each payload where in the log it stands, for whoever keeps a record; no state
+    /// may hang on the term.
+    fn enter(&mut self, index: LogIndex, term: Term) {
+        let (_, _) = (index, term);
+    }
 
     /// Applies one checked payload. Deterministic: equal machines and payloads give equal machines
     /// and replies on every replica.

@@ -15,7 +15,7 @@ use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
 use crate::shard_time::ShardTime;
 use crate::transport::lock;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, Term};
 use crate::upkeep::{Upkeep, UpkeepClock};
 use futures::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
@@ -28,8 +28,15 @@ use tokio::task::spawn_blocking;
 
 /// Lets a machine apply an entry, and makes a panic of it an error: the library would not notice
 /// that its task is gone, and the replica would seem to live.
-fn apply(machine: &mut dyn Machine, index: LogIndex, payload: &[u8]) -> Result<Reply, io::Error> {
-    let applied = catch_unwind(AssertUnwindSafe(|| machine.apply(index, payload)));
+fn apply(
+    machine: &mut dyn Machine,
+    (index, term): (LogIndex, Term),
+    payload: &[u8],
+) -> Result<Reply, io::Error> {
+    let applied = catch_unwind(AssertUnwindSafe(|| {
+        machine.enter(index, term);
+        machine.apply(index, payload)
+    }));
     applied.map_err(|_| io::Error::other(format!("the shard's machine stopped at {index}")))
 }
 
@@ -153,8 +160,9 @@ impl RaftStateMachine<Types> for StateMachine {
                 match entry.payload {
                     EntryPayload::Blank => Reply::None,
                     EntryPayload::Normal(payload) => {
-                        let index = LogIndex(entry.log_id.index);
-                        let reply = apply(applied.machine.as_mut(), index, &payload.0)?;
+                        let term = Term(**entry.log_id.committed_leader_id());
+                        let at = (LogIndex(entry.log_id.index), term);
+                        let reply = apply(applied.machine.as_mut(), at, &payload.0)?;
                         self.time.applied(applied.machine.time_ms(), boot_now());
                         reply
                     }
