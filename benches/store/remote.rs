@@ -39,9 +39,10 @@ pub(crate) fn read(
         return Err("read COUNT CLIENT ENTRIES".into());
     };
     let bell = Arc::new(Doorbell::new()?);
+    let number = served.next_client();
     let link = {
         let _inside = runtime.enter();
-        served.store.pipe_link(served.next_client(), bell.clone())
+        served.store.pipe_link(number, bell.clone())
     };
     let mut reads = LinkReads::new(link, SHARD);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
