@@ -63,7 +63,7 @@ fn story() -> Story {
         read(NODES[1], (20, 21), Way::Mapped, Seen::Entry(A, Version(1)), 1),
         read(NODES[1], (70, 71), Way::Local, Seen::Entry(B, Version(2)), 2),
     ];
-    // The owner of before was too late with the same.
+    // The owner of before was too late with the same payload.
     story.push((NODES[0], Record::Received { at: Time(48), payload: 4000 }));
     for node in NODES {
         story.push((NodeId(0), Record::Promoted { at: Time(0), node }));
@@ -214,7 +214,10 @@ const LIES: &[(&str, &[&str], Lie)] = &[
         story.push((NODES[0], owner));
     }),
     ("an entry that its term's owner did not write", &["C6"], |story| {
-        story.push((NODES[2], Record::Received { at: Time(50), payload: 4000 }));
+        story.retain(|(node, record)| {
+            !matches!(record, Record::Received { payload: 4000, .. }) || *node != NODES[1]
+        });
+        story.push((NODES[2], Record::Received { at: Time(51), payload: 4000 }));
     }),
     ("an entry that was applied before its owner had it", &["C3", "C6"], |story| {
         change_received(story, 4, NODES[1], 54);
