@@ -175,6 +175,7 @@ mod tests {
             slots: 4,
             replicas_wanted: 2,
             slot_to_shard: vec![1, 2, 1, 1],
+            moves: vec![],
             shards: vec![shard(0), shard(1), shard(2)],
             members: states.iter().enumerate().map(member).collect(),
         }
