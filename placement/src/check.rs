@@ -300,7 +300,10 @@ mod tests {
             (|m| m.moves.push(order(0, 1, 1)), V::BrokenMove(1)),
             (|m| m.moves.push(order(0, 1, 0)), V::BrokenMove(1)),
             (|m| m.moves.push(order(0, 2, 1)), V::BrokenMove(1)),
-            (|m| m.moves = vec![order(0, 1, 2), SlotMove { number: 2, ..order(0, 1, 2) }], V::BrokenMove(2)),
+            (
+                |m| m.moves = vec![order(0, 1, 2), SlotMove { number: 2, ..order(0, 1, 2) }],
+                V::BrokenMove(2),
+            ),
             (|m| m.members[0].id = NodeId(0), V::IdZero),
             (|m| m.members[1].name = "n1".into(), V::NameTwice("n1".into())),
             (

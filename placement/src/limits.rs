@@ -43,6 +43,9 @@ pub const MAP_WAIT_MS_MAX: u32 = 30_000;
 const _: () = assert!(SLOTS_MAX == crate::steer::SLOTS_MAX as usize);
 // A map at its limits fits into its bytes: slots, members with all their ports, shards.
 const _: () = assert!(
-    2 * SLOTS_MAX + 32 * MOVES_MAX + MEMBERS_MAX * (256 + PORTS_MAX * (16 + PORT_BYTES_MAX)) + SHARDS_MAX * 256
+    2 * SLOTS_MAX
+        + 32 * MOVES_MAX
+        + MEMBERS_MAX * (256 + PORTS_MAX * (16 + PORT_BYTES_MAX))
+        + SHARDS_MAX * 256
         < MAP_BYTES_MAX
 );

@@ -185,7 +185,8 @@ impl Map {
             return Err(inconsistent("a slot has a shard that there is not"));
         }
         let exists = |shard: ShardId| usize::from(shard.0) < self.shards.len();
-        let leads = |m: &SlotMove| self.shard_of(m.slot).is_some() && exists(m.from) && exists(m.to);
+        let leads =
+            |m: &SlotMove| self.shard_of(m.slot).is_some() && exists(m.from) && exists(m.to);
         if !self.moves.iter().all(leads) || !self.moves.is_sorted_by(|a, b| a.number < b.number) {
             return Err(inconsistent("a move of a slot or a shard that there is not"));
         }

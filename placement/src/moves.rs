@@ -15,8 +15,6 @@
 //! cannot any more: from copying nobody has asked it to, and from switching only who has the
 //! target's word that it gave up. Nothing here acts.
 
-#![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
-
 use crate::map::Map;
 use core::fmt;
 use nearstate_store::slot_mover::SlotOrder;

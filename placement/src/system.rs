@@ -257,10 +257,9 @@ impl SystemMachine {
             SystemCommand::SetMember { id, state } => self.set_member(id, state),
             SystemCommand::SetMap { expected, map } => self.set_map(expected, map),
             SystemCommand::MoveSlots { slots, to } => self.move_slots(&slots, to),
-            SystemCommand::AdvanceMove { number, from, to } => {
-                self.change_moves(|map| map.advance_move(number, from, to))
-                    .unwrap_or(Err(SystemRefusal::MoveWentOn(number)))
-            }
+            SystemCommand::AdvanceMove { number, from, to } => self
+                .change_moves(|map| map.advance_move(number, from, to))
+                .unwrap_or(Err(SystemRefusal::MoveWentOn(number))),
             SystemCommand::CancelMoves => {
                 let changed = self.change_moves(Map::cancel_moves);
                 changed.unwrap_or_else(|| Ok(self.done_unchanged()))
@@ -274,7 +273,8 @@ impl SystemMachine {
             return Err(SystemRefusal::NoTarget(to, shards - 1));
         }
         let mut map = self.state.map.clone();
-        let next = map.order_moves(self.state.next_move, slots, to).map_err(SystemRefusal::SlotBusy)?;
+        let next =
+            map.order_moves(self.state.next_move, slots, to).map_err(SystemRefusal::SlotBusy)?;
         if map.moves.len() > limits::MOVES_MAX {
             let (count, limit) = (map.moves.len() as u32, limits::MOVES_MAX as u32);
             return Err(SystemRefusal::TooManyMoves(count, limit));

@@ -1,6 +1,7 @@
 //! `nearstate status`: the cluster as one node's map has it, and what each member says of itself.
 
 use super::Ended;
+use super::slots::moves_json;
 use super::status_table::{as_tables, screen_width};
 use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
 use clap::Args;
@@ -102,7 +103,12 @@ fn is_shown(map: &Map, seen: &Answered) -> bool {
 
 fn as_json(seen: &Seen) -> serde_json::Value {
     let nodes: Vec<_> = seen.members.iter().map(member_json).collect();
-    json!({ "epoch": seen.map.epoch.0, "slots": seen.map.slots, "nodes": nodes })
+    json!({
+        "epoch": seen.map.epoch.0,
+        "slots": seen.map.slots,
+        "moves": moves_json(&seen.map),
+        "nodes": nodes,
+    })
 }
 
 fn member_json(seen: &Answered) -> serde_json::Value {
