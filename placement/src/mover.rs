@@ -60,15 +60,23 @@ impl SlotMover for Store {
     }
 }
 
+/// Gets a command into the log of the system shard, wherever its owner is.
+pub type AskSystem<'a> =
+    dyn Fn(SystemCommand) -> BoxFuture<'a, Result<Reply, ControlError>> + Send + Sync + 'a;
+
 /// Drives the first move of the map as far as it goes, if this node owns its source.
 pub async fn mover_turn(control: &dyn ClusterControl) {
     let Some(mover) = control.mover() else { return };
     let map = control.map();
     let Some(first) = map.moves.first() else { return };
-    if !control.status(first.from).is_some_and(|status| status.is_owner) {
-        return;
+    if control.status(first.from).is_some_and(|status| status.is_owner) {
+        let ask = |command: SystemCommand| control.propose(ShardId::SYSTEM, command.encode());
+        drive(*first, mover, &ask).await;
     }
-    let mut order = *first;
+}
+
+/// Drives the move that is under way as far as it goes. To be called again while it is in the map.
+pub async fn drive(mut order: SlotMove, mover: &dyn SlotMover, ask: &AskSystem<'_>) {
     let mut copied = None;
     loop {
         let next = match stage(mover, &order, &mut copied).await {
@@ -79,7 +87,7 @@ pub async fn mover_turn(control: &dyn ClusterControl) {
                 return;
             }
         };
-        match advance(control, &order, next).await {
+        match advance(ask, &order, next).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -140,12 +148,12 @@ async fn stage(
 
 /// Tells the system shard; whether the move was still in the phase that this node thought.
 async fn advance(
-    control: &dyn ClusterControl,
+    ask: &AskSystem<'_>,
     order: &SlotMove,
     next: Option<MovePhase>,
 ) -> Result<bool, ControlError> {
     let command = SystemCommand::AdvanceMove { number: order.number, from: order.phase, to: next };
-    match control.propose(ShardId::SYSTEM, command.encode()).await? {
+    match ask(command).await? {
         Reply::System(bytes) => match SystemReply::decode(&bytes) {
             Ok(SystemReply::Done(_)) => Ok(true),
             Ok(other) => {
