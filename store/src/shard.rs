@@ -519,7 +519,8 @@ impl Shard {
 
     /// A step of a move with the shard's time; everything else as it is.
     pub(crate) fn stamped(&self, payload: Payload) -> Payload {
-        if !slot_move::is_move(&payload.0) {
+        // What begins like a step in the log of another machine is none.
+        if self.parts.reads.is_none() || !slot_move::is_move(&payload.0) {
             return payload;
         }
         let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
