@@ -16,6 +16,7 @@ use crate::doorbell::Doorbell;
 use crate::keeper::UpkeepCounts;
 use crate::lease::LeaseCell;
 use crate::link::{LinkContext, PipeLink, run_link};
+pub use crate::local_reads::{LocalReads, RegionAddress};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::note_relay::run_relay;
 use crate::raft::{Payload, Replica, ReplicaSetup, WriteError};
@@ -23,14 +24,12 @@ use crate::serve::Server;
 use crate::shard::{Shard, ShardParts};
 use crate::slot_map::SlotMap;
 use crate::transport::{Identity, RefusalCounts, Transport};
-use crate::types::{NodeId, ShardId, SlotId, Time};
+use crate::types::{NodeId, ShardId, Time};
 use crate::wire::{APP_BYTES_MAX, NotServed, Request, Response};
-use crate::{Entry, Key};
 use core::net::SocketAddr;
 use core::time::Duration;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::{fmt, io};
 use thiserror::Error;
@@ -92,36 +91,6 @@ impl StoreConfig {
         let identity = crate::disk::Identity { cluster, lineage, life, node, shard };
         let opened = crate::disk::open(disk, identity, counts);
         opened.map(Some).map_err(|source| StartError::Disk { shard, source })
-    }
-}
-
-/// Where other processes of this host find a shard's table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegionAddress {
-    /// The file to map.
-    pub path: PathBuf,
-}
-
-/// Reads of a shard's table in this node's memory. Whether they are current, the lease says.
-pub trait LocalReads: Send + Sync {
-    /// The entry of this key.
-    fn get(&self, key: &Key) -> Option<Entry>;
-
-    /// Whether the shard holds a slot: asked after a read, it says whether the answer counts.
-    fn holds(&self, slot: SlotId) -> bool {
-        let _ = slot;
-        true
-    }
-
-    /// The shard that a slot is on its way to, while it is.
-    fn whither(&self, slot: SlotId) -> Option<ShardId> {
-        let _ = slot;
-        None
-    }
-
-    /// Packets of another node saw the entry of this key then.
-    fn note_seen(&self, key: &Key, at: Time) {
-        let (_, _) = (key, at);
     }
 }
 

@@ -23,10 +23,12 @@ use crate::clock::{boot_now, wall_ms};
 use crate::connection::Answer;
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
+use crate::grant_board::GrantBoard;
 use crate::group_commit::{GroupCommit, GroupLimits, Weight};
 use crate::keeper::UpkeepCounters;
 use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
-use crate::link::{GrantBoard, LinkContext};
+use crate::link::LinkContext;
+use crate::local_reads::reading;
 use crate::machine::Reply;
 use crate::raft::{Payload, Replica, Watch, WriteError};
 use crate::slot_move;
@@ -574,12 +576,6 @@ impl Shard {
             route.answer(Err(refusal));
         }
     }
-}
-
-/// One read, and whether it counts: the slot is looked at after the value is in hand.
-fn reading(reads: &dyn LocalReads, slot: SlotId, key: &Key) -> Reading {
-    let entry = reads.get(key);
-    if reads.holds(slot) { Reading::from(entry) } else { Reading::NotHere(reads.whither(slot)) }
 }
 
 fn terms(timing: Timing) -> LeaseTerms {
