@@ -5,7 +5,7 @@
 //! of its own. A pipe reaches either through the shipped [`ClusterAccess`]. One voter, so a commit
 //! costs no network: what replication costs is the store's own benchmark's matter.
 
-use nearstate_nf_node::cluster_access::{ClusterAccess, LocalShard, SlotTable};
+use nearstate_nf_node::cluster_access::{ClusterAccess, LocalShard};
 use nearstate_store::driver::{
     AppHandler, LocalReads, RegionAddress, ShardSetup, Store, StoreConfig,
 };
@@ -13,7 +13,7 @@ use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::PipeLink;
 use nearstate_store::{
     Doorbell, Entry, Key, LeaseCell, Machine as _, NodeId, PoolSpec, Region, RegionIdentity,
-    ShardId, SlotSet, Table, TableReader, clock,
+    ShardId, SlotMap, SlotSet, Table, TableReader, clock,
 };
 use std::error::Error;
 use std::future::Future;
@@ -21,7 +21,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -125,7 +124,7 @@ impl Cluster {
     }
 
     fn access(&self, node: &Node, link: PipeLink) -> ClusterAccess {
-        let slots: SlotTable = (0..self.slots).map(|_| AtomicU16::new(SHARD.0)).collect();
+        let slots = SlotMap::new((0..self.slots).map(|_| SHARD.0));
         let local = LocalShard { reader: node.table.clone(), lease: node.lease.clone() };
         ClusterAccess::new(CLUSTER, slots, vec![None, Some(local)], link, true)
     }

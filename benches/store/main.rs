@@ -1,5 +1,5 @@
 //! What the store costs: reads in place and from other processes, commits on three replicas, an
-//! owner's death, a cold start; and what others cost in the same run.
+//! owner's death, a cold start, the move of a slot; and what others cost in the same run.
 //!
 //! Replicas are processes of their own: this program starts itself again for each (`replica`).
 //! All of them, and all clients, share this machine's cores.
@@ -11,6 +11,7 @@ mod report;
 
 mod commits;
 mod failover;
+mod moves;
 mod peers;
 mod reads;
 mod remote;
@@ -24,6 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|first| first == replica::ARGUMENT).is_some() {
         return replica::run(arguments);
+    }
+    if arguments.next_if(|first| first == moves::ARGUMENT).is_some() {
+        return moves::serve(arguments);
     }
     if arguments.next_if(|first| first == reads::OWNER_ARGUMENT).is_some() {
         return reads::own(arguments);
@@ -39,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     commits::run(&mut report)?;
     starts::run(&mut report)?;
     failover::run(&mut report)?;
+    moves::run(&mut report)?;
     peers::run(&mut report)?;
     report.finish()
 }

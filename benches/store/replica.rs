@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig, runtime};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::{
-    Entry, Key, LeaseCell, Machine, NodeId, Region, RegionIdentity, ShardId, SlotSet, Table,
-    TableReader, clock,
+    Entry, Key, LeaseCell, Machine, NodeId, Region, RegionIdentity, ShardId, SlotId, SlotSet,
+    Table, TableReader, clock,
 };
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write as _};
@@ -27,22 +27,30 @@ pub(crate) const SHARD: ShardId = ShardId(1);
 /// Slots of the cluster; all of them are the shard's.
 pub(crate) const SLOTS: u32 = 1024;
 
-const CLUSTER: u64 = 0xbe;
+pub(crate) const CLUSTER: u64 = 0xbe;
 /// Far longer than anything takes: only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Failure = Box<dyn Error>;
 
-struct TableReads(TableReader);
+pub(crate) struct TableReads(pub(crate) TableReader);
 
 impl LocalReads for TableReads {
     fn get(&self, key: &Key) -> Option<Entry> {
         self.0.get(key)
     }
+
+    fn holds(&self, slot: SlotId) -> bool {
+        self.0.holds(slot)
+    }
+
+    fn whither(&self, slot: SlotId) -> Option<ShardId> {
+        self.0.whither(slot)
+    }
 }
 
 /// Nobody asks.
-struct NoApp;
+pub(crate) struct NoApp;
 
 impl AppHandler for NoApp {
     fn handle(&self, _: Option<NodeId>, _: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
@@ -90,7 +98,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Fai
     Ok(())
 }
 
-fn answer(line: &str) -> Result<(), std::io::Error> {
+pub(crate) fn answer(line: &str) -> Result<(), std::io::Error> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()
@@ -215,8 +223,13 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn start(id: u64, capacity: u32) -> Result<Self, Failure> {
+        Self::start_as(ARGUMENT, id, capacity)
+    }
+
+    /// A process that does what this first argument says.
+    pub(crate) fn start_as(argument: &str, id: u64, capacity: u32) -> Result<Self, Failure> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args([ARGUMENT.to_owned(), id.to_string(), capacity.to_string()])
+            .args([argument.to_owned(), id.to_string(), capacity.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -225,6 +238,11 @@ impl Replica {
         let mut replica = Self { id, address: String::new(), child, stdin, stdout };
         replica.address = replica.hear()?;
         Ok(replica)
+    }
+
+    /// As others are told where it is.
+    pub(crate) fn peer(&self) -> String {
+        format!("{}={}", self.id, self.address)
     }
 
     /// Says something; the answer is heard later.
@@ -296,9 +314,8 @@ impl Cluster {
 
     /// Tells all replicas where the others are.
     pub(crate) fn introduce(&mut self) -> Result<(), Failure> {
-        let peers =
-            self.replicas.iter().map(|replica| format!("{}={}", replica.id, replica.address));
-        let line = format!("peers {}", peers.collect::<Vec<_>>().join(" "));
+        let peers: Vec<String> = self.replicas.iter().map(Replica::peer).collect();
+        let line = format!("peers {}", peers.join(" "));
         self.replicas.iter_mut().try_for_each(|replica| replica.ask(&line).map(drop))
     }
 

@@ -1,7 +1,8 @@
 //! State of a cluster as one pipe reaches it: this node's tables in place, other tables of the same
 //! host through a read-only mapping, everything else by asking the owner.
 //!
-//! A read is answered locally only under the owner's lease, and one-sided only under a read lease;
+//! A read is answered locally only under the owner's lease, and one-sided only under a read lease,
+//! and either only if the shard holds the slot once the value is in hand;
 //! both ends go with the answer as `valid_until`, and the pipe lets nothing leave later than that.
 //! An owner that gives up its lease on purpose waits until the ends it has shown are over, so a
 //! `valid_until` once seen stays true. Nothing here blocks; memory is mapped and allocated only
@@ -11,17 +12,12 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, Time, Transaction};
+use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, SlotMap, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 /// How long a read or a transaction is tried before the packet is given up.
 pub const STORE_PATIENCE_MS: u64 = 2_000;
-
-/// Which shard holds each slot, as the newest map says. Shared with the thread that follows the
-/// map.
-pub type SlotTable = Arc<[AtomicU16]>;
 
 /// This node's replica of a shard.
 pub struct LocalShard {
@@ -41,7 +37,7 @@ struct RemoteTable {
 /// [`StateAccess`] of a node in a cluster.
 pub struct ClusterAccess {
     cluster: u64,
-    slots: SlotTable,
+    slots: SlotMap,
     /// By shard number; the system shard has none.
     local: Vec<Option<LocalShard>>,
     remote: Vec<Option<RemoteTable>>,
@@ -54,7 +50,7 @@ impl ClusterAccess {
     #[must_use]
     pub fn new(
         cluster: u64,
-        slots: SlotTable,
+        slots: SlotMap,
         local: Vec<Option<LocalShard>>,
         link: PipeLink,
         shared_memory_reads: bool,
@@ -64,8 +60,7 @@ impl ClusterAccess {
     }
 
     fn shard_of(&self, slot: SlotId) -> ShardId {
-        let shard = self.slots.get(usize::from(slot.0)).map_or(0, |s| s.load(Ordering::Relaxed));
-        ShardId(shard)
+        self.slots.shard_of(slot)
     }
 
     /// The table in which a key of this shard is most probably read: only prefetches go by it.
@@ -102,12 +97,12 @@ impl ClusterAccess {
         Some((table.reader.as_ref()?, &table.grant))
     }
 
-    /// A read in this node's own memory, while it owns the shard.
+    /// A read in this node's own memory, while it owns the shard and the shard holds the slot.
     #[inline]
     fn read_local(
         &self,
         now: Time,
-        shard: ShardId,
+        (shard, slot): (ShardId, SlotId),
         get: impl FnOnce(&TableReader) -> Option<Entry>,
     ) -> Option<ReadAnswer> {
         let local = self.local.get(usize::from(shard.0))?.as_ref()?;
@@ -115,22 +110,28 @@ impl ClusterAccess {
         if now >= valid_until {
             return None;
         }
-        Some(ReadAnswer::Here { entry: get(&local.reader), access: Access::Local, valid_until })
+        let entry = get(&local.reader);
+        // After the value is in hand: another shard may have changed it since the slot left.
+        local.reader.holds(slot).then_some(ReadAnswer::Here {
+            entry,
+            access: Access::Local,
+            valid_until,
+        })
     }
 
     fn read_elsewhere(
         &mut self,
         now: Time,
         token: Token,
-        shard: ShardId,
+        of: (ShardId, SlotId),
         wanted: (&Key, KeyHash),
     ) -> ReadAnswer {
         if self.shared_memory_reads
-            && let Some(answer) = self.read_mapped(now, shard, wanted)
+            && let Some(answer) = self.read_mapped(now, of, wanted)
         {
             return answer;
         }
-        match self.link.post_read(token.0, shard, wanted.0, now.plus_ms(STORE_PATIENCE_MS)) {
+        match self.link.post_read(token.0, of, wanted.0, now.plus_ms(STORE_PATIENCE_MS)) {
             Ok(()) => ReadAnswer::Later,
             Err(_) => ReadAnswer::Unavailable,
         }
@@ -139,7 +140,7 @@ impl ClusterAccess {
     fn read_mapped(
         &mut self,
         now: Time,
-        shard: ShardId,
+        (shard, slot): (ShardId, SlotId),
         (key, hash): (&Key, KeyHash),
     ) -> Option<ReadAnswer> {
         let (reader, grant) = self.remote_table(shard)?;
@@ -148,8 +149,9 @@ impl ClusterAccess {
             return None;
         }
         let entry = reader.try_get_hashed(key, hash).ok()?;
-        // After the value is in hand: a region whose owner changed meanwhile says so.
-        if reader.generation() != grant.generation {
+        // After the value is in hand: a region whose owner changed meanwhile says so, and one whose
+        // shard does not hold the slot.
+        if reader.generation() != grant.generation || !reader.holds(slot) {
             return None;
         }
         Some(ReadAnswer::Here { entry, access: Access::RemoteShm, valid_until })
@@ -180,10 +182,10 @@ impl StateAccess for ClusterAccess {
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
     ) -> ReadAnswer {
-        let shard = self.shard_of(slot);
-        match self.read_local(now, shard, |reader| reader.get_hashed(key, hash)) {
+        let of = (self.shard_of(slot), slot);
+        match self.read_local(now, of, |reader| reader.get_hashed(key, hash)) {
             Some(answer) => answer,
-            None => self.read_elsewhere(now, token, shard, (key, hash)),
+            None => self.read_elsewhere(now, token, of, (key, hash)),
         }
     }
 
@@ -195,12 +197,12 @@ impl StateAccess for ClusterAccess {
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
     ) -> ReadAnswer {
-        let shard = self.shard_of(slot);
-        match self.read_local(now, shard, |reader| reader.get_seen(key, hash, now)) {
+        let of = (self.shard_of(slot), slot);
+        match self.read_local(now, of, |reader| reader.get_seen(key, hash, now)) {
             Some(answer) => answer,
             None => {
-                self.link.note_seen(shard, key, now);
-                self.read_elsewhere(now, token, shard, (key, hash))
+                self.link.note_seen(of.0, key, now);
+                self.read_elsewhere(now, token, of, (key, hash))
             }
         }
     }

@@ -22,7 +22,7 @@ mod tracer;
 mod vigil;
 
 use crate::chain::Chain;
-use crate::cluster_access::{ClusterAccess, SlotTable};
+use crate::cluster_access::ClusterAccess;
 use crate::node_config::{NodeConfig, PortConfig, Start};
 use crate::pipe::{PARKED_MAX, Pipe, PipeSettings, SteeredChain};
 use crate::pipe_driver::{self, PipeHandle};
@@ -44,13 +44,13 @@ use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{Store, StoreConfig};
-use nearstate_store::{NodeId, ShardId};
+use nearstate_store::{NodeId, ShardId, SlotMap};
 use replicas::{ReplicaView, Replicas};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use system_view::SystemView;
 
@@ -122,7 +122,7 @@ struct Node {
     view: SystemView,
     pipe: PipeHandle,
     pipe_stop: PipeStop,
-    slots: SlotTable,
+    slots: SlotMap,
     home: Option<Home>,
 }
 
@@ -195,8 +195,8 @@ impl Node {
         identity.save()?;
         tell_peers(&store, &identity.map, node);
         form_if_first(config, &mut identity, &store).await?;
-        let slots: SlotTable = (0..shape.slots).map(|_| AtomicU16::new(0)).collect();
-        load_slots(&slots, &Map::first_slots(shape.slots, shape.shards));
+        let slots = SlotMap::new(Map::first_slots(shape.slots, shape.shards));
+        store.follow_slots(slots.clone());
         let stages = SteeredChain::new(chain, config.steer_seed);
         let client = identity.client();
         let parts = PipeParts { stages, port, slots: slots.clone(), client, seed: nonce };
@@ -361,7 +361,7 @@ async fn form_if_first(
 struct PipeParts {
     stages: SteeredChain,
     port: Box<dyn Port>,
-    slots: SlotTable,
+    slots: SlotMap,
     /// Of this process, for its transactions.
     client: u64,
     /// Random, of this process.
@@ -396,12 +396,6 @@ fn start_pipe(
     Ok((handle, stop))
 }
 
-fn load_slots(table: &SlotTable, shards: &[u16]) {
-    for (place, shard) in table.iter().zip(shards) {
-        place.store(*shard, Ordering::Relaxed);
-    }
-}
-
 fn tell_peers(store: &Store, map: &Map, me: NodeId) {
     let is_peer = |member: &&Member| member.id != me && member.state.is_live();
     let peers: Vec<_> = map.members.iter().filter(is_peer).map(|m| (m.id, m.address)).collect();
@@ -413,7 +407,7 @@ fn tell_peers(store: &Store, map: &Map, me: NodeId) {
 async fn follow_map(
     view: &SystemView,
     store: &Arc<Store>,
-    (slots, me): (&SlotTable, NodeId),
+    (slots, me): (&SlotMap, NodeId),
     keep: impl Fn(&Map),
 ) {
     let mut maps = view.follow();
@@ -428,7 +422,7 @@ async fn follow_map(
             for placement in &map.shards {
                 store.set_part(placement.shard, placement.replicas.contains(&me));
             }
-            load_slots(slots, &map.slot_to_shard);
+            slots.load(&map.slot_to_shard);
             view.nudge();
         }
         if maps.changed().await.is_err() {

@@ -14,7 +14,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Version of the messages, their first byte. Nodes of different versions do not talk.
-pub const API_VERSION: u8 = 2;
+pub const API_VERSION: u8 = 3;
 
 /// What may be asked of a node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,15 @@ pub enum Request {
     },
     /// End.
     Shutdown,
+    /// Order slots to another shard.
+    MoveSlots {
+        /// Which.
+        slots: Vec<u16>,
+        /// Where to.
+        to: ShardId,
+    },
+    /// Take back the moves of slots that can still be taken back.
+    CancelMoves,
 }
 
 /// What a node answers.
@@ -81,6 +90,8 @@ pub enum Response {
     Trace(Vec<String>),
     /// The node ends.
     ShuttingDown,
+    /// The order was taken; a map of this epoch or a later one shows it.
+    Ordered(Epoch),
     /// Not done.
     Refused {
         /// Why, and what to do.
@@ -202,7 +213,10 @@ impl Request {
             Self::Trace { frame, .. } => {
                 limit("bytes of a frame", frame.len(), limits::TRACE_FRAME_BYTES_MAX)?;
             }
-            Self::Status | Self::Shard(_) | Self::Shutdown => {}
+            Self::MoveSlots { slots, .. } => {
+                limit("slots to move", slots.len(), limits::MOVES_MAX)?;
+            }
+            Self::Status | Self::Shard(_) | Self::Shutdown | Self::CancelMoves => {}
         }
         Ok(request)
     }
@@ -230,7 +244,7 @@ impl Response {
                 lines.iter().try_for_each(|line| limit_text(line))?;
             }
             Self::Refused { reason, .. } => limit_text(reason)?,
-            Self::NoNewerMap | Self::ShuttingDown => {}
+            Self::NoNewerMap | Self::ShuttingDown | Self::Ordered(_) => {}
         }
         Ok(response)
     }

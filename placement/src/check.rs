@@ -5,6 +5,7 @@
 //! breaks it.
 
 use crate::map::{Map, Member, MemberState, ShardPlacement};
+use crate::moves::{MovePhase, SlotMove};
 use nearstate_store::{Epoch, NodeId, ShardId, SlotId};
 use std::collections::BTreeSet;
 use thiserror::Error;
@@ -57,9 +58,12 @@ pub enum Violation {
     /// The number of slots is fixed when the cluster is made.
     #[error("the number of slots or shards changed")]
     ShapeChanged,
-    /// A slot moved without its entries. (Moving slots has a protocol of its own.)
+    /// A slot changed its shard otherwise than by the switch of the move that was under way.
     #[error("{0} changed its shard")]
     SlotMoved(SlotId),
+    /// An order to move a slot that makes no sense, or is further than it can be.
+    #[error("move {0} contradicts the map or another move")]
+    BrokenMove(u64),
     /// A member that is not retired vanished.
     #[error("{0} vanished without being retired")]
     MemberVanished(NodeId),
@@ -106,7 +110,22 @@ pub fn check_map(map: &Map) -> Vec<Violation> {
         check_shard(map, shard, &mut found);
     }
     check_members(&map.members, &mut found);
+    check_moves(map, &mut found);
     found
+}
+
+fn check_moves(map: &Map, found: &mut Vec<Violation>) {
+    let mut slots = BTreeSet::new();
+    for (place, order) in map.moves.iter().enumerate() {
+        let lies_in = map.slot_to_shard[usize::from(order.slot.0)];
+        let should = if order.phase == MovePhase::Dropping { order.to } else { order.from };
+        let waits = place == 0 || order.phase == MovePhase::Copying;
+        let shards = order.from != order.to && order.to != ShardId::SYSTEM;
+        let once = slots.insert(order.slot);
+        if lies_in != should.0 || !waits || !shards || !once || order.number == 0 {
+            found.push(Violation::BrokenMove(order.number));
+        }
+    }
 }
 
 fn check_shard(map: &Map, shard: &ShardPlacement, found: &mut Vec<Violation>) {
@@ -175,8 +194,19 @@ pub fn check_step(old: &Map, new: &Map) -> Vec<Violation> {
         return found;
     }
     let slots = old.slot_to_shard.iter().zip(&new.slot_to_shard).enumerate();
-    for (slot, _) in slots.filter(|(_, (before, after))| before != after) {
-        found.push(Violation::SlotMoved(SlotId(slot as u16)));
+    for (slot, (before, after)) in slots.filter(|(_, (before, after))| before != after) {
+        let slot = SlotId(slot as u16);
+        let switched = |old: &&SlotMove| {
+            let is_this = (old.slot, old.from.0, old.to.0) == (slot, *before, *after);
+            is_this && old.phase == MovePhase::Switching
+        };
+        let switched = old.moves.first().filter(switched);
+        let goes_on = |old: &SlotMove| {
+            new.moves.first() == Some(&SlotMove { phase: MovePhase::Dropping, ..*old })
+        };
+        if !switched.is_some_and(goes_on) {
+            found.push(Violation::SlotMoved(slot));
+        }
     }
     for (before, after) in old.shards.iter().zip(&new.shards) {
         check_shard_step(before, after, &mut found);
@@ -269,6 +299,13 @@ mod tests {
             (|m| m.members[1].state = MemberState::Dead, V::PreferredDead(s, n)),
             (|m| m.members[1].state = MemberState::Retired, V::ReplicaNoMember(s, n)),
             (|m| m.shards[1].owner = Some((NodeId(9), Term(1))), V::OwnerNoMember(s, NodeId(9))),
+            (|m| m.moves.push(order(0, 1, 1)), V::BrokenMove(1)),
+            (|m| m.moves.push(order(0, 1, 0)), V::BrokenMove(1)),
+            (|m| m.moves.push(order(0, 2, 1)), V::BrokenMove(1)),
+            (
+                |m| m.moves = vec![order(0, 1, 2), SlotMove { number: 2, ..order(0, 1, 2) }],
+                V::BrokenMove(2),
+            ),
             (|m| m.members[0].id = NodeId(0), V::IdZero),
             (|m| m.members[1].name = "n1".into(), V::NameTwice("n1".into())),
             (
@@ -285,6 +322,11 @@ mod tests {
             let found = check_map(&map);
             assert!(found.contains(&expected), "{expected} is not in {found:?}");
         }
+    }
+
+    fn order(slot: u16, from: u16, to: u16) -> SlotMove {
+        let (from, to) = (ShardId(from), ShardId(to));
+        SlotMove { number: 1, slot: SlotId(slot), from, to, phase: MovePhase::Copying }
     }
 
     fn n2() -> NodeId {

@@ -25,6 +25,12 @@ impl MapDifference {
         }
         let gone = old.members.iter().filter(|member| new.member(member.id).is_none());
         lines.extend(gone.map(|member| format!("- {} ({})", member.id, member.name)));
+        for order in &new.moves {
+            let before = old.moves.iter().find(|before| before.number == order.number);
+            if before.is_none_or(|before| before.phase != order.phase) {
+                lines.push(format!("* {} to {} {}", order.slot, order.to, order.phase));
+            }
+        }
         for shard in &new.shards {
             match old.shard(shard.shard) {
                 None => lines.push(format!("+ {}", describe(shard))),

@@ -3,6 +3,8 @@
 
 /// Slots of a cluster: a slot number has 16 bits.
 pub const SLOTS_MAX: usize = 65_536;
+/// Moves of slots that may be ordered at a time.
+pub const MOVES_MAX: usize = 4_096;
 /// Shards of a cluster, the system shard among them.
 pub const SHARDS_MAX: usize = 65;
 /// Replicas of one shard.
@@ -41,6 +43,9 @@ pub const MAP_WAIT_MS_MAX: u32 = 30_000;
 const _: () = assert!(SLOTS_MAX == crate::steer::SLOTS_MAX as usize);
 // A map at its limits fits into its bytes: slots, members with all their ports, shards.
 const _: () = assert!(
-    2 * SLOTS_MAX + MEMBERS_MAX * (256 + PORTS_MAX * (16 + PORT_BYTES_MAX)) + SHARDS_MAX * 256
+    2 * SLOTS_MAX
+        + 32 * MOVES_MAX
+        + MEMBERS_MAX * (256 + PORTS_MAX * (16 + PORT_BYTES_MAX))
+        + SHARDS_MAX * 256
         < MAP_BYTES_MAX
 );

@@ -6,6 +6,7 @@
 
 use crate::archive::{self, DecodeError, limit};
 use crate::limits;
+use crate::moves::SlotMove;
 use core::fmt;
 use nearstate_store::{Epoch, NodeId, ShardId, SlotId, Term};
 use rkyv::{Archive, Deserialize, Serialize};
@@ -136,6 +137,8 @@ pub struct Map {
     pub shards: Vec<ShardPlacement>,
     /// All members, by ascending id.
     pub members: Vec<Member>,
+    /// Slots that are to move, in the order of the orders; the first is under way.
+    pub moves: Vec<SlotMove>,
 }
 
 impl Map {
@@ -150,11 +153,12 @@ impl Map {
             slot_to_shard: Vec::new(),
             shards: Vec::new(),
             members: Vec::new(),
+            moves: Vec::new(),
         }
     }
 
     /// The shard of each slot in a new cluster of `shards` flow shards: slots in turn. Every
-    /// replica's table begins with this, so it never changes.
+    /// replica's table begins with this; what has moved since, its log says.
     #[must_use]
     pub fn first_slots(slots: u32, shards: u16) -> Vec<u16> {
         (0..slots).map(|slot| 1 + (slot % u32::from(shards)) as u16).collect()
@@ -190,12 +194,19 @@ impl Map {
         limit("slots", self.slots as usize, limits::SLOTS_MAX)?;
         limit("shards", self.shards.len(), limits::SHARDS_MAX)?;
         limit("members", self.members.len(), limits::MEMBERS_MAX)?;
+        limit("moves", self.moves.len(), limits::MOVES_MAX)?;
         limit("replicas wanted", self.replicas_wanted.into(), limits::REPLICAS_MAX)?;
         if self.slot_to_shard.len() != self.slots as usize {
             return Err(inconsistent("not every slot has just one shard"));
         }
         if self.slot_to_shard.iter().any(|&shard| usize::from(shard) >= self.shards.len()) {
             return Err(inconsistent("a slot has a shard that there is not"));
+        }
+        let exists = |shard: ShardId| usize::from(shard.0) < self.shards.len();
+        let leads =
+            |m: &SlotMove| self.shard_of(m.slot).is_some() && exists(m.from) && exists(m.to);
+        if !self.moves.iter().all(leads) || !self.moves.is_sorted_by(|a, b| a.number < b.number) {
+            return Err(inconsistent("a move of a slot or a shard that there is not"));
         }
         for (number, placement) in self.shards.iter().enumerate() {
             limit("replicas", placement.replicas.len(), limits::REPLICAS_MAX)?;
@@ -325,6 +336,7 @@ pub(crate) mod tests {
             slot_to_shard: vec![1, 2, 1, 2, 1, 2, 1, 2],
             shards: (0..3).map(shard).collect(),
             members: (1..4).map(member).collect(),
+            moves: vec![],
         }
     }
 

@@ -1,5 +1,5 @@
 //! The loops that act: on every node, make this node's groups match the map and report what it
-//! owns; on the owner of the system shard, judge the members, plan the next map and propose it.
+//! owns, and move the slots that leave its shards; on the owner of the system shard, judge the members, plan the next map and propose it.
 //!
 //! All decisions are taken by the pure files, from scratch at each turn: a turn has no memory but
 //! the judge's, so the rare path after a failure and the common path are the same code. What the
@@ -9,12 +9,13 @@
 use crate::check;
 use crate::map::Map;
 use crate::membership::{Membership, Thresholds};
+use crate::mover::{SlotMover, mover_turn};
 use crate::planner::{PlanPolicy, ShardFact, plan};
 use crate::reconcile::{GroupAction, GroupStatus, may_act, next_action};
 use crate::system::{SystemCommand, SystemReply};
 use core::future::Future;
 use core::pin::Pin;
-use futures::future::{join, join_all};
+use futures::future::{join_all, join3};
 use nearstate_store::{NodeId, Reply, ShardId, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -94,6 +95,11 @@ pub trait ClusterControl: Send + Sync {
         node: NodeId,
     ) -> BoxFuture<'_, Result<(), ControlError>>;
 
+    /// What moves slots; a node without it leaves moves to others.
+    fn mover(&self) -> Option<&dyn SlotMover> {
+        None
+    }
+
     /// How many changes there have been: of the map, of a group's members, of an owner. (Entries
     /// that are applied are no change here.)
     fn changes(&self) -> u64;
@@ -135,7 +141,7 @@ pub async fn run(control: &dyn ClusterControl, config: ServiceConfig) {
     // The number of shards is fixed when the cluster is made.
     let shards = control.map().shards.len() as u16;
     let groups = (0..shards).map(|shard| run_group(control, ShardId(shard), config));
-    join(join_all(groups), run_planner(control, config)).await;
+    join3(join_all(groups), run_planner(control, config), run_mover(control, config)).await;
 }
 
 /// Makes this node's replica of one shard do its part, again and again.
@@ -178,6 +184,17 @@ pub async fn group_turn(control: &dyn ClusterControl, shard: ShardId) {
     match done {
         Ok(()) => tracing::info!(%shard, ?action, "the group was changed"),
         Err(error) => tracing::info!(%shard, ?action, %error, "the group was not changed yet"),
+    }
+}
+
+/// Drives moves of slots while this node owns the shard that one leaves.
+async fn run_mover(control: &dyn ClusterControl, config: ServiceConfig) {
+    loop {
+        let seen = control.changes();
+        mover_turn(control).await;
+        if control.wait(seen, config.tick_ms).await == Wake::Stop {
+            return;
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use crate::archive::{self, DecodeError, limit};
 use crate::check;
 use crate::limits;
 use crate::map::{Map, Member, MemberState, ShardPlacement, validate_name, validate_ports};
+use crate::moves::MovePhase;
 use nearstate_store::machine::{PayloadError, SnapshotError};
-use nearstate_store::{Epoch, LogIndex, Machine, NodeId, Reply, ShardId, Term};
+use nearstate_store::{Epoch, LogIndex, Machine, NodeId, Reply, ShardId, SlotId, Term};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -67,6 +68,24 @@ pub enum SystemCommand {
         /// The new map. Its epoch is `expected + 1`.
         map: Map,
     },
+    /// Orders slots to another shard.
+    MoveSlots {
+        /// Which.
+        slots: Vec<u16>,
+        /// Where to.
+        to: ShardId,
+    },
+    /// The move that is under way has come further.
+    AdvanceMove {
+        /// Which move.
+        number: u64,
+        /// The phase that it was in.
+        from: MovePhase,
+        /// The next one; `None`: it is over.
+        to: Option<MovePhase>,
+    },
+    /// Takes back the orders to move slots that have not begun to switch.
+    CancelMoves,
 }
 
 impl SystemCommand {
@@ -95,7 +114,13 @@ impl SystemCommand {
                 validate_ports(ports)?;
             }
             Self::SetMap { map, .. } => map.validate()?,
-            Self::ReportOwner { .. } | Self::SetMember { .. } => {}
+            Self::MoveSlots { slots, .. } => {
+                limit("slots to move", slots.len(), limits::MOVES_MAX)?;
+            }
+            Self::ReportOwner { .. }
+            | Self::SetMember { .. }
+            | Self::AdvanceMove { .. }
+            | Self::CancelMoves => {}
         }
         Ok(command)
     }
@@ -158,6 +183,18 @@ pub enum SystemRefusal {
     /// Something has changed since; plan again.
     #[error("the map has moved on to {0}; plan again")]
     EpochMoved(Epoch),
+    /// It cannot be ordered there.
+    #[error("{0} cannot be moved there: there is no such slot, or it is on its way elsewhere")]
+    SlotBusy(SlotId),
+    /// Nothing moves to the system shard or to one that there is not.
+    #[error("slots cannot be moved to {0}: name a flow shard, 1 to {1}")]
+    NoTarget(ShardId, u16),
+    /// No room for so many orders.
+    #[error("{0} moves are ordered, more than {1}: order fewer, or wait until some are done")]
+    TooManyMoves(u32, u32),
+    /// Somebody else has brought it further, or it was cancelled.
+    #[error("move {0} is not in that phase any more")]
+    MoveWentOn(u64),
     /// It breaks a rule.
     #[error("the map breaks a rule: {0}")]
     BadMap(String),
@@ -173,10 +210,12 @@ struct State {
     next_id: u64,
     /// Joins by nonce, oldest first.
     joins: Vec<(u64, NodeId)>,
+    /// The number of the next move of a slot.
+    next_move: u64,
 }
 
 const SNAPSHOT_MAGIC: [u8; 4] = *b"NSSY";
-const SNAPSHOT_VERSION: u32 = 2;
+const SNAPSHOT_VERSION: u32 = 3;
 /// Magic, version, checksum of the rest.
 const SNAPSHOT_HEADER_BYTES: usize = 12;
 
@@ -190,7 +229,7 @@ impl SystemMachine {
     /// The machine of a cluster that is not formed yet.
     #[must_use]
     pub fn new(publish: Publish) -> Self {
-        let state = State { map: Map::unformed(), next_id: 1, joins: Vec::new() };
+        let state = State { map: Map::unformed(), next_id: 1, joins: Vec::new(), next_move: 1 };
         Self { state, publish }
     }
 
@@ -217,7 +256,56 @@ impl SystemMachine {
             }
             SystemCommand::SetMember { id, state } => self.set_member(id, state),
             SystemCommand::SetMap { expected, map } => self.set_map(expected, map),
+            SystemCommand::MoveSlots { slots, to } => self.move_slots(&slots, to),
+            SystemCommand::AdvanceMove { number, from, to } => self
+                .change_moves(|map| map.advance_move(number, from, to))
+                .unwrap_or(Err(SystemRefusal::MoveWentOn(number))),
+            SystemCommand::CancelMoves => {
+                let changed = self.change_moves(Map::cancel_moves);
+                changed.unwrap_or_else(|| Ok(self.done_unchanged()))
+            }
         }
+    }
+
+    fn move_slots(&mut self, slots: &[u16], to: ShardId) -> Result<SystemReply, SystemRefusal> {
+        let shards = self.state.map.shards.len() as u16;
+        if to == ShardId::SYSTEM || to.0 >= shards {
+            return Err(SystemRefusal::NoTarget(to, shards - 1));
+        }
+        let mut map = self.state.map.clone();
+        let next =
+            map.order_moves(self.state.next_move, slots, to).map_err(SystemRefusal::SlotBusy)?;
+        if map.moves.len() > limits::MOVES_MAX {
+            let (count, limit) = (map.moves.len() as u32, limits::MOVES_MAX as u32);
+            return Err(SystemRefusal::TooManyMoves(count, limit));
+        }
+        if next == self.state.next_move {
+            return Ok(self.done_unchanged());
+        }
+        (self.state.map, self.state.next_move) = (map, next);
+        self.changed();
+        Ok(self.done_unchanged())
+    }
+
+    /// Changes the moves if that keeps the rules; `None` if there was nothing to change.
+    fn change_moves(
+        &mut self,
+        change: impl FnOnce(&mut Map) -> bool,
+    ) -> Option<Result<SystemReply, SystemRefusal>> {
+        let mut map = self.state.map.clone();
+        if !change(&mut map) {
+            return None;
+        }
+        map.epoch.0 += 1;
+        let is_ours = |broken: &check::Violation| {
+            use check::Violation as V;
+            matches!(broken, V::SlotMoved(_) | V::BrokenMove(_) | V::Malformed(_))
+        };
+        if let Some(broken) = check::check_step(&self.state.map, &map).into_iter().find(is_ours) {
+            return Some(Err(SystemRefusal::BadMap(broken.to_string())));
+        }
+        self.state.map = map;
+        Some(Ok(self.done()))
     }
 
     fn form(&mut self, members: Vec<Member>, shape: Shape) -> Result<SystemReply, SystemRefusal> {
@@ -249,6 +337,7 @@ impl SystemMachine {
             slot_to_shard: Map::first_slots(shape.slots, shape.shards),
             shards: (0..=shape.shards).map(shard).collect(),
             members,
+            moves: Vec::new(),
         };
         if let Some(broken) = check::check_map(&map).first() {
             return Err(SystemRefusal::BadMap(broken.to_string()));
@@ -360,6 +449,10 @@ impl SystemMachine {
         if map.members.len() != self.state.map.members.len() {
             return Err(SystemRefusal::BadMap("members come by joining only".to_owned()));
         }
+        let known = &self.state.map;
+        if (&map.moves, &map.slot_to_shard) != (&known.moves, &known.slot_to_shard) {
+            return Err(SystemRefusal::BadMap("slots move by orders only".to_owned()));
+        }
         if let Some(broken) = check::check_step(&self.state.map, &map).first() {
             return Err(SystemRefusal::BadMap(broken.to_string()));
         }
@@ -452,6 +545,9 @@ fn decode_snapshot(snapshot: &[u8]) -> Result<State, SnapshotError> {
         return Err(SnapshotError::Damaged("its map is not valid"));
     }
     let highest = state.map.members.last().map_or(0, |member| member.id.0);
+    if state.map.moves.last().is_some_and(|last| last.number >= state.next_move) {
+        return Err(SnapshotError::Damaged("it would number two moves alike"));
+    }
     if state.next_id <= highest {
         return Err(SnapshotError::Damaged("it would give out an id twice"));
     }

@@ -7,6 +7,7 @@
 mod chain_list;
 mod demo;
 mod node;
+mod slots;
 mod status;
 mod status_table;
 mod text_table;
@@ -41,6 +42,8 @@ enum Command {
     Node(node::NodeArgs),
     /// Show the nodes, shards and counters of a running cluster
     Status(status::StatusArgs),
+    /// Show which shard has how many slots, and move slots to another shard
+    Slots(slots::SlotsArgs),
     /// Tell one packet's way through chain and store, in words; nothing is changed
     Trace(trace::TraceArgs),
 }
@@ -55,6 +58,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Node(args) => node::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Slots(args) => slots::run(&args),
         Command::Trace(args) => trace::run(&args),
     };
     ended.unwrap_or_else(|error| {

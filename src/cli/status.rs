@@ -1,6 +1,7 @@
 //! `nearstate status`: the cluster as one node's map has it, and what each member says of itself.
 
 use super::Ended;
+use super::slots::moves_json;
 use super::status_table::{as_tables, screen_width};
 use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
 use clap::Args;
@@ -161,6 +162,7 @@ fn as_json(seen: &Seen) -> serde_json::Value {
     json!({
         "epoch": seen.map.epoch.0,
         "slots": seen.map.slots,
+        "moves": moves_json(&seen.map),
         "shards_without_majority": without_majority,
         "nodes": nodes,
     })
@@ -235,6 +237,7 @@ mod tests {
             slots: 4,
             replicas_wanted: 2,
             slot_to_shard: vec![1, 2, 1, 1],
+            moves: vec![],
             shards: vec![shard(0), shard(1), shard(2)],
             members: states.iter().enumerate().map(member).collect(),
         }

@@ -1,5 +1,6 @@
 //! What `nearstate status` says, as tables for people.
 
+use super::slots::moves_words;
 use super::status::{Answered, Seen, state_word};
 use super::text_table::{Align, TextTable, grouped, percent, span, wrapped};
 use nearstate_placement::api::{ShardStatus, StatusReport};
@@ -34,7 +35,11 @@ pub(super) fn as_tables(seen: &Seen, width: usize) -> String {
         "map version {}: {live} members, {} slots in {shards} shards, {} replicas wanted",
         map.epoch.0, map.slots, map.replicas_wanted
     );
-    let _ = writeln!(text, "{}\n", wrapped(&head, width).join("\n"));
+    let _ = writeln!(text, "{}", wrapped(&head, width).join("\n"));
+    if let Some(words) = moves_words(map) {
+        let _ = writeln!(text, "{}", wrapped(&words, width).join("\n"));
+    }
+    text.push('\n');
     text.push_str(&members_table(members).render(width));
     for line in silence(seen).iter().flat_map(|words| wrapped(words, width)) {
         let _ = writeln!(text, "{line}");

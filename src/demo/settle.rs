@@ -74,6 +74,7 @@ mod tests {
             slots: 2,
             replicas_wanted: 3,
             slot_to_shard: vec![1, 1],
+            moves: vec![],
             shards: vec![shard(0), shard(1)],
             members: Vec::new(),
         }

@@ -29,6 +29,8 @@ use arrayvec::ArrayVec;
 /// Version of this format.
 const FORMAT: u8 = 1;
 const HEADER: usize = 15;
+/// Where the shard's time stands, in this and in the form of moves ([`crate::slot_move`]).
+pub(crate) const STAMP_AT: usize = 1;
 /// Above all numbers of keys.
 const NEW_KEY: u8 = 0xf0;
 /// The first bytes of an endpoint that is an IPv4 address.
@@ -56,10 +58,15 @@ pub fn encode_batch(batch: &Batch) -> Vec<u8> {
 /// The first bytes of a batch; as many notes and transactions are to follow.
 pub(crate) fn batch_header(time_ms: u64, notes: usize, transactions: usize) -> [u8; HEADER] {
     let mut header = [FORMAT; HEADER];
-    header[1..9].copy_from_slice(&time_ms.to_le_bytes());
+    stamp(&mut header, time_ms);
     header[9..11].copy_from_slice(&(notes as u16).to_le_bytes());
     header[11..].copy_from_slice(&(transactions as u32).to_le_bytes());
     header
+}
+
+/// Sets the time of an entry.
+pub(crate) fn stamp(payload: &mut [u8], time_ms: u64) {
+    payload[STAMP_AT..STAMP_AT + 8].copy_from_slice(&time_ms.to_le_bytes());
 }
 
 /// Appends one transaction.

@@ -16,21 +16,21 @@ use crate::doorbell::Doorbell;
 use crate::keeper::UpkeepCounts;
 use crate::lease::LeaseCell;
 use crate::link::{LinkContext, PipeLink, run_link};
+pub use crate::local_reads::{LocalReads, RegionAddress};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::note_relay::run_relay;
 use crate::raft::{Payload, Replica, ReplicaSetup, WriteError};
 use crate::serve::Server;
 use crate::shard::{Shard, ShardParts};
+use crate::slot_map::SlotMap;
 use crate::transport::{Identity, RefusalCounts, Transport};
 use crate::types::{NodeId, ShardId, Time};
 use crate::wire::{APP_BYTES_MAX, NotServed, Request, Response};
-use crate::{Entry, Key};
 use core::net::SocketAddr;
 use core::time::Duration;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::{fmt, io};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -91,24 +91,6 @@ impl StoreConfig {
         let identity = crate::disk::Identity { cluster, lineage, life, node, shard };
         let opened = crate::disk::open(disk, identity, counts);
         opened.map(Some).map_err(|source| StartError::Disk { shard, source })
-    }
-}
-
-/// Where other processes of this host find a shard's table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegionAddress {
-    /// The file to map.
-    pub path: PathBuf,
-}
-
-/// Reads of a shard's table in this node's memory. Whether they are current, the lease says.
-pub trait LocalReads: Send + Sync {
-    /// The entry of this key.
-    fn get(&self, key: &Key) -> Option<Entry>;
-
-    /// Packets of another node saw the entry of this key then.
-    fn note_seen(&self, key: &Key, at: Time) {
-        let (_, _) = (key, at);
     }
 }
 
@@ -179,6 +161,7 @@ pub struct Store {
     _server: Arc<Server>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     disk: Counts,
+    slots: Arc<OnceLock<SlotMap>>,
 }
 
 impl fmt::Debug for Store {
@@ -232,7 +215,13 @@ impl Store {
         let server = Arc::new(Server { shards: shards.clone(), app });
         let serve: std::sync::Weak<Server> = Arc::downgrade(&server);
         transport.run(listener, serve)?;
-        let context = LinkContext { node, shards: shards.clone(), transport: transport.clone() };
+        let slots: Arc<OnceLock<SlotMap>> = Arc::default();
+        let context = LinkContext {
+            node,
+            shards: shards.clone(),
+            transport: transport.clone(),
+            slots: slots.clone(),
+        };
         for shard in shards.values().filter(|shard| shard.maps_regions()) {
             tasks.push(tokio::spawn(shard.clone().grant_loop(context.clone())));
         }
@@ -242,7 +231,7 @@ impl Store {
             }
         }
         let tasks = Mutex::new(tasks);
-        Ok(Arc::new(Self { config, transport, shards, _server: server, tasks, disk }))
+        Ok(Arc::new(Self { config, transport, shards, _server: server, tasks, disk, slots }))
     }
 
     /// What this node's disk did; all zero in memory.
@@ -314,7 +303,7 @@ impl Store {
             }
             let tried = match self.context().target(shard) {
                 Some(leader) if leader == self.config.node => {
-                    let write = shard.replica.write(aligned.clone());
+                    let write = shard.replica.write(shard.stamped(aligned.clone()));
                     written(tokio::time::timeout(left, write).await.ok())
                 }
                 Some(leader) => {
@@ -339,7 +328,14 @@ impl Store {
 
     fn context(&self) -> LinkContext {
         let (shards, transport) = (self.shards.clone(), self.transport.clone());
-        LinkContext { node: self.config.node, shards, transport }
+        LinkContext { node: self.config.node, shards, transport, slots: self.slots.clone() }
+    }
+
+    /// Says where slots are, as far as is known: links ask there again what a shard does not serve
+    /// because the slot has moved. Without it they give such an answer to whoever asked. The first
+    /// one counts; it is kept current by whoever made it.
+    pub fn follow_slots(&self, slots: SlotMap) {
+        self.slots.get_or_init(|| slots);
     }
 
     /// A link for one packet thread. `client` is the first half of the ids of its transactions. The

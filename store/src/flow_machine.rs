@@ -10,6 +10,7 @@
 use crate::Entry;
 use crate::batch::{BatchReader, check_batch, empty_transaction};
 use crate::cell::VERSION_MAX;
+use crate::flow_moves::Moving;
 use crate::flow_upkeep::Keeping;
 use crate::key::{Key, Value};
 use crate::layout::Hasher;
@@ -20,6 +21,7 @@ use crate::outcome_memory::{OutcomeMemory, Recall};
 use crate::plan::{Plan, Planned};
 use crate::pool::{PoolCounts, SlotPool};
 use crate::pool_spec::PoolSpec;
+use crate::slot_move::{self, MoveEntry, TakeOut, TakenOut};
 use crate::slot_set::SlotSet;
 use crate::snapshot::{self, Meta};
 use crate::table::Table;
@@ -64,21 +66,24 @@ pub struct FlowMachineStats {
     pub expired: u64,
     /// Notes of entries that were seen.
     pub seen_notes: u64,
+    /// Transactions held up because their slot is on its way to another shard.
+    pub moving: u64,
 }
 
 /// See the module's text.
 #[derive(Debug)]
 pub struct FlowMachine {
     pub(crate) table: Table,
-    slots: SlotSet,
+    pub(crate) slots: SlotSet,
     pub(crate) specs: Vec<PoolSpec>,
     /// Pools of slots that have given out ports, by place in `specs` and slot.
     pub(crate) pools: BTreeMap<(u8, SlotId), SlotPool>,
     /// For each of `specs`: when a returned port of which slot becomes free, in that order.
-    resting: Vec<VecDeque<(u64, SlotId)>>,
-    memory: OutcomeMemory,
-    mutations: u64,
-    time_ms: u64,
+    pub(crate) resting: Vec<VecDeque<(u64, SlotId)>>,
+    pub(crate) memory: OutcomeMemory,
+    pub(crate) mutations: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) moving: Moving,
     stats: FlowMachineStats,
     pub(crate) keeping: Keeping,
     /// Room for transactions that are read ahead. No state.
@@ -97,6 +102,7 @@ impl FlowMachine {
         assert!(pools.len() <= POOLS_MAX, "at most {POOLS_MAX} pools");
         pools.sort_by_key(PoolSpec::id);
         assert!(pools.windows(2).all(|pair| pair[0].id() < pair[1].id()), "a pool id stands twice");
+        table.hold_only(&slots);
         Self {
             table,
             slots,
@@ -105,6 +111,7 @@ impl FlowMachine {
             pools: BTreeMap::new(),
             memory: OutcomeMemory::default(),
             mutations: 0,
+            moving: Moving::default(),
             time_ms: 0,
             stats: FlowMachineStats::default(),
             keeping: Keeping::default(),
@@ -195,15 +202,20 @@ impl FlowMachine {
             }
             Outcome::ConditionFailed(_) => self.stats.condition_failed += 1,
             Outcome::Refused(_) => self.stats.refused += 1,
+            Outcome::Elsewhere(_) => self.stats.moving += 1,
         }
         // A slot may come to this shard later: that answer is not for ever.
-        if outcome != Outcome::Refused(Refusal::NotThisSlot) {
-            self.memory.remember(transaction.id, outcome);
+        if !matches!(outcome, Outcome::Refused(Refusal::NotThisSlot) | Outcome::Elsewhere(_)) {
+            self.memory.remember(transaction.id, transaction.slot, outcome);
+            self.moving.note_outcome(transaction, outcome);
         }
         outcome
     }
 
     fn decide(&mut self, index: LogIndex, transaction: &Transaction) -> Outcome {
+        if let Some(to) = self.moving.whither(transaction.slot) {
+            return Outcome::Elsewhere(to);
+        }
         if !self.slots.contains(transaction.slot) {
             return Outcome::Refused(Refusal::NotThisSlot);
         }
@@ -242,6 +254,7 @@ impl FlowMachine {
 
     /// Does what was planned; that cannot fail.
     fn carry_out(&mut self, slot: SlotId, plan: &Plan) {
+        plan.entries.iter().for_each(|(key, _)| self.moving.note_change(slot, key));
         let removed = plan.entries.iter().filter(|(_, planned)| planned.is_none());
         for (key, _) in removed {
             self.mutations += u64::from(self.table.remove(key).is_some());
@@ -290,7 +303,7 @@ impl FlowMachine {
     }
 
     /// The resting ports of all pools, in the order of their time.
-    fn resting_of_pools(&self) -> Vec<VecDeque<(u64, SlotId)>> {
+    pub(crate) fn resting_of_pools(&self) -> Vec<VecDeque<(u64, SlotId)>> {
         let mut all: Vec<Vec<(u64, SlotId)>> = vec![vec![]; self.specs.len()];
         for ((at, slot), pool) in &self.pools {
             let (_, resting) = pool.parts();
@@ -303,14 +316,14 @@ impl FlowMachine {
     fn read_pools(
         &self,
         mut source: snapshot::Source<'_>,
-        slots: &SlotSet,
+        may_have: impl Fn(SlotId) -> bool,
     ) -> Result<BTreeMap<(u8, SlotId), SlotPool>, SnapshotError> {
         let mut pools = BTreeMap::new();
         for _ in 0..source.u32()? {
             let (id, slot, blocks, resting) = snapshot::read_pool(&mut source)?;
             let at = self.specs.iter().position(|spec| spec.id() == PoolId(id));
             let at = at.ok_or(SnapshotError::Damaged("a pool that this node does not have"))?;
-            if !slots.contains(slot) {
+            if !may_have(slot) {
                 return Err(SnapshotError::Damaged("a pool of a slot that is not held"));
             }
             let pool = SlotPool::new(&self.specs[at], slot).with_parts(blocks, resting);
@@ -345,7 +358,7 @@ fn keys_of(transaction: &Transaction) -> impl Iterator<Item = &Key> {
 /// Whether all entries could have been written by a machine with this meta.
 fn check_entries(
     entries: impl Iterator<Item = (Key, Entry, Option<Life>)>,
-    meta: &Meta,
+    (meta, moving): (&Meta, &Moving),
     capacity: u32,
 ) -> Result<(), SnapshotError> {
     let hasher = Hasher::new(STATE_HASH_KEY);
@@ -354,7 +367,8 @@ fn check_entries(
         if life.is_none_or(|life| life.seen_ms() > meta.time_ms) {
             return Err(SnapshotError::Damaged("a life that cannot be"));
         }
-        if key.kind() == 0 || entry.version.0 > meta.mutations || !meta.slots.contains(entry.slot) {
+        let may_lie = meta.slots.contains(entry.slot) || moving.is_between(entry.slot);
+        if key.kind() == 0 || entry.version.0 > meta.mutations || !may_lie {
             return Err(SnapshotError::Damaged("an entry that cannot be"));
         }
         hashes.push(hasher.hash(&key));
@@ -372,10 +386,18 @@ fn check_entries(
 
 impl Machine for FlowMachine {
     fn check(payload: &[u8]) -> Result<(), PayloadError> {
+        if slot_move::is_move(payload) {
+            return MoveEntry::decode(payload).map(drop);
+        }
         check_batch(payload)
     }
 
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
+        if slot_move::is_move(payload) {
+            let entry = MoveEntry::decode(payload).expect("the payload was checked");
+            self.pass_time(entry.time_ms);
+            return Reply::System(self.move_step(entry).encode());
+        }
         let mut reader = BatchReader::new(payload).expect("the payload was checked");
         self.pass_time(reader.time_ms());
         while let Some(note) = reader.read_note().expect("the payload was checked") {
@@ -419,21 +441,27 @@ impl Machine for FlowMachine {
             snapshot::write_entries(self.table.len(), self.table.iter_living()),
             self.pools_section(),
             snapshot::write_memory(self.memory.iter()),
+            snapshot::write_moves(&self.moving),
         ])
     }
 
     fn install(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        let [meta, entries, pools, memory] = snapshot::take_apart(bytes)?;
+        let [meta, entries, pools, memory, moves] = snapshot::take_apart(bytes)?;
         let meta = snapshot::read_meta(meta)?;
         if meta.slots.slot_count() != self.slots.slot_count() || meta.mutations > VERSION_MAX {
             return Err(SnapshotError::Damaged("made for another number of slots"));
         }
+        let moving = snapshot::read_moves(moves, &meta.slots)?;
         let entries = snapshot::read_entries(entries)?;
-        check_entries(entries.clone(), &meta, self.table.capacity())?;
-        let pools = self.read_pools(pools, &meta.slots)?;
+        check_entries(entries.clone(), (&meta, &moving), self.table.capacity())?;
+        let may_have = |slot| meta.slots.contains(slot) || moving.whither(slot).is_some();
+        let pools = self.read_pools(pools, may_have)?;
         let mut remembered = OutcomeMemory::default();
-        snapshot::read_memory(memory, |id, outcome| remembered.remember(id, outcome))?;
+        snapshot::read_memory(memory, |id, slot, outcome| {
+            remembered.remember(id, slot, outcome);
+        })?;
         // All of it is good: from here on nothing fails.
+        self.table.end_scan();
         self.table.clear();
         let (mut far, mut near) = (entries.clone().skip(AHEAD), entries.clone().skip(NEAR));
         for (key, entry, life) in entries {
@@ -451,7 +479,13 @@ impl Machine for FlowMachine {
         (self.pools, self.memory, self.slots) = (pools, remembered, meta.slots);
         self.resting = self.resting_of_pools();
         (self.mutations, self.time_ms) = (meta.mutations, meta.time_ms);
+        self.moving = moving;
+        self.moves_installed();
         Ok(())
+    }
+
+    fn take_out(&mut self, ask: TakeOut) -> TakenOut {
+        self.give_out(ask)
     }
 
     fn upkeep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
@@ -475,6 +509,7 @@ impl Machine for FlowMachine {
             snapshot::write_meta(&self.meta()),
             self.pools_section(),
             snapshot::write_memory(self.memory.iter()),
+            snapshot::write_moves(&self.moving),
         ];
         for bytes in rest {
             sum = hasher.hash(&Key([sum, u64::from(crc32fast::hash(&bytes)), 0, 0, 0]));

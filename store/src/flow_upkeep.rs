@@ -18,7 +18,7 @@ use crate::lifetimes::Life;
 use crate::limits::SEEN_NOTES_MAX;
 use crate::pool_check::{PoolLeak, PoolReport, pool_check};
 use crate::transaction::{Condition, SeenNote};
-use crate::types::{Term, Time};
+use crate::types::{SlotId, Term, Time};
 use crate::upkeep::{
     CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, Expiry, PlainRules, SoftTerms, TIMERS_AT_ONCE,
     Upkeep, UpkeepClock,
@@ -108,8 +108,12 @@ impl FlowMachine {
     /// # Errors
     /// Names what does not fit.
     pub fn pool_check(&self) -> Result<PoolReport, PoolLeak> {
-        let pools = self.pools.iter().map(|((at, _), pool)| (&self.specs[usize::from(*at)], pool));
-        pool_check(self.table.iter(), pools, &*self.keeping.rules)
+        // What is on its way is another shard's, or will be.
+        let held = |slot: SlotId| self.slots.contains(slot);
+        let pools = self.pools.iter().filter(|((_, slot), _)| held(*slot));
+        let pools = pools.map(|((at, _), pool)| (&self.specs[usize::from(*at)], pool));
+        let entries = self.table.iter().filter(|(_, entry)| held(entry.slot));
+        pool_check(entries, pools, &*self.keeping.rules)
     }
 
     /// Entries with a timer.
@@ -154,6 +158,10 @@ impl FlowMachine {
 
     /// The end of an entry that is due; `None` if one of its partners is not.
     fn expiry(&mut self, known: Knowledge, key: &Key, entry: &Entry) -> Option<Expiry> {
+        // While its slot is on its way nothing ends; the timer comes up again.
+        if self.moving.is_between(entry.slot) || self.is_too_early(known, key, entry.slot) {
+            return None;
+        }
         let mut ending = Ending::default();
         self.keeping.rules.end(key, entry, &mut ending);
         let Ending { partners, writes } = ending;
@@ -169,6 +177,19 @@ impl FlowMachine {
             expiry.conditions.push(Condition::Expired(partner, other.version));
         }
         (!expiry.writes.is_empty()).then_some(expiry)
+    }
+
+    /// Whether the slot of an entry that seems due came to this shard less than a lifetime ago: the
+    /// shard before may have seen it until then.
+    fn is_too_early(&mut self, known: Knowledge, key: &Key, slot: SlotId) -> bool {
+        let Some(&adopted_ms) = self.moving.adopted.get(&slot) else { return false };
+        let Some((_, life, _)) = self.table.seen(key) else { return false };
+        let due_ms = adopted_ms + life.ttl_ms() + known.soft.within_ms;
+        let is_early = due_ms > known.clock.time_ms;
+        if is_early {
+            self.table.arm(key, due_ms, known.clock.time_ms);
+        }
+        is_early
     }
 
     /// Looks through the marks: all of them once in [`SoftTerms::within_ms`].

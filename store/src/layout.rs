@@ -1,14 +1,15 @@
 //! Where things lie in a table's region, and where a key belongs: arithmetic only.
 //!
 //! ```text
-//! word 0         512                                                  a multiple of 16
+//! word 0         1536                                                 a multiple of 16
 //! +--------------+--------------+----------------+--------------+------------------------------+
 //! | header       | tags         | flags          | spills       | cells, 128 bytes each        |
 //! | magic,       | a byte a     | a bit a home:  | a bit a      | homes    | 7 to 22 | over-    |
 //! | geometry,    | cell, 0 if   | a key of this  | bucket: a    |          | spare   | flow     |
 //! | counts,      | empty, else  | home lies in   | key of it is |          |         | buckets  |
 //! | 256 counters | 1..=255 of   | the overflow   | in the next  |          |         | of 8     |
-//! | of moves     | the hash     | area           | bucket       |          |         | cells    |
+//! | of moves,    | the hash     | area           | bucket       |          |         | cells    |
+//! | slots held   |              |                |              |          |         |          |
 //! +--------------+--------------+----------------+--------------+------------------------------+
 //!
 //! a key of home h:  cell h .. h + 7 (its neighbourhood: 1 KiB in a row), or one of the 32 cells of
@@ -35,6 +36,11 @@
 //!   is being moved. A reader that found its key asks no counter; only one that did not must know
 //!   that the key was not on the way from a place not yet read to one already read.
 //!
+//! - **Slots.** What lies in a table is served only as long as the shard holds the entry's slot. A
+//!   reader that has its answer, also that a key is absent, looks whether the bit of the slot is
+//!   set: the writer clears it before another shard may change anything of the slot, and sets it
+//!   after everything of the slot is there.
+//!
 //! All of it follows from one number, the capacity; a reader that believes nothing else in a header
 //! than a capacity that fits the region's size cannot be led astray by the rest.
 
@@ -54,6 +60,9 @@ pub(crate) const BUCKET_PROBES: u32 = 4;
 
 /// Places of the header's words.
 pub(crate) mod header {
+    use crate::slot_set::SlotSet;
+
+    const SLOTS_MAX: u32 = SlotSet::SLOTS_MAX;
     pub(crate) const MAGIC: usize = 0;
     pub(crate) const LAYOUT: usize = 1;
     pub(crate) const CLUSTER: usize = 2;
@@ -66,10 +75,15 @@ pub(crate) mod header {
     pub(crate) const OVERFLOW: usize = 17;
     /// Entries that were moved since the table was made.
     pub(crate) const DISPLACEMENTS: usize = 18;
+    /// The slot that is on its way to another shard: a mark, that shard, the slot; 0 if none is.
+    pub(crate) const LEAVING: usize = 20;
+    pub(crate) const LEAVING_MARK: u64 = 1 << 32;
     /// Counters of moves, one for the homes that are equal modulo their number.
     pub(crate) const MOVES: usize = 256;
     pub(crate) const MOVES_COUNT: u32 = 256;
-    pub(crate) const WORDS: usize = 512;
+    /// A bit for each slot that the shard holds; for as many slots as a cluster may have.
+    pub(crate) const HELD: usize = 512;
+    pub(crate) const WORDS: usize = HELD + SLOTS_MAX as usize / 64;
 }
 
 /// The places in a region of a table for `capacity` entries. Indexes count words.

@@ -13,6 +13,10 @@ pub const OUTCOMES_PER_CLIENT: usize = 1024;
 /// Clients whose outcomes are remembered; the least recently active one is forgotten first.
 pub const OUTCOME_CLIENTS_MAX: usize = 256;
 
+/// Changes of a slot that are noted while it is copied to another shard; with more the copy begins
+/// anew.
+pub const JOURNAL_MAX: usize = 1 << 18;
+
 /// Notes of entries that were seen, in one batch and in one message.
 pub const SEEN_NOTES_MAX: usize = 4096;
 

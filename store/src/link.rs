@@ -12,22 +12,23 @@ use crate::clock::boot_now;
 use crate::connection::Pending;
 use crate::consensus::CallError;
 use crate::doorbell::Doorbell;
+pub use crate::grant_board::ReadGrant;
 use crate::note_relay::{NoteQueue, Noted};
 use crate::shard::{Ask, Route, Shard, ShardView};
-use crate::transaction::{Outcome, Transaction};
+use crate::slot_map::SlotMap;
+use crate::transaction::{Outcome, Refusal, Transaction};
 use crate::transport::{Transport, lock};
-use crate::types::{NodeId, ShardId, Time};
-use crate::wire::{KEYS_MAX, Request, Response, TRANSACTIONS_MAX};
+use crate::types::{NodeId, ShardId, SlotId, Time};
+use crate::wire::{KEYS_MAX, Reading, Request, Response, TRANSACTIONS_MAX};
 use crate::{Entry, Key};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -41,6 +42,8 @@ const _: () = assert!(LINK_CAPACITY <= crate::limits::OUTCOMES_PER_CLIENT);
 
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(2);
+/// The same for what is held up by the move of its slot, which takes little longer.
+const HELD_RETRY: Duration = Duration::from_micros(500);
 /// Patience with one try.
 const TRY_NS: u64 = 500_000_000;
 
@@ -68,78 +71,6 @@ pub enum LinkCompletion {
     },
 }
 
-/// An owner's permission to read its table one-sided. Renewals only move its end.
-#[derive(Debug)]
-pub struct ReadGrant {
-    /// The file to map.
-    pub path: PathBuf,
-    /// The owner's term. The region carries it as well: a reader compares the two.
-    pub generation: u64,
-    /// Who granted it.
-    pub owner: NodeId,
-    until: AtomicU64,
-}
-
-impl ReadGrant {
-    pub(crate) const fn new(path: PathBuf, generation: u64, owner: NodeId, until: Time) -> Self {
-        Self { path, generation, owner, until: AtomicU64::new(until.0) }
-    }
-
-    /// When the right to read ends: to be checked after the value is in hand.
-    #[must_use]
-    pub fn valid_until(&self) -> Time {
-        Time(self.until.load(Ordering::SeqCst))
-    }
-}
-
-/// Where the current grant of a shard hangs.
-#[derive(Debug, Default)]
-pub(crate) struct GrantBoard {
-    /// Rises with each new grant; a renewal leaves it.
-    version: AtomicU64,
-    current: Mutex<Option<Arc<ReadGrant>>>,
-    /// Somebody looked since the last renewal. Grants are short: nobody asks for one that is not
-    /// used.
-    used: AtomicBool,
-    wanted: Notify,
-}
-
-impl GrantBoard {
-    /// Hangs up a grant, or makes the current one last longer if it is the same.
-    pub(crate) fn put(&self, path: PathBuf, generation: u64, owner: NodeId, until: Time) {
-        let mut current = lock(&self.current);
-        if let Some(grant) = current.as_ref()
-            && grant.generation == generation
-            && grant.owner == owner
-            && grant.path == path
-        {
-            grant.until.fetch_max(until.0, Ordering::SeqCst);
-            return;
-        }
-        *current = Some(Arc::new(ReadGrant::new(path, generation, owner, until)));
-        self.version.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Says that a grant is used; wakes who renews it if it has not been.
-    fn want(&self) {
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::SeqCst);
-            self.wanted.notify_one();
-        }
-    }
-
-    /// Waits until somebody has used a grant since this was called last.
-    pub(crate) async fn until_wanted(&self) {
-        while !self.used.swap(false, Ordering::SeqCst) {
-            self.wanted.notified().await;
-        }
-    }
-
-    pub(crate) fn knows(&self, path: &std::path::Path) -> bool {
-        lock(&self.current).as_ref().is_some_and(|grant| grant.path == path)
-    }
-}
-
 struct Submit {
     token: u64,
     serial: u64,
@@ -151,6 +82,7 @@ struct Submit {
 struct Read {
     token: u64,
     shard: ShardId,
+    slot: SlotId,
     deadline: Time,
     key: Key,
 }
@@ -253,21 +185,21 @@ impl PipeLink {
         serial.saturating_sub(self.oldest) < LINK_CAPACITY as u64
     }
 
-    /// Asks the owner of a shard for an entry.
+    /// Asks the owner of a shard for an entry of one of its slots.
     ///
     /// # Errors
     /// If too much is under way; then nothing follows.
     pub fn post_read(
         &mut self,
         token: u64,
-        shard: ShardId,
+        (shard, slot): (ShardId, SlotId),
         key: &Key,
         deadline: Time,
     ) -> Result<(), LinkFull> {
         if self.under_way >= LINK_CAPACITY {
             return Err(LinkFull);
         }
-        let read = Read { token, shard, deadline, key: *key };
+        let read = Read { token, shard, slot, deadline, key: *key };
         self.queues.reads.push(read).map_err(|_| LinkFull)?;
         self.under_way += 1;
         self.queues.wake.notify_one();
@@ -329,7 +261,7 @@ impl Drop for PipeLink {
 /// What came of one try of a group.
 enum Tried {
     Transactions(Vec<Submit>, Option<Vec<Outcome>>),
-    Reads(Vec<Read>, Option<(Vec<Option<Entry>>, Time)>),
+    Reads(Vec<Read>, Option<(Vec<Reading>, Time)>),
 }
 
 /// What the store's side of links needs.
@@ -338,6 +270,8 @@ pub(crate) struct LinkContext {
     pub(crate) node: NodeId,
     pub(crate) shards: Arc<BTreeMap<ShardId, Arc<Shard>>>,
     pub(crate) transport: Arc<Transport>,
+    /// Where slots are, once somebody says so.
+    pub(crate) slots: Arc<OnceLock<SlotMap>>,
 }
 
 /// Requests of one link, by kind.
@@ -345,6 +279,8 @@ pub(crate) struct LinkContext {
 struct Requests {
     submits: Vec<Submit>,
     reads: Vec<Read>,
+    /// Some of them wait only until their slot has moved.
+    held: bool,
 }
 
 impl Requests {
@@ -355,6 +291,7 @@ impl Requests {
     fn append(&mut self, other: &mut Self) {
         self.submits.append(&mut other.submits);
         self.reads.append(&mut other.reads);
+        other.held = false;
     }
 }
 
@@ -369,16 +306,18 @@ pub(crate) async fn run_link(context: LinkContext, queues: Arc<Queues>, bell: Ar
         tokio::select! {
             () = queues.wake.notified() => {}
             Some(tried) = flying.next(), if !flying.is_empty() => {
-                finish(tried, &queues, &mut again);
+                let slots = context.slots.get();
+                finish(tried, &queues, slots, (&mut fresh, &mut again));
                 while let Some(Some(tried)) = flying.next().now_or_never() {
-                    finish(tried, &queues, &mut again);
+                    finish(tried, &queues, slots, (&mut fresh, &mut again));
                 }
                 bell.ring();
             }
             () = sleep_until(again_at), if had_failures => fresh.append(&mut again),
+            () = context.slots_changed(), if had_failures => fresh.append(&mut again),
         }
         if !had_failures {
-            again_at = Instant::now() + RETRY;
+            again_at = Instant::now() + if again.held { HELD_RETRY } else { RETRY };
         }
         fresh.submits.extend(core::iter::from_fn(|| queues.submits.pop()));
         fresh.reads.extend(core::iter::from_fn(|| queues.reads.pop()));
@@ -397,19 +336,55 @@ fn complete(queues: &Queues, serial: u64, completion: LinkCompletion) {
     assert!(pushed.is_ok(), "a completion's place is reserved when its request is taken");
 }
 
-/// Completes what was answered; the rest is to be tried again.
-fn finish(tried: Tried, queues: &Queues, again: &mut Requests) {
+/// Completes what was answered; the rest is to be tried again: at once what has another shard now,
+/// and a little later what failed, or is asked of a shard that its slot has not come to yet.
+fn finish(
+    tried: Tried,
+    queues: &Queues,
+    slots: Option<&SlotMap>,
+    (fresh, again): (&mut Requests, &mut Requests),
+) {
     match tried {
         Tried::Transactions(group, Some(outcomes)) if outcomes.len() == group.len() => {
-            for (Submit { token, serial, .. }, outcome) in group.into_iter().zip(outcomes) {
-                let outcome = Some(outcome);
-                complete(queues, serial, LinkCompletion::Transaction { token, outcome });
+            for (mut submit, outcome) in group.into_iter().zip(outcomes) {
+                let slot = submit.transaction.slot;
+                match (outcome, slots) {
+                    (Outcome::Elsewhere(to), _) => {
+                        submit.shard = to;
+                        fresh.submits.push(submit);
+                    }
+                    (Outcome::Refused(Refusal::NotThisSlot), Some(slots)) => {
+                        submit.shard = slots.shard_of(slot);
+                        again.submits.push(submit);
+                        again.held = true;
+                    }
+                    (outcome, _) => {
+                        let (token, outcome) = (submit.token, Some(outcome));
+                        let done = LinkCompletion::Transaction { token, outcome };
+                        complete(queues, submit.serial, done);
+                    }
+                }
             }
         }
         Tried::Transactions(group, _) => again.submits.extend(group),
         Tried::Reads(group, Some((found, until))) if found.len() == group.len() => {
-            for (Read { token, .. }, entry) in group.into_iter().zip(found) {
-                let answer = Some((entry, until));
+            for (mut read, found) in group.into_iter().zip(found) {
+                let entry = match found {
+                    Reading::Absent => None,
+                    Reading::Found(found) => Some(Entry::from(found)),
+                    Reading::NotHere(Some(to)) => {
+                        read.shard = to;
+                        fresh.reads.push(read);
+                        continue;
+                    }
+                    Reading::NotHere(None) => {
+                        read.shard = slots.map_or(read.shard, |slots| slots.shard_of(read.slot));
+                        again.reads.push(read);
+                        again.held = true;
+                        continue;
+                    }
+                };
+                let (token, answer) = (read.token, Some((entry, until)));
                 complete(queues, 0, LinkCompletion::Read { token, answer });
             }
         }
@@ -454,8 +429,16 @@ fn take_group<T>(list: &mut Vec<T>, shard_of: impl Fn(&T) -> ShardId, limit: usi
 }
 
 impl LinkContext {
+    /// Resolves when a slot has moved; never if nobody says where slots are.
+    async fn slots_changed(&self) {
+        match self.slots.get() {
+            Some(slots) => slots.changed().await,
+            None => core::future::pending().await,
+        }
+    }
+
     fn send(&self, requests: &mut Requests, flying: &FuturesUnordered<BoxFuture<'static, Tried>>) {
-        let Requests { submits, reads } = requests;
+        let Requests { submits, reads, .. } = requests;
         while !submits.is_empty() {
             let group = take_group(submits, |submit| submit.shard, TRANSACTIONS_MAX);
             flying.push(self.send_transactions(group));
@@ -503,18 +486,18 @@ impl LinkContext {
         let patience = patience(group.iter().map(|read| read.deadline));
         let target = self.target(shard);
         if target == Some(self.node) {
-            let keys = group.iter().map(|read| shard.read_here(&read.key));
-            let found = keys.collect::<Option<Vec<(Option<Entry>, Time)>>>();
+            let keys = group.iter().map(|read| shard.read_here(read.slot, &read.key));
+            let found = keys.collect::<Option<Vec<(Reading, Time)>>>();
             let answer = found.map(|found| {
                 let until = found.iter().map(|(_, until)| *until).min().unwrap_or_default();
-                (found.into_iter().map(|(entry, _)| entry).collect(), until)
+                (found.into_iter().map(|(found, _)| found).collect(), until)
             });
             return Box::pin(async move { Tried::Reads(group, answer) });
         }
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
         let begun = target.map(|target| {
-            let keys = group.iter().map(|read| read.key).collect();
+            let keys = group.iter().map(|read| (read.slot, read.key)).collect();
             self.transport.begin(target, &Request::Reads(shard.id, keys))
         });
         let view = shard.view.clone();
@@ -522,8 +505,7 @@ impl LinkContext {
             let found = match answer(target, begun, patience, &view).await {
                 Some(Response::Reads(readings)) => {
                     let until = crate::lease::read_lease_end(asked, readings.left_ns);
-                    let found = readings.found.into_iter().map(|found| found.map(Entry::from));
-                    Some((found.collect(), until))
+                    Some((readings.found, until))
                 }
                 _ => None,
             };

@@ -3,6 +3,7 @@
 //! Replication knows payloads only as bytes. Two machines exist: the flow machine
 //! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
 
+use crate::slot_move::{TakeOut, TakenOut};
 use crate::transaction::Outcome;
 use crate::types::{LogIndex, Term};
 use crate::upkeep::{Upkeep, UpkeepClock};
@@ -16,7 +17,7 @@ pub enum Reply {
     None,
     /// One outcome for each transaction of the batch, in order.
     Outcomes(Box<[Outcome]>),
-    /// The system machine's answer, in its own encoding.
+    /// An answer in the machine's own encoding: the system machine's, or to a step of a move.
     System(Box<[u8]>),
 }
 
@@ -106,6 +107,13 @@ pub trait Machine: Send + 'static {
     /// bounded piece of work: [`Upkeep::is_more`] says whether to ask again. Changes no state.
     fn upkeep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
         let (_, _) = (clock, work);
+    }
+
+    /// A part of a slot that moves to another shard, for whoever drives the move. Changes no state.
+    /// A machine without slots has none to give.
+    fn take_out(&mut self, ask: TakeOut) -> TakenOut {
+        let _ = ask;
+        TakenOut::Lost
     }
 
     /// Equal on all replicas that have applied the same index.

@@ -8,6 +8,7 @@
 
 use crate::limits::{OUTCOME_CLIENTS_MAX, OUTCOMES_PER_CLIENT};
 use crate::transaction::{Outcome, TransactionId};
+use crate::types::SlotId;
 use std::collections::BTreeMap;
 
 /// What the memory knows of an id.
@@ -27,7 +28,7 @@ struct Client {
     used: u64,
     newest: u64,
     /// Serial `s` stands at `s % OUTCOMES_PER_CLIENT`; serial 0 is an empty place.
-    ring: Box<[(u64, Outcome)]>,
+    ring: Box<[Remembered]>,
 }
 
 /// See the module's text.
@@ -39,7 +40,16 @@ pub struct OutcomeMemory {
     uses: u64,
 }
 
-const EMPTY: (u64, Outcome) = (0, Outcome::ConditionFailed(0));
+#[derive(Clone, Copy, Debug)]
+struct Remembered {
+    serial: u64,
+    outcome: Outcome,
+    /// Goes with the slot when that moves to another shard.
+    slot: SlotId,
+}
+
+const EMPTY: Remembered =
+    Remembered { serial: 0, outcome: Outcome::ConditionFailed(0), slot: SlotId(0) };
 
 const fn place(serial: u64) -> usize {
     (serial % OUTCOMES_PER_CLIENT as u64) as usize
@@ -51,7 +61,7 @@ impl OutcomeMemory {
     pub fn recall(&self, id: TransactionId) -> Recall {
         let Some(client) = self.clients.get(&id.client) else { return Recall::New };
         match client.ring[place(id.serial)] {
-            (serial, outcome) if serial == id.serial => Recall::Known(outcome),
+            Remembered { serial, outcome, .. } if serial == id.serial => Recall::Known(outcome),
             _ if id.serial.saturating_add(OUTCOMES_PER_CLIENT as u64) <= client.newest => {
                 Recall::Forgotten
             }
@@ -59,8 +69,21 @@ impl OutcomeMemory {
         }
     }
 
-    /// Remembers what came of a new id (serial not 0).
-    pub fn remember(&mut self, id: TransactionId, outcome: Outcome) {
+    /// Remembers what came of an id in another shard, unless something is known of it here.
+    pub fn remember_late(&mut self, id: TransactionId, slot: SlotId, outcome: Outcome) {
+        // A client has nothing under way that is so old: see `PipeLink`.
+        if self.recall(id) == Recall::New {
+            self.remember(id, slot, outcome);
+        }
+    }
+
+    /// What is remembered of transactions of a slot.
+    pub fn of_slot(&self, slot: SlotId) -> impl Iterator<Item = (TransactionId, Outcome)> + '_ {
+        self.iter().filter(move |(_, of, _)| *of == slot).map(|(id, _, outcome)| (id, outcome))
+    }
+
+    /// Remembers what came of a new id (serial not 0) of a slot.
+    pub fn remember(&mut self, id: TransactionId, slot: SlotId, outcome: Outcome) {
         assert!(id.serial != 0, "serials count from 1");
         let client = self.clients.entry(id.client).or_insert_with(|| Client {
             used: 0,
@@ -68,7 +91,7 @@ impl OutcomeMemory {
             ring: vec![EMPTY; OUTCOMES_PER_CLIENT].into_boxed_slice(),
         });
         client.newest = client.newest.max(id.serial);
-        client.ring[place(id.serial)] = (id.serial, outcome);
+        client.ring[place(id.serial)] = Remembered { serial: id.serial, outcome, slot };
         // Mostly a client's transactions follow each other, and it is the most recent one already.
         if client.used != 0 && client.used == self.uses {
             return;
@@ -92,13 +115,14 @@ impl OutcomeMemory {
 
     /// Everything remembered, the least recently active client first, its serials rising: given to
     /// [`OutcomeMemory::remember`] in this order it makes an equal memory.
-    pub fn iter(&self) -> impl Iterator<Item = (TransactionId, Outcome)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (TransactionId, SlotId, Outcome)> + '_ {
         self.by_use.values().flat_map(|number| {
             let client = &self.clients[number];
             // The place after the newest one's holds the oldest.
             let (newer, older) = client.ring.split_at(place(client.newest) + 1);
-            older.iter().chain(newer).filter(|(serial, _)| *serial != 0).map(|(serial, outcome)| {
-                (TransactionId { client: *number, serial: *serial }, *outcome)
+            older.iter().chain(newer).filter(|known| known.serial != 0).map(|known| {
+                let id = TransactionId { client: *number, serial: known.serial };
+                (id, known.slot, known.outcome)
             })
         })
     }
@@ -120,7 +144,7 @@ mod tests {
         for serial in 1..=last {
             if serial != 500 {
                 assert_eq!(memory.recall(id(7, serial)), Recall::New);
-                memory.remember(id(7, serial), Outcome::Committed(LogIndex(serial)));
+                memory.remember(id(7, serial), SlotId(3), Outcome::Committed(LogIndex(serial)));
             }
         }
         for (serial, known) in [
@@ -141,10 +165,10 @@ mod tests {
     fn the_least_recently_active_client_makes_room() {
         let mut memory = OutcomeMemory::default();
         for client in 0..OUTCOME_CLIENTS_MAX as u64 {
-            memory.remember(id(client, 1), Outcome::ConditionFailed(0));
+            memory.remember(id(client, 1), SlotId(3), Outcome::ConditionFailed(0));
         }
-        memory.remember(id(0, 2), Outcome::ConditionFailed(1));
-        memory.remember(id(9999, 1), Outcome::ConditionFailed(2));
+        memory.remember(id(0, 2), SlotId(3), Outcome::ConditionFailed(1));
+        memory.remember(id(9999, 1), SlotId(3), Outcome::ConditionFailed(2));
         assert_eq!(memory.clients(), OUTCOME_CLIENTS_MAX);
         assert_eq!(memory.recall(id(0, 2)), Recall::Known(Outcome::ConditionFailed(1)));
         assert_eq!(memory.recall(id(1, 1)), Recall::New);
@@ -155,14 +179,18 @@ mod tests {
     fn a_copy_made_from_its_items_goes_on_like_the_original() {
         let mut memory = OutcomeMemory::default();
         for serial in 1..3000 {
-            memory.remember(id(serial % 300, serial), Outcome::ConditionFailed(serial as u8));
+            memory.remember(
+                id(serial % 300, serial),
+                SlotId(3),
+                Outcome::ConditionFailed(serial as u8),
+            );
         }
         let mut copy = OutcomeMemory::default();
-        memory.iter().for_each(|(id, outcome)| copy.remember(id, outcome));
+        memory.iter().for_each(|(id, slot, outcome)| copy.remember(id, slot, outcome));
         assert!(memory.iter().eq(copy.iter()));
         for client in 1000..1100 {
-            memory.remember(id(client, 1), Outcome::ConditionFailed(0));
-            copy.remember(id(client, 1), Outcome::ConditionFailed(0));
+            memory.remember(id(client, 1), SlotId(3), Outcome::ConditionFailed(0));
+            copy.remember(id(client, 1), SlotId(3), Outcome::ConditionFailed(0));
         }
         assert!(memory.iter().eq(copy.iter()));
     }

@@ -11,7 +11,7 @@ use crate::key::Key;
 use crate::link::{LinkCompletion, PipeLink, ReadGrant};
 use crate::location_cache::LocationCache;
 use crate::table_reader::{READ_BURST, ReadError, TableReader};
-use crate::types::{ShardId, Time};
+use crate::types::{ShardId, SlotId, Time};
 use arrayvec::ArrayVec;
 use std::sync::Arc;
 use thiserror::Error;
@@ -30,6 +30,9 @@ pub enum RemoteError {
     /// The read lease was over, or the region is another owner's by now.
     #[error("the right to read this region is over: ask for a new read lease")]
     Revoked,
+    /// The shard does not hold the slot any more, or not yet.
+    #[error("the shard does not hold the slot: look where it is now")]
+    SlotMoved,
     /// The owner did not answer before the deadline.
     #[error("the owner did not answer before the deadline")]
     NoAnswer,
@@ -46,11 +49,11 @@ pub struct RemoteAnswer {
 
 /// Reads of one shard at its owner. See the module's text.
 pub trait RemoteReads {
-    /// Asks for an entry; the answer carries the token.
+    /// Asks for an entry of a slot; the answer carries the token.
     ///
     /// # Errors
     /// If too many are under way; then nothing follows.
-    fn post(&mut self, token: u64, key: &Key, deadline: Time) -> Result<(), RemoteFull>;
+    fn post(&mut self, token: u64, of: (SlotId, &Key), deadline: Time) -> Result<(), RemoteFull>;
 
     /// Sends off together what was posted.
     fn flush(&mut self, now: Time);
@@ -65,7 +68,7 @@ pub struct MappedReads {
     reader: TableReader,
     grant: Arc<ReadGrant>,
     cache: LocationCache,
-    posted: ArrayVec<(u64, Key), READ_BURST>,
+    posted: ArrayVec<(u64, SlotId, Key), READ_BURST>,
     answers: ArrayVec<RemoteAnswer, READ_BURST>,
 }
 
@@ -80,23 +83,24 @@ impl MappedReads {
 }
 
 impl RemoteReads for MappedReads {
-    fn post(&mut self, token: u64, key: &Key, _: Time) -> Result<(), RemoteFull> {
+    fn post(&mut self, token: u64, (slot, key): (SlotId, &Key), _: Time) -> Result<(), RemoteFull> {
         if self.posted.len() + self.answers.len() >= READ_BURST {
             return Err(RemoteFull);
         }
-        self.posted.push((token, *key));
+        self.posted.push((token, slot, *key));
         Ok(())
     }
 
     fn flush(&mut self, now: Time) {
-        let keys: ArrayVec<Key, READ_BURST> = self.posted.iter().map(|(_, key)| *key).collect();
+        let keys: ArrayVec<Key, READ_BURST> = self.posted.iter().map(|(.., key)| *key).collect();
         let valid_until = self.grant.valid_until();
         let mut found = [Err(ReadError::Busy); READ_BURST];
         self.reader.try_get_cached(&mut self.cache, &keys, &mut found[..keys.len()]);
         // After the values are in hand: a region whose owner changed meanwhile says so.
         let granted = valid_until > now && self.reader.generation() == self.grant.generation;
-        for ((token, _), found) in self.posted.drain(..).zip(found) {
+        for ((token, slot, _), found) in self.posted.drain(..).zip(found) {
             let found = match found {
+                Ok(_) if granted && !self.reader.holds(slot) => Err(RemoteError::SlotMoved),
                 Ok(entry) if granted => Ok((entry, valid_until)),
                 Ok(_) => Err(RemoteError::Revoked),
                 Err(error) => Err(error.into()),
@@ -127,8 +131,13 @@ impl LinkReads {
 }
 
 impl RemoteReads for LinkReads {
-    fn post(&mut self, token: u64, key: &Key, deadline: Time) -> Result<(), RemoteFull> {
-        self.link.post_read(token, self.shard, key, deadline).map_err(|_| RemoteFull)
+    fn post(
+        &mut self,
+        token: u64,
+        (slot, key): (SlotId, &Key),
+        deadline: Time,
+    ) -> Result<(), RemoteFull> {
+        self.link.post_read(token, (self.shard, slot), key, deadline).map_err(|_| RemoteFull)
     }
 
     fn flush(&mut self, _: Time) {
@@ -154,7 +163,7 @@ mod tests {
     use crate::region::Region;
     use crate::table::Table;
     use crate::table_reader::RegionIdentity;
-    use crate::types::{NodeId, SlotId, Version};
+    use crate::types::{NodeId, Version};
 
     const NOW: Time = Time(1_000);
     const END: Time = Time(2_000);
@@ -171,6 +180,7 @@ mod tests {
             table.put(&key(number), &Value([number; 8]), Version(number), SlotId(0)).unwrap();
         }
         table.set_generation(7);
+        table.set_held(SlotId(0), true);
         table
     }
 
@@ -181,7 +191,7 @@ mod tests {
 
     fn read(reads: &mut MappedReads, numbers: core::ops::Range<u64>) -> Vec<RemoteAnswer> {
         for number in numbers {
-            reads.post(number, &key(number), END).unwrap();
+            reads.post(number, (SlotId(0), &key(number)), END).unwrap();
         }
         reads.flush(NOW);
         core::iter::from_fn(|| reads.poll()).collect()
@@ -203,9 +213,9 @@ mod tests {
             table.remove(&key(11));
         }
         for number in 0..READ_BURST as u64 {
-            reads.post(number, &key(number), END).unwrap();
+            reads.post(number, (SlotId(0), &key(number)), END).unwrap();
         }
-        assert_eq!(reads.post(0, &key(0), END), Err(RemoteFull));
+        assert_eq!(reads.post(0, (SlotId(0), &key(0)), END), Err(RemoteFull));
     }
 
     #[test]
@@ -219,5 +229,15 @@ mod tests {
         assert!(!revoked(read(&mut reads, 0..3)));
         table.set_generation(8);
         assert!(revoked(read(&mut reads, 0..3)), "the region is another owner's");
+    }
+
+    #[test]
+    fn neither_presence_nor_absence_is_believed_of_a_slot_that_has_moved() {
+        let table = table(30);
+        let mut reads = reads(&table, END);
+        table.set_held(SlotId(0), false);
+        let answers = read(&mut reads, 28..32);
+        assert_eq!(answers.len(), 4);
+        assert!(answers.iter().all(|a| a.found == Err(RemoteError::SlotMoved)), "{answers:?}");
     }
 }

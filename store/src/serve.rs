@@ -116,7 +116,7 @@ impl Server {
 async fn propose(shard: Arc<Shard>, payload: Vec<u8>) -> Result<Response, NotServed> {
     let payload = Payload::copy_of(&payload);
     shard.replica.check(&payload).map_err(|_| NotServed::Malformed)?;
-    match shard.replica.write(payload).await {
+    match shard.replica.write(shard.stamped(payload)).await {
         Ok(reply) => Ok(Response::Proposed(reply.into())),
         Err(WriteError::NotLeader(leader)) => {
             Err(NotServed::NotOwner(leader.map_or(0, |leader| leader.0)))

@@ -17,23 +17,26 @@
 
 #![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
 
-use crate::batch::{batch_header, encode_transaction};
+use crate::Key;
+use crate::batch::{batch_header, encode_transaction, stamp};
 use crate::clock::{boot_now, wall_ms};
 use crate::connection::Answer;
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
+use crate::grant_board::GrantBoard;
 use crate::group_commit::{GroupCommit, GroupLimits, Weight};
 use crate::keeper::UpkeepCounters;
 use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
-use crate::link::{GrantBoard, LinkContext};
+use crate::link::LinkContext;
+use crate::local_reads::reading;
 use crate::machine::Reply;
 use crate::raft::{Payload, Replica, Watch, WriteError};
+use crate::slot_move;
 use crate::suspension::Clocks;
 use crate::tenure::{Look, Tenure};
 use crate::transaction::{Outcome, SeenNote, Transaction};
-use crate::types::{NodeId, ShardId, Term, Time};
-use crate::wire::{Found, Grant, NotServed, Readings, Request, Response};
-use crate::{Entry, Key};
+use crate::types::{NodeId, ShardId, SlotId, Term, Time};
+use crate::wire::{Grant, NotServed, Reading, Readings, Request, Response};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use futures::StreamExt;
@@ -287,12 +290,11 @@ impl Shard {
 
     /// Reads for another node, and for how long they may be used; the lease is looked at after the
     /// reads.
-    pub(crate) fn read_for_others(&self, keys: &[Key]) -> Response {
+    pub(crate) fn read_for_others(&self, keys: &[(SlotId, Key)]) -> Response {
         let Some(reads) = &self.parts.reads else {
             return Response::NotServed(NotServed::Malformed);
         };
-        let found: Vec<Option<Found>> =
-            keys.iter().map(|key| reads.get(key).map(Found::from)).collect();
+        let found = keys.iter().map(|(slot, key)| reading(reads.as_ref(), *slot, key)).collect();
         match self.tenure.grant(boot_now) {
             Some(left_ns) => Response::Reads(Readings { found, left_ns }),
             None => self.not_owner(),
@@ -321,10 +323,10 @@ impl Shard {
     }
 
     /// One read in this node's own memory, under its own lease.
-    pub(crate) fn read_here(&self, key: &Key) -> Option<(Option<Entry>, Time)> {
-        let entry = self.parts.reads.as_ref()?.get(key);
+    pub(crate) fn read_here(&self, slot: SlotId, key: &Key) -> Option<(Reading, Time)> {
+        let found = reading(self.parts.reads.as_ref()?.as_ref(), slot, key);
         let until = self.parts.lease.until();
-        (boot_now() < until).then_some((entry, until))
+        (boot_now() < until).then_some((found, until))
     }
 
     /// A read lease for another node.
@@ -515,6 +517,19 @@ impl Shard {
             }
             self.backlog.store(group.waiting_units(), Ordering::Relaxed);
         }
+    }
+
+    /// A step of a move with the shard's time; everything else as it is.
+    pub(crate) fn stamped(&self, payload: Payload) -> Payload {
+        // What begins like a step in the log of another machine is none.
+        if self.parts.reads.is_none() || !slot_move::is_move(&payload.0) {
+            return payload;
+        }
+        let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
+        let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
+        let mut bytes = payload.0.to_vec();
+        stamp(&mut bytes, time_ms);
+        Payload::copy_of(&bytes)
     }
 
     /// Writes one entry and tells everybody who has a part in it.

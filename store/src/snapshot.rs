@@ -1,4 +1,4 @@
-//! The form of a flow machine's snapshot: a head, then four checksummed sections.
+//! The form of a flow machine's snapshot: a head, then five checksummed sections.
 //!
 //! ```text
 //! head      magic 8, format version 4, sections 4
@@ -6,26 +6,30 @@
 //! 1 meta    mutations 8, time in ms 8, slot count 4, held slots: count 4, 2 each
 //! 2 entries count 8, then key 40, value 64, version and slot 8, life 8 each
 //! 3 pools   count 4, then pool 1, slot 2, blocks, resting ports
-//! 4 memory  count 8, then client 8, serial 8, outcome 9
+//! 4 memory  count 8, then client 8, serial 8, outcome 9, slot 2 each
+//! 5 moves   over 8; a slot that goes: flag 1, number 8, slot 2, shard 2, released 1; a slot that
+//!           comes: flag 1, number 8, attempt 8, slot 2, pieces 4, pools: length 4, bytes
 //! ```
 //!
 //! All numbers are little-endian. Reading is total: a value or an error, no more memory than the
 //! bytes given justify, and nothing but the exact form that writing makes.
 
 use crate::Entry;
+use crate::flow_moves::{Incoming, Moving, Outgoing};
 use crate::key::{Key, Value};
 use crate::lifetimes::Life;
 use crate::machine::SnapshotError;
 use crate::pool::{Block, Resting, SlotPool};
+use crate::slot_move::POOLS_BYTES_MAX;
 use crate::slot_set::SlotSet;
 use crate::transaction::{Outcome, Refusal, TransactionId};
-use crate::types::{LogIndex, SlotId, Version};
-use std::collections::VecDeque;
+use crate::types::{LogIndex, ShardId, SlotId, Version};
+use std::collections::{BTreeSet, VecDeque};
 
 const MAGIC: &[u8; 8] = b"NSFLOWS\0";
 /// Rises with every change of the form.
-pub const SNAPSHOT_VERSION: u32 = 2;
-const SECTIONS: u32 = 4;
+pub const SNAPSHOT_VERSION: u32 = 3;
+const SECTIONS: u32 = 5;
 const HEAD_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 120;
 
@@ -191,20 +195,15 @@ pub(crate) fn read_pool(source: &mut Source<'_>) -> Result<PoolParts, SnapshotEr
     Ok((pool, slot, blocks, resting))
 }
 
-pub(crate) fn write_memory(memory: impl Iterator<Item = (TransactionId, Outcome)>) -> Vec<u8> {
+pub(crate) fn write_memory(
+    memory: impl Iterator<Item = (TransactionId, SlotId, Outcome)>,
+) -> Vec<u8> {
     let mut out = Vec::new();
     let mut count = 0_u64;
     out.extend_from_slice(&count.to_le_bytes());
-    for (id, outcome) in memory {
-        let (kind, number) = match outcome {
-            Outcome::Committed(index) => (0, index.0),
-            Outcome::ConditionFailed(number) => (1, u64::from(number)),
-            Outcome::Refused(refusal) => (2, refusal as u64),
-        };
-        out.extend_from_slice(&id.client.to_le_bytes());
-        out.extend_from_slice(&id.serial.to_le_bytes());
-        out.push(kind);
-        out.extend_from_slice(&number.to_le_bytes());
+    for (id, slot, outcome) in memory {
+        write_outcome(&mut out, id, outcome);
+        out.extend_from_slice(&slot.0.to_le_bytes());
         count += 1;
     }
     out[..8].copy_from_slice(&count.to_le_bytes());
@@ -213,28 +212,98 @@ pub(crate) fn write_memory(memory: impl Iterator<Item = (TransactionId, Outcome)
 
 pub(crate) fn read_memory(
     mut source: Source<'_>,
-    mut remember: impl FnMut(TransactionId, Outcome),
+    mut remember: impl FnMut(TransactionId, SlotId, Outcome),
 ) -> Result<(), SnapshotError> {
     for _ in 0..source.u64()? {
-        let id = TransactionId { client: source.u64()?, serial: source.u64()? };
-        let ([kind], number) = (source.bytes()?, source.u64()?);
-        let outcome = match (kind, u8::try_from(number)) {
-            (0, _) => Outcome::Committed(LogIndex(number)),
-            (1, Ok(number)) => Outcome::ConditionFailed(number),
-            (2, Ok(number)) => Outcome::Refused(
-                REFUSALS
-                    .into_iter()
-                    .find(|refusal| *refusal as u8 == number)
-                    .ok_or(SnapshotError::Damaged("an outcome that cannot be"))?,
-            ),
-            _ => return Err(SnapshotError::Damaged("an outcome that cannot be")),
-        };
-        if id.serial == 0 {
-            return Err(SnapshotError::Damaged("a transaction without a serial"));
-        }
-        remember(id, outcome);
+        let (id, outcome) = read_outcome(&mut source)?;
+        remember(id, SlotId(source.u16()?), outcome);
     }
     source.end()
+}
+
+/// What came of a transaction.
+pub(crate) fn write_outcome(out: &mut Vec<u8>, id: TransactionId, outcome: Outcome) {
+    let (kind, number) = match outcome {
+        Outcome::Committed(index) => (0, index.0),
+        Outcome::ConditionFailed(number) => (1, u64::from(number)),
+        Outcome::Refused(refusal) => (2, refusal as u64),
+        Outcome::Elsewhere(_) => unreachable!("that is not remembered: our own bug"),
+    };
+    out.extend_from_slice(&id.client.to_le_bytes());
+    out.extend_from_slice(&id.serial.to_le_bytes());
+    out.push(kind);
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+pub(crate) fn read_outcome(
+    source: &mut Source<'_>,
+) -> Result<(TransactionId, Outcome), SnapshotError> {
+    let id = TransactionId { client: source.u64()?, serial: source.u64()? };
+    let ([kind], number) = (source.bytes()?, source.u64()?);
+    let outcome = match (kind, u8::try_from(number)) {
+        (0, _) => Outcome::Committed(LogIndex(number)),
+        (1, Ok(number)) => Outcome::ConditionFailed(number),
+        (2, Ok(number)) => Outcome::Refused(
+            REFUSALS
+                .into_iter()
+                .find(|refusal| *refusal as u8 == number)
+                .ok_or(SnapshotError::Damaged("an outcome that cannot be"))?,
+        ),
+        _ => return Err(SnapshotError::Damaged("an outcome that cannot be")),
+    };
+    if id.serial == 0 {
+        return Err(SnapshotError::Damaged("a transaction without a serial"));
+    }
+    Ok((id, outcome))
+}
+
+pub(crate) fn write_moves(moving: &Moving) -> Vec<u8> {
+    let mut out = moving.over.to_le_bytes().to_vec();
+    out.push(u8::from(moving.out.is_some()));
+    if let Some(Outgoing { number, slot, to, is_released }) = moving.out {
+        out.extend_from_slice(&number.to_le_bytes());
+        out.extend_from_slice(&slot.0.to_le_bytes());
+        out.extend_from_slice(&to.0.to_le_bytes());
+        out.push(u8::from(is_released));
+    }
+    out.push(u8::from(moving.coming.is_some()));
+    if let Some(coming) = &moving.coming {
+        out.extend_from_slice(&coming.number.to_le_bytes());
+        out.extend_from_slice(&coming.attempt.to_le_bytes());
+        out.extend_from_slice(&coming.slot.0.to_le_bytes());
+        out.extend_from_slice(&coming.pieces.to_le_bytes());
+        out.extend_from_slice(&(coming.pools.len() as u32).to_le_bytes());
+        out.extend_from_slice(&coming.pools);
+    }
+    out
+}
+
+/// The moves of a machine that holds these slots; the keys of what comes are to be found.
+pub(crate) fn read_moves(mut source: Source<'_>, slots: &SlotSet) -> Result<Moving, SnapshotError> {
+    const WRONG: SnapshotError = SnapshotError::Damaged("a move that cannot be");
+    let mut moving = Moving::of(source.u64()?);
+    let exists = |slot: SlotId| u32::from(slot.0) < slots.slot_count();
+    if source.flag()? {
+        let (number, slot, to) = (source.u64()?, SlotId(source.u16()?), ShardId(source.u16()?));
+        let is_released = source.flag()?;
+        if number <= moving.over || !exists(slot) || slots.contains(slot) == is_released {
+            return Err(WRONG);
+        }
+        moving.out = Some(Outgoing { number, slot, to, is_released });
+    }
+    if source.flag()? {
+        let (number, attempt, slot) = (source.u64()?, source.u64()?, SlotId(source.u16()?));
+        let (pieces, length) = (source.u32()?, source.u32()? as usize);
+        let pools = source.slice(length)?.to_vec();
+        let between = number <= moving.over || moving.is_between(slot);
+        if between || !exists(slot) || slots.contains(slot) || length > POOLS_BYTES_MAX {
+            return Err(WRONG);
+        }
+        let keys = BTreeSet::new();
+        moving.coming = Some(Incoming { number, attempt, slot, pieces, pools, keys });
+    }
+    source.end()?;
+    Ok(moving)
 }
 
 const REFUSALS: [Refusal; 6] = [
@@ -248,23 +317,35 @@ const REFUSALS: [Refusal; 6] = [
 
 /// Bytes that are read from the front; too few of them is an error.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Source<'a>(&'a [u8]);
+pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Source<'a> {
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], SnapshotError> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    fn flag(&mut self) -> Result<bool, SnapshotError> {
+        match self.bytes()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(SnapshotError::Damaged("a mark that is neither 0 nor 1")),
+        }
+    }
+
+    pub(crate) fn slice(&mut self, length: usize) -> Result<&'a [u8], SnapshotError> {
         let (front, rest) =
             self.0.split_at_checked(length).ok_or(SnapshotError::Damaged("it is cut short"))?;
         self.0 = rest;
         Ok(front)
     }
 
-    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], SnapshotError> {
+    pub(crate) fn bytes<const N: usize>(&mut self) -> Result<[u8; N], SnapshotError> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.slice(N)?);
         Ok(bytes)
     }
 
-    fn u16(&mut self) -> Result<u16, SnapshotError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, SnapshotError> {
         self.bytes().map(u16::from_le_bytes)
     }
 
@@ -272,7 +353,7 @@ impl<'a> Source<'a> {
         self.bytes().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, SnapshotError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, SnapshotError> {
         self.bytes().map(u64::from_le_bytes)
     }
 

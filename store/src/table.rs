@@ -11,11 +11,12 @@ use crate::key::{Key, Value};
 use crate::layout::{LAYOUT_VERSION, Layout, MAGIC, header};
 use crate::lifetimes::{BESIDE_BYTES, Life, Lifetimes};
 use crate::region::Region;
+use crate::slot_set::SlotSet;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::table_stats::TableStats;
-use crate::table_writer::Writer;
+use crate::table_writer::{Scan, Writer};
 use crate::timer_wheel::Turned;
-use crate::types::{SlotId, Time, Version};
+use crate::types::{ShardId, SlotId, Time, Version};
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
 use thiserror::Error;
@@ -120,6 +121,66 @@ impl Table {
     /// Says whose the content is from now on; see [`TableReader::generation`].
     pub fn set_generation(&self, generation: u64) {
         self.generation_cell().set(generation);
+    }
+
+    /// Says whether the shard holds a slot; see [`TableReader::holds`].
+    pub fn set_held(&self, slot: SlotId, holds: bool) {
+        let word = self.reader.word(header::HELD + usize::from(slot.0) / 64);
+        let others = word.load(Ordering::Relaxed) & !(1 << (slot.0 % 64));
+        word.store(others | u64::from(holds) << (slot.0 % 64), Ordering::Release);
+    }
+
+    /// Says that the shard holds these slots and no others.
+    pub(crate) fn hold_only(&self, slots: &SlotSet) {
+        for slot in (0..slots.slot_count()).map(|slot| SlotId(slot as u16)) {
+            self.set_held(slot, slots.contains(slot));
+        }
+    }
+
+    /// Says which slot is on its way, and where to; see [`TableReader::whither`].
+    pub(crate) fn set_leaving(&self, leaving: Option<(SlotId, ShardId)>) {
+        let word = leaving.map_or(0, |(slot, to)| {
+            header::LEAVING_MARK | u64::from(to.0) << 16 | u64::from(slot.0)
+        });
+        self.reader.word(header::LEAVING).store(word, Ordering::Release);
+    }
+
+    /// A scan over the entries of a slot begins; there is one at a time.
+    pub(crate) fn begin_scan(&mut self, slot: SlotId) {
+        self.writer.scan = Some(Scan { slot, next: 0, displaced: Vec::new() });
+    }
+
+    /// Nobody scans any more.
+    pub(crate) fn end_scan(&mut self) {
+        self.writer.scan = None;
+    }
+
+    /// Goes on with the scan: looks at up to `cells` cells and gives up to `entries` entries, and
+    /// the keys of those that were moved past the scan meanwhile. Whether it is through.
+    pub(crate) fn scan_on(
+        &mut self,
+        cells: u32,
+        entries: usize,
+        displaced: &mut Vec<Key>,
+        mut give: impl FnMut(Key, Entry, Life),
+    ) -> bool {
+        let Some(mut scan) = self.writer.scan.take() else { return true };
+        displaced.append(&mut scan.displaced);
+        let all = self.cells();
+        let end = scan.next.saturating_add(cells).min(all);
+        let mut given = 0;
+        while scan.next < end && given < entries {
+            if let Some(content) = self.writer.content(scan.next)
+                && content.entry.slot == scan.slot
+            {
+                give(content.key, content.entry, self.writer.lives.life(scan.next));
+                given += 1;
+            }
+            scan.next += 1;
+        }
+        let is_through = scan.next == all;
+        self.writer.scan = Some(scan);
+        is_through
     }
 
     /// The same for whoever decides about ownership, while the machine has the table.

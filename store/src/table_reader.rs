@@ -17,7 +17,7 @@ use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
 use crate::location_cache::LocationCache;
 use crate::lookup::{NOWHERE, View};
 use crate::region::Region;
-use crate::types::{ShardId, Time};
+use crate::types::{ShardId, SlotId, Time};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::Arc;
 use thiserror::Error;
@@ -462,6 +462,24 @@ impl TableReader {
     pub fn generation(&self) -> u64 {
         fence(Ordering::Acquire);
         self.word(header::GENERATION).load(Ordering::Acquire)
+    }
+
+    /// Whether the shard holds a slot: looked at after a read, it says whether what was found, or
+    /// that nothing was, counts. Ordered after the reads before it.
+    #[must_use]
+    #[inline]
+    pub fn holds(&self, slot: SlotId) -> bool {
+        fence(Ordering::Acquire);
+        let word = self.word(header::HELD + usize::from(slot.0) / 64).load(Ordering::Acquire);
+        word >> (slot.0 % 64) & 1 == 1
+    }
+
+    /// The shard that a slot is on its way to, while it is.
+    #[must_use]
+    pub fn whither(&self, slot: SlotId) -> Option<ShardId> {
+        let word = self.word(header::LEAVING).load(Ordering::Acquire);
+        let leaves = word & header::LEAVING_MARK != 0 && word as u16 == slot.0;
+        leaves.then_some(ShardId((word >> 16) as u16))
     }
 
     /// Entries that the table holds at the moment.

@@ -18,6 +18,7 @@ use crate::layout::{Layout, NEIGHBOURHOOD, bytes_equal, header, tag};
 use crate::lifetimes::Lifetimes;
 use crate::lookup::View;
 use crate::table::TableFull;
+use crate::types::SlotId;
 use crate::words::{Word, Words};
 use arrayvec::ArrayVec;
 use core::ops::RangeInclusive;
@@ -35,6 +36,16 @@ const REPAIR_ATTEMPTS: usize = 4;
 /// least one cell nearer.
 type Moves = ArrayVec<(u32, u32), { HOLE_DISTANCE_MAX as usize + NEIGHBOURHOOD as usize }>;
 
+/// A scan over the entries of a slot, cell by cell, while entries come, go and are moved.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    pub(crate) slot: SlotId,
+    /// The cells before this one have been looked at.
+    pub(crate) next: u32,
+    /// Keys of the slot that were moved from there on to before it.
+    pub(crate) displaced: Vec<Key>,
+}
+
 /// Writes a table in some memory. There is one at a time.
 #[derive(Debug)]
 pub(crate) struct Writer<M> {
@@ -48,6 +59,7 @@ pub(crate) struct Writer<M> {
     pub(crate) displacements: u64,
     /// Goes along with whatever is moved or ends.
     pub(crate) lives: Lifetimes,
+    pub(crate) scan: Option<Scan>,
 }
 
 impl<M: Words> Writer<M> {
@@ -56,7 +68,8 @@ impl<M: Words> Writer<M> {
         let distances = vec![0; view.layout.overflow_first as usize].into_boxed_slice();
         let overflowed = BTreeMap::new();
         let lives = Lifetimes::default();
-        Self { view, distances, overflowed, entries: 0, overflow: 0, displacements: 0, lives }
+        let (entries, overflow, displacements, scan) = (0, 0, 0, None);
+        Self { view, distances, overflowed, entries, overflow, displacements, lives, scan }
     }
 
     pub(crate) fn find(&self, key: &Key) -> Option<(u32, Entry)> {
@@ -249,6 +262,11 @@ impl<M: Words> Writer<M> {
             self.leave_overflow(home);
         }
         self.view.word(counter).store((moves | 1).wrapping_add(1), Ordering::Release);
+        if let Some(scan) = self.scan.as_mut().filter(|scan| to < scan.next && scan.next <= from)
+            && content.entry.slot == scan.slot
+        {
+            scan.displaced.push(content.key);
+        }
         self.displacements += 1;
         self.view.word(header::DISPLACEMENTS).store(self.displacements, Ordering::Relaxed);
     }

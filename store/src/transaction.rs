@@ -6,7 +6,7 @@
 #![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
 
 use crate::key::{Key, Value};
-use crate::types::{LogIndex, PoolId, SlotId, Version};
+use crate::types::{LogIndex, PoolId, ShardId, SlotId, Version};
 use arrayvec::ArrayVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -146,6 +146,9 @@ pub enum Outcome {
     ConditionFailed(u8),
     /// Nothing was changed.
     Refused(Refusal),
+    /// Nothing was changed: the slot is on its way to this shard. It may be there already; if it
+    /// comes back, it is where it was.
+    Elsewhere(ShardId),
 }
 
 /// Somebody's packets keep an entry alive: soft state on its way to all replicas.

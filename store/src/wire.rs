@@ -168,8 +168,8 @@ pub enum Request {
     Transactions(ShardId, Vec<Transaction>),
     /// A read lease.
     ReadLease(ShardId),
-    /// Reads of the owner's table.
-    Reads(ShardId, Vec<Key>),
+    /// Reads of the owner's table, with the slot that each key belongs to.
+    Reads(ShardId, Vec<(SlotId, Key)>),
     /// A message of the layers above.
     App(Vec<u8>),
     /// Entries that the asker's packets have seen.
@@ -224,11 +224,29 @@ pub struct Found {
     pub slot: SlotId,
 }
 
+/// The answer for one key.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// There is no such entry.
+    Absent,
+    /// The entry.
+    Found(Found),
+    /// The shard does not hold the slot, so it knows nothing of the key; the shard that it goes to
+    /// if it is just moving.
+    NotHere(Option<ShardId>),
+}
+
+impl From<Option<Entry>> for Reading {
+    fn from(entry: Option<Entry>) -> Self {
+        entry.map_or(Self::Absent, |entry| Self::Found(entry.into()))
+    }
+}
+
 /// What was found, and how long it may be used.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Readings {
     /// In the order of the keys.
-    pub found: Vec<Option<Found>>,
+    pub found: Vec<Reading>,
     /// Nanoseconds, from the moment the question was sent.
     pub left_ns: u64,
 }

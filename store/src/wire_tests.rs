@@ -71,7 +71,7 @@ fn requests() -> Vec<Request> {
         Request::Propose(shard, vec![7; 100]),
         Request::Transactions(shard, vec![transaction(), transaction()]),
         Request::ReadLease(shard),
-        Request::Reads(shard, vec![key(1), key(2)]),
+        Request::Reads(shard, vec![(SlotId(1), key(1)), (SlotId(2), key(2))]),
         Request::App(vec![1, 2]),
     ]
 }
@@ -92,7 +92,14 @@ fn responses() -> Vec<Response> {
         Response::Proposed(WireReply::System(vec![1])),
         Response::Outcomes(outcomes),
         Response::ReadLease(Grant { path: "/dev/shm/x".into(), generation: 3, left_ns: 9 }),
-        Response::Reads(Readings { found: vec![None, Some(found)], left_ns: 5 }),
+        Response::Reads(Readings {
+            found: vec![Reading::Absent, Reading::Found(found)],
+            left_ns: 5,
+        }),
+        Response::Reads(Readings {
+            found: vec![Reading::NotHere(None), Reading::NotHere(Some(ShardId(2)))],
+            left_ns: 5,
+        }),
         Response::App(vec![]),
         Response::NotServed(NotServed::NotOwner(4)),
     ]
@@ -149,7 +156,7 @@ fn numbers_out_of_bounds_are_refused() {
         (chunk_with(|c| c.members.configs[0].push(77)), "group"),
         (chunk_with(|c| c.members.configs[0].clear()), "group"),
         (Request::Transactions(shard, vec![]), "number of transactions"),
-        (Request::Reads(shard, vec![key(1); KEYS_MAX + 1]), "number of keys"),
+        (Request::Reads(shard, vec![(SlotId(1), key(1)); KEYS_MAX + 1]), "number of keys"),
         (Request::App(vec![0; APP_BYTES_MAX + 1]), "message"),
     ];
     for (request, what) in cases {

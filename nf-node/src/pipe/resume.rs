@@ -128,6 +128,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     None => self.retry_or_end(now, place, out),
                 }
             }
+            // Links go after a slot by themselves; whatever comes here all the same is tried again.
+            Some(Outcome::Elsewhere(_)) => self.retry_or_end(now, place, out),
             None => self.end(now, place, DropReason::StoreUnavailable, out),
         }
     }

@@ -1,5 +1,5 @@
 //! Whether a newcomer is let in: what this node can answer by itself, before the system shard is
-//! asked.
+//! asked. And the orders that this node only passes on to that shard.
 //!
 //! A name belongs to one living node. Whether its holder lives is asked of the holder itself, so a
 //! second node of the name is refused at once and for good, and a successor of a dead one waits
@@ -51,15 +51,7 @@ impl Answers {
     }
 
     async fn let_in(&self, join: SystemCommand) -> Response {
-        let Some(store) = self.store.get() else {
-            return refused("this node is only starting; try again".to_owned(), true);
-        };
-        let reply = match store.propose(ShardId::SYSTEM, join.encode()).await {
-            Ok(Reply::System(bytes)) => SystemReply::decode(&bytes),
-            Ok(_) => return refused("the system shard gave no answer".to_owned(), true),
-            Err(error) => return refused(error.to_string(), true),
-        };
-        match reply {
+        match self.ask_system(&join).await {
             Ok(SystemReply::Joined(id, epoch)) => {
                 let before = Epoch(epoch.0.saturating_sub(1));
                 match self.view.newer_than(before, JOINED_MAP_WAIT_MS).await {
@@ -69,7 +61,31 @@ impl Answers {
             }
             Ok(SystemReply::Refused(refusal)) => self.in_words(&refusal),
             Ok(SystemReply::Done(_)) => refused("the system shard was confused".to_owned(), true),
-            Err(error) => refused(error.to_string(), true),
+            Err(reason) => refused(reason, true),
+        }
+    }
+
+    /// Answers an order to the system shard.
+    pub(super) async fn order(&self, order: &SystemCommand) -> Response {
+        match self.ask_system(order).await {
+            Ok(SystemReply::Done(epoch)) => Response::Ordered(epoch),
+            Ok(SystemReply::Refused(refusal)) => refused(refusal.to_string(), false),
+            Ok(SystemReply::Joined(..)) => {
+                refused("the system shard was confused".to_owned(), true)
+            }
+            Err(reason) => refused(reason, true),
+        }
+    }
+
+    /// Asks the system shard; an error says in words why there is no answer.
+    async fn ask_system(&self, command: &SystemCommand) -> Result<SystemReply, String> {
+        let store = self.store.get().ok_or("this node is only starting; try again")?;
+        match store.propose(ShardId::SYSTEM, command.encode()).await {
+            Ok(Reply::System(bytes)) => {
+                SystemReply::decode(&bytes).map_err(|error| error.to_string())
+            }
+            Ok(_) => Err("the system shard gave no answer".to_owned()),
+            Err(error) => Err(error.to_string()),
         }
     }
 

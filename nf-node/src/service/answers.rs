@@ -89,6 +89,10 @@ impl Answers {
             Request::Trace { side, frame, passed_on, .. } => {
                 Response::Trace(self.trace(side, frame, passed_on).await)
             }
+            Request::MoveSlots { slots, to } => {
+                self.order(&SystemCommand::MoveSlots { slots, to }).await
+            }
+            Request::CancelMoves => self.order(&SystemCommand::CancelMoves).await,
             Request::Shutdown => {
                 self.view.ask_to_end();
                 Response::ShuttingDown

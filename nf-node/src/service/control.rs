@@ -3,6 +3,7 @@
 use super::system_view::SystemView;
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response, ShardRole, ShardStatus};
+use nearstate_placement::mover::SlotMover;
 use nearstate_placement::reconcile::GroupStatus;
 use nearstate_placement::service::{BoxFuture, ClusterControl, ControlError, Wake};
 use nearstate_store::clock::boot_now;
@@ -144,6 +145,10 @@ impl ClusterControl for Control {
         node: NodeId,
     ) -> BoxFuture<'_, Result<(), ControlError>> {
         Box::pin(async move { self.store.transfer_leader(shard, node).await.map_err(in_words) })
+    }
+
+    fn mover(&self) -> Option<&dyn SlotMover> {
+        Some(&*self.store)
     }
 
     fn changes(&self) -> u64 {

@@ -51,6 +51,14 @@ impl LocalReads for TableReads {
         self.0.get(key)
     }
 
+    fn holds(&self, slot: SlotId) -> bool {
+        self.0.holds(slot)
+    }
+
+    fn whither(&self, slot: SlotId) -> Option<ShardId> {
+        self.0.whither(slot)
+    }
+
     fn note_seen(&self, key: &Key, at: Time) {
         // Whether there is such an entry is not asked here.
         let _ = self.0.get_seen(key, self.0.hash(key), at);

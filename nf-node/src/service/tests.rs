@@ -14,7 +14,7 @@ use nearstate_store::client::Client;
 use nearstate_store::driver::{AppHandler, ShardSetup};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::machine::{PayloadError, SnapshotError};
-use nearstate_store::{Epoch, LogIndex, Machine, Reply};
+use nearstate_store::{Epoch, LogIndex, Machine, Reply, SlotMap};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -156,7 +156,7 @@ async fn a_node_that_was_given_up_while_it_was_away_ends() {
     assert_eq!(ask_system(first, dead).await, SystemReply::Done(Epoch(3)));
     tell_peers(first, &pair.views[0].map(), NodeId(1));
     // It wakes up, with what it knew: it is refused under its id.
-    let slots: SlotTable = (0..2).map(|_| AtomicU16::new(0)).collect();
+    let slots = SlotMap::new([0, 0]);
     let feed = pair.second_feed();
     let given_up = async {
         tokio::select! {

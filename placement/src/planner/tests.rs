@@ -56,6 +56,7 @@ fn any_world() -> impl Strategy<Value = (Map, Vec<ShardFact>)> {
             slots: 4,
             replicas_wanted,
             slot_to_shard: vec![1, 2, 3, 4],
+            moves: vec![],
             shards,
             members,
         };

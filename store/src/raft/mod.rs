@@ -18,6 +18,7 @@ use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
 use crate::disk::{self, DiskLog, DiskSnapshots};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::shard_time::ShardTime;
+use crate::slot_move::{TakeOut, TakenOut};
 use crate::transport::Transport;
 use crate::types::{LogIndex, NodeId, ShardId, Term, Time};
 use crate::upkeep::{Upkeep, UpkeepClock};
@@ -470,6 +471,11 @@ impl Replica {
     /// Asks the machine what is to be done because time has passed; whether it was free.
     pub(crate) fn upkeep(&self, clock: &UpkeepClock, work: &mut Upkeep) -> bool {
         self.machine.upkeep(clock, work)
+    }
+
+    /// Asks the machine for a part of a slot.
+    pub(crate) fn take_out(&self, ask: TakeOut) -> TakenOut {
+        self.machine.take_out(ask)
     }
 
     /// What time it is in the shard.

@@ -14,6 +14,7 @@ use crate::clock::boot_now;
 use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
 use crate::shard_time::ShardTime;
+use crate::slot_move::{TakeOut, TakenOut};
 use crate::transport::lock;
 use crate::types::{LogIndex, Term};
 use crate::upkeep::{Upkeep, UpkeepClock};
@@ -106,6 +107,14 @@ impl MachineHandle {
             Err(_) => return false,
         }
         true
+    }
+}
+
+impl MachineHandle {
+    /// See [`Machine::take_out`]. Waits for an entry that is just applied, and for a snapshot that
+    /// is just made: not to be called on a thread that others wait for.
+    pub(crate) fn take_out(&self, ask: TakeOut) -> TakenOut {
+        lock(&self.0).machine.take_out(ask)
     }
 }
 

@@ -8,6 +8,9 @@ use nearstate_store::{Doorbell, Key, Outcome, ShardId, SlotId, Time, Transaction
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Where all entries lie.
+const PLACE: (ShardId, SlotId) = (SHARD, SlotId(0));
+
 fn transaction(client: u64, serial: u64) -> Transaction {
     Transaction {
         id: TransactionId { client, serial },
@@ -60,7 +63,7 @@ async fn transactions_and_reads_of_every_node_are_answered_once() {
             link.submit(serial, SHARD, &transaction(client, serial), soon()).unwrap();
         }
         for place in 0..2 {
-            link.post_read(1000 + place, SHARD, &key(place), soon()).unwrap();
+            link.post_read(1000 + place, PLACE, &key(place), soon()).unwrap();
         }
         let (mut link, all) = collect(link, bell, 202).await;
         assert_eq!(link.poll(), None);
@@ -121,13 +124,13 @@ async fn what_nobody_answers_ends_at_its_deadline_and_a_full_link_says_so() {
     for token in 0..LINK_CAPACITY as u64 {
         let deadline = boot_now().plus_ms(20);
         match token % 3 {
-            0 => link.post_read(token, SHARD, &key(0), deadline).unwrap(),
+            0 => link.post_read(token, PLACE, &key(0), deadline).unwrap(),
             1 => link.submit(token, SHARD, &transaction(1, token), deadline).unwrap(),
             _ => link.submit(token, ShardId(9), &transaction(1, token), deadline).unwrap(),
         }
     }
     assert_eq!(link.submit(0, SHARD, &transaction(1, 1), soon()), Err(LinkFull));
-    assert_eq!(link.post_read(0, SHARD, &key(0), soon()), Err(LinkFull));
+    assert_eq!(link.post_read(0, PLACE, &key(0), soon()), Err(LinkFull));
     let (mut link, all) = collect(link, bell, LINK_CAPACITY).await;
     assert!(all.iter().all(|completion| matches!(
         completion,
