@@ -302,8 +302,10 @@ impl Planner<'_> {
             return true;
         }
         let voters = self.fact(placement.shard).map_or(&[][..], |fact| &fact.voters);
-        let newcomer = placement.replicas.iter().any(|node| !voters.contains(node));
         let dead = |node: &&NodeId| self.map.state_of(**node).is_gone();
+        // One that was gone before it could vote is no newcomer: it never will vote.
+        let mut living = placement.replicas.iter().filter(|node| !dead(node));
+        let newcomer = living.any(|node| !voters.contains(node));
         match placement.replicas.iter().find(dead).copied() {
             Some(old) if !newcomer => self.swap_replica(at, old, new, step),
             _ => false,

@@ -144,7 +144,8 @@ impl Cluster {
     /// voters stay until they are replaced, the preferred owner leads.
     fn settle(&mut self) -> String {
         let map = self.machine.map().clone();
-        self.facts = map.shards.iter().map(|shard| settled(&map, shard.shard)).collect();
+        let known = core::mem::take(&mut self.facts);
+        self.facts = map.shards.iter().map(|shard| settled(&map, shard.shard, &known)).collect();
         let owners: Vec<_> =
             self.facts.iter().filter_map(|fact| Some((fact.shard, fact.leader?))).collect();
         for (shard, leader) in owners {
@@ -169,10 +170,14 @@ impl Cluster {
     }
 }
 
-fn settled(map: &Map, shard: ShardId) -> ShardFact {
+fn settled(map: &Map, shard: ShardId, known: &[ShardFact]) -> ShardFact {
     let placement = map.shard(shard).expect("a shard of the map");
     let leader = Some(placement.preferred).filter(|node| map.state_of(*node).is_live());
-    let voters = placement.replicas.clone();
+    // Who was gone before it could vote never will.
+    let voted =
+        |node: &NodeId| known.iter().any(|fact| fact.shard == shard && fact.voters.contains(node));
+    let votes = |node: &NodeId| map.state_of(*node).is_live() || voted(node);
+    let voters = placement.replicas.iter().copied().filter(votes).collect();
     ShardFact { shard, leader, said_by_leader: true, voters, lag: Vec::new() }
 }
 

@@ -49,8 +49,18 @@ impl Quorum {
     fn words(&self, map: &Map) -> String {
         let names = |ids: &[NodeId]| ids.iter().map(|id| map.label(*id)).collect::<Vec<_>>();
         let (of, heard) = (names(&self.voters).join(", "), names(&self.answering).join(", "));
+        if self.is_majority() {
+            return format!("of {of} a majority answers ({heard}), and elects nobody");
+        }
         format!("of {of} only {heard} answers")
     }
+}
+
+/// Whether this node should know who leads: a replica that was taken out of its group is told
+/// nothing more, not even that.
+fn is_watched(status: &ShardStatus, map: &Map, me: NodeId) -> bool {
+    let is_wanted = map.shard(status.shard).is_some_and(|shard| shard.replicas.contains(&me));
+    is_wanted && status.voters.contains(&me) && status.role != Role::Stopped
 }
 
 /// Whether the shard is led by this node with its lease, or by another one that is heard of.
@@ -69,7 +79,7 @@ pub(super) fn no_majority(store: &Store, map: &Map, me: NodeId) -> Option<String
     let (status, now, contacts) =
         (store.status(ShardId::SYSTEM)?, boot_now(), store.peer_contacts());
     let quorum = Quorum::of(&status, me, now, &contacts);
-    let is_lost = status.voters.contains(&me)
+    let is_lost = is_watched(&status, map, me)
         && !is_led(&status, me, now, &contacts)
         && !quorum.is_majority();
     is_lost.then(|| {
@@ -94,9 +104,11 @@ struct Vigil {
 }
 
 impl Vigil {
-    fn observe(&mut self, now: Time, shards: impl Iterator<Item = (ShardId, bool)>) -> Notices {
+    /// The shards that this node should know of, and whether each is led. Others are forgotten.
+    fn observe(&mut self, now: Time, shards: &[(ShardId, bool)]) -> Notices {
         let mut notices = Notices::default();
-        for (shard, is_led) in shards {
+        self.silent.retain(|known, _| shards.iter().any(|(shard, _)| shard == known));
+        for &(shard, is_led) in shards {
             if is_led {
                 if let Some((_, true)) = self.silent.remove(&shard) {
                     notices.back.push(shard);
@@ -119,11 +131,11 @@ pub(super) async fn keep(store: &Store, view: &SystemView, me: NodeId) {
     loop {
         let (now, contacts) = (boot_now(), store.peer_contacts());
         let here = (0..).map(ShardId).map_while(|shard| store.status(shard));
-        let here =
-            here.filter(|status| status.voters.contains(&me) && status.role != Role::Stopped);
+        let map = view.map();
+        let here = here.filter(|status| is_watched(status, &map, me));
         let here: Vec<ShardStatus> = here.collect();
         let led = here.iter().map(|status| (status.shard, is_led(status, me, now, &contacts)));
-        let notices = vigil.observe(now, led);
+        let notices = vigil.observe(now, &led.collect::<Vec<_>>());
         let first = here.iter().find(|status| notices.lost.contains(&status.shard));
         if let Some(first) = first {
             let quorum = Quorum::of(first, me, now, &contacts).words(&view.map());
@@ -146,6 +158,7 @@ fn names(shards: &[ShardId]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearstate_placement::map::ShardPlacement;
     use nearstate_store::Term;
 
     const ME: NodeId = NodeId(1);
@@ -188,12 +201,29 @@ mod tests {
     fn a_silence_is_told_once_and_its_end_once() {
         let mut vigil = Vigil::default();
         let mut look = |ms, led: bool| {
-            let notices = vigil.observe(Time::from_ms(ms), [(ShardId(2), led)].into_iter());
+            let notices = vigil.observe(Time::from_ms(ms), &[(ShardId(2), led)]);
             (notices.lost.len(), notices.back.len())
         };
         assert_eq!([look(0, true), look(100, false), look(600, true)], [(0, 0); 3], "an election");
         assert_eq!([look(1_000, false), look(3_999, false)], [(0, 0); 2]);
         assert_eq!([look(4_000, false), look(60_000, false)], [(1, 0), (0, 0)]);
         assert_eq!([look(60_100, true), look(60_200, true)], [(0, 1), (0, 0)]);
+        // The replica goes elsewhere and comes back: its silence begins anew.
+        assert_eq!(look(60_300, false), (0, 0));
+        assert_eq!(vigil.observe(Time::from_ms(61_000), &[]), Notices::default());
+        let notices = vigil.observe(Time::from_ms(70_000), &[(ShardId(2), false)]);
+        assert_eq!(notices, Notices::default());
+    }
+
+    #[test]
+    fn a_replica_that_the_map_has_taken_away_is_not_watched() {
+        let mut map = Map::unformed();
+        let (shard, preferred) = (ShardId(0), NodeId(2));
+        let replicas = vec![ME, NodeId(2), NodeId(3)];
+        map.shards = vec![ShardPlacement { shard, replicas, preferred, owner: None }];
+        let here = status(None, Time(0));
+        assert!(is_watched(&here, &map, ME));
+        map.shards[0].replicas.remove(0);
+        assert!(!is_watched(&here, &map, ME), "its group tells it nothing any more");
     }
 }
