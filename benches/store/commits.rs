@@ -41,6 +41,11 @@ pub(crate) fn flow_key(client: u64, serial: u64) -> Key {
     Key::new(3, 17, TenantId(0), (inside, outside))
 }
 
+/// The slot of a client's flow.
+pub(crate) fn slot_of(serial: u64) -> SlotId {
+    SlotId((serial % u64::from(SLOTS)) as u16)
+}
+
 /// The transaction that the firewall makes of a new flow.
 fn new_flow(client: u64, serial: u64) -> Transaction {
     let key = flow_key(client, serial);
@@ -48,7 +53,7 @@ fn new_flow(client: u64, serial: u64) -> Transaction {
     (value.0[0], value.0[1]) = (0xff, 1);
     Transaction {
         id: TransactionId { client, serial },
-        slot: SlotId((serial % u64::from(SLOTS)) as u16),
+        slot: slot_of(serial),
         conditions: ArrayVec::from_iter([Condition::Absent(key)]),
         writes: ArrayVec::from_iter([Write::Put { key, value, fill: Fill::default(), ttl_s: 0 }]),
     }

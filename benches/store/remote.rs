@@ -5,7 +5,7 @@
 //! every read goes to the owner and back. Keys are drawn uniformly; every read is checked to find
 //! its entry.
 
-use crate::commits::flow_key;
+use crate::commits::{flow_key, slot_of};
 use crate::replica::{Cluster, SHARD, Served};
 use crate::report::Report;
 use nearstate_store::clock;
@@ -56,7 +56,8 @@ pub(crate) fn read(
             state ^= state << 17;
             let serial = 1 + ((u128::from(state) * u128::from(entries)) >> 64) as u64;
             posted += 1;
-            reads.post(posted, &flow_key(client, serial), now.plus_ms(DEADLINE_MS))?;
+            let of = (slot_of(serial), &flow_key(client, serial));
+            reads.post(posted, of, now.plus_ms(DEADLINE_MS))?;
         }
         reads.flush(now);
         let (seen, before) = (bell.count(), done);
