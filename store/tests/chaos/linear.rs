@@ -180,7 +180,7 @@ fn write_call(op: OpId, asked: &Op) -> Option<Call> {
         Some((at, Outcome::Committed(_))) => (at, Some(true)),
         Some((at, Outcome::ConditionFailed(_))) => (at, Some(false)),
         // Had no effect; that it happened at all is another check's matter.
-        Some((_, Outcome::Refused(_))) => return None,
+        Some((_, Outcome::Refused(_) | Outcome::Elsewhere(_))) => return None,
     };
     Some(Call { from: invoked, to, what: What::Write(op, action, told) })
 }

@@ -244,7 +244,8 @@ impl Client {
         let (grant, reads) = self.map(key.shard())?;
         let term = Term(grant.generation);
         let from = boot_now();
-        reads.post(0, &key.key(), from.plus_ms(READ_PATIENCE_MS)).expect("one is under way");
+        let (of, deadline) = ((key.slot(), &key.key()), from.plus_ms(READ_PATIENCE_MS));
+        reads.post(0, of, deadline).expect("one is under way");
         reads.flush(from);
         let answer = reads.poll().expect("what is flushed is answered");
         let (entry, valid_until) = answer.found.ok()?;
@@ -259,7 +260,8 @@ impl Client {
     fn ask(&mut self, key: KeyNumber, owns: bool) -> Option<Seen> {
         let from = boot_now();
         let deadline = from.plus_ms(READ_PATIENCE_MS);
-        self.link.post_read(0, key.shard(), &key.key(), deadline).expect("one is under way");
+        let place = (key.shard(), key.slot());
+        self.link.post_read(0, place, &key.key(), deadline).expect("one is under way");
         let LinkCompletion::Read { answer, .. } = self.completion() else {
             panic!("a transaction answers a read");
         };

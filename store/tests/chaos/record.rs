@@ -208,8 +208,8 @@ fn outcome_words(outcome: Option<Outcome>) -> (u64, u64) {
         None => UNKNOWN,
         Some(Outcome::Committed(index)) => (1, index.0),
         Some(Outcome::ConditionFailed(number)) => (2, number.into()),
-        // Which refusal does not matter: none is expected.
-        Some(Outcome::Refused(_)) => (3, 0),
+        // Which refusal does not matter: none is expected, and no slot moves.
+        Some(Outcome::Refused(_) | Outcome::Elsewhere(_)) => (3, 0),
     }
 }
 
