@@ -77,8 +77,9 @@ pub(crate) fn released_after_commit(history: &History, replayed: &Replayed) -> V
             let text = format!("{what} of {op:?} at {at:?} when {holders} had it");
             found.push(violation("C3", text));
         }
-        if entry.applied > at {
-            let text = format!("{what} of {op:?} at {at:?}, applied at {:?}", entry.applied);
+        let applied = history.applied(*place, entry);
+        if applied > at {
+            let text = format!("{what} of {op:?} at {at:?}, applied at {applied:?}");
             found.push(violation("C3", text));
         }
     };
@@ -264,7 +265,7 @@ fn written_by_owners(
         let Some(received) = history.received.get(&entry.payload) else { continue };
         let by_owner = received.iter().filter(|(_, node)| node == owner).map(|(at, _)| *at);
         let written = by_owner.min().unwrap_or(Time(u64::MAX));
-        if written > entry.applied {
+        if written > history.applied((*shard, *index), entry) {
             let text = format!("{index} of {shard} was applied before {owner} of {term} had it");
             found.push(violation("C6", text));
         }

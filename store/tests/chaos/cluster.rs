@@ -40,7 +40,7 @@ pub(crate) enum Fault {
     Kill,
     /// SIGSTOP for ten lease times, then SIGCONT.
     Pause,
-    /// The same, but at least until another node owns its shard.
+    /// The same, but at least until another node owns its shard and has served clients.
     LongPause,
     /// SIGSTOP for ten lease times while it hands its shard over.
     PauseInHandOver,
@@ -70,8 +70,11 @@ struct Process {
 }
 
 impl Process {
-    fn start(id: NodeId, records: &Path, regions: &Path) -> Result<Self, Failure> {
-        let description = format!("{} {} {}", id.0, records.display(), regions.display());
+    fn start(id: NodeId, origin: Time, records: &Path, regions: &Path) -> Result<Self, Failure> {
+        // Another cluster that forms here at the same time may get the port of a dead node.
+        let lineage = origin.0;
+        let places = format!("{} {}", records.display(), regions.display());
+        let description = format!("{} {lineage} {places}", id.0);
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--exact", "a_node", "--ignored", "--nocapture", "--test-threads=1"])
             .env(VARIABLE, description)
@@ -215,7 +218,8 @@ impl Cluster {
     /// Starts a node under a new id; nobody knows it yet.
     fn join(&mut self) -> Result<NodeId, Failure> {
         let id = NodeId(self.next_id);
-        self.processes.push(Process::start(id, self.records.path(), self.regions.path())?);
+        let (records, regions) = (self.records.path(), self.regions.path());
+        self.processes.push(Process::start(id, self.origin, records, regions)?);
         self.next_id += 1;
         Ok(id)
     }
@@ -250,10 +254,10 @@ impl Cluster {
         Err(format!("the nodes do not agree who owns {shard}").into())
     }
 
-    /// Waits until every node has answered clients since this was called last.
-    fn until_load(&mut self) -> Result<(), Failure> {
+    /// Waits until every node that runs has answered clients since this was called last.
+    fn until_load(&mut self, stopped: Option<NodeId>) -> Result<(), Failure> {
         let began = Instant::now();
-        for process in &mut self.processes {
+        for process in self.processes.iter_mut().filter(|p| Some(p.id) != stopped) {
             loop {
                 let done: u64 = process.ask("done")?.parse()?;
                 if done >= process.done + FLOOR {
@@ -271,7 +275,7 @@ impl Cluster {
 
     /// At a random moment under load: an owner of a shard, which owned it just now.
     fn victim(&mut self) -> Result<(ShardId, NodeId), Failure> {
-        self.until_load()?;
+        self.until_load(None)?;
         loop {
             let shard = ShardId(1 + self.dice.below(SHARDS.into()) as u16);
             let owner = self.owner(shard, None)?;
@@ -335,6 +339,8 @@ impl Cluster {
         std::thread::sleep(Duration::from_millis(10 * Timing::default().lease_ms));
         if long {
             self.owner(shard, Some(victim))?;
+            // What the victim remembers gets old.
+            self.until_load(Some(victim))?;
         }
         let mut succeeded = false;
         for process in self.processes.iter_mut().filter(|process| process.id != victim) {
@@ -378,7 +384,7 @@ impl Cluster {
     /// After the last fault: clients answered everywhere once more, then nothing asked any more,
     /// and what every node's tables hold written down at one end of the log. Gives who votes.
     pub(crate) fn settle(&mut self) -> Result<Vec<NodeId>, Failure> {
-        self.until_load()?;
+        self.until_load(None)?;
         self.processes.iter_mut().try_for_each(|process| process.ask("rest").map(drop))?;
         for shard in shards() {
             let owner = self.owner(shard, None)?;

@@ -28,8 +28,8 @@ pub(crate) struct Entry {
     pub(crate) term: Term,
     pub(crate) payload: u64,
     pub(crate) decided: Vec<(OpId, Outcome)>,
-    /// When the first node began to apply it.
-    pub(crate) applied: Time,
+    /// When the first node that told of it began to apply it.
+    applied: Time,
 }
 
 /// What a table held at the end.
@@ -55,6 +55,8 @@ pub(crate) struct History {
     pub(crate) leaders: Vec<(ShardId, Term, NodeId)>,
     pub(crate) promoted: BTreeMap<NodeId, Time>,
     pub(crate) held: BTreeMap<(NodeId, ShardId), Held>,
+    /// When the first node, perhaps one that did not live to tell more, began to apply an entry.
+    entered: BTreeMap<(ShardId, LogIndex), Time>,
     hashes: BTreeMap<(ShardId, LogIndex), u64>,
     contradictions: Vec<Violation>,
 }
@@ -119,6 +121,10 @@ impl History {
                     (held.applied, held.count) = (applied, entries);
                     self.held.insert((node, shard), std::mem::take(&mut held));
                 }
+                Record::Entered { at, shard, index } => {
+                    let first = self.entered.entry((shard, index)).or_insert(at);
+                    *first = at.min(*first);
+                }
                 Record::Hashed { shard, index, hash } => {
                     let known = *self.hashes.entry((shard, index)).or_insert(hash);
                     if known != hash {
@@ -152,6 +158,11 @@ impl History {
             let text = format!("{node} applied another entry than others at {} of {}", at.1, at.0);
             self.contradictions.push(Violation { property: "C4", text });
         }
+    }
+
+    /// When the first node began to apply an entry.
+    pub(crate) fn applied(&self, at: (ShardId, LogIndex), entry: &Entry) -> Time {
+        self.entered.get(&at).map_or(entry.applied, |entered| entry.applied.min(*entered))
     }
 
     /// Operations whose outcome the client never learned.

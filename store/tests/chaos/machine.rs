@@ -68,6 +68,7 @@ impl Machine for RecordingMachine {
 
     fn apply(&mut self, index: LogIndex, payload: &[u8]) -> Reply {
         let at = clock::boot_now();
+        self.recorder.write(&[Record::Entered { at, shard: self.shard, index }]);
         let reply = self.inner.apply(index, payload);
         let (shard, term, payload_name) = (self.shard, self.term, payload_name(payload));
         let mut records = vec![Record::Applied { at, shard, index, term, payload: payload_name }];

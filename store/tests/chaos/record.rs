@@ -150,7 +150,7 @@ pub(crate) enum Record {
         at: Time,
         payload: u64,
     },
-    /// An entry is about to be applied; its transactions follow.
+    /// An entry was applied, from `at` on; its transactions follow.
     Applied {
         at: Time,
         shard: ShardId,
@@ -162,6 +162,12 @@ pub(crate) enum Record {
     Decided {
         op: OpId,
         outcome: Outcome,
+    },
+    /// A node is about to apply an entry: whoever reads what it does there reads it after this.
+    Entered {
+        at: Time,
+        shard: ShardId,
+        index: LogIndex,
     },
     /// The state after an entry, as a hash.
     Hashed {
@@ -260,6 +266,7 @@ impl Record {
             }
             Self::Promoted { at, node } => [9, at.0, node.0, 0, 0, 0, 0, 0],
             Self::Final { key, op, version } => [10, key.0, op.0, version.0, 0, 0, 0, 0],
+            Self::Entered { at, shard, index } => [13, at.0, shard.0.into(), index.0, 0, 0, 0, 0],
             Self::Hashed { shard, index, hash } => [12, shard.0.into(), index.0, hash, 0, 0, 0, 0],
             Self::FinalEnd { shard, applied, entries } => {
                 [11, shard.0.into(), applied.0, entries, 0, 0, 0, 0]
@@ -306,6 +313,7 @@ impl Record {
             9 => Self::Promoted { at: Time(a), node: NodeId(b) },
             10 => Self::Final { key: KeyNumber(a), op: OpId(b), version: Version(c) },
             11 => Self::FinalEnd { shard: shard(a), applied: LogIndex(b), entries: c },
+            13 => Self::Entered { at: Time(a), shard: shard(b), index: LogIndex(c) },
             12 => Self::Hashed { shard: shard(a), index: LogIndex(b), hash: c },
             _ => return None,
         })
@@ -374,6 +382,7 @@ fn records_are_read_as_they_were_written_and_a_cut_one_is_left_out() {
     let mut all = vec![
         Record::Received { at, payload: u64::MAX },
         Record::Applied { at, shard, index, term, payload: 4 },
+        Record::Entered { at, shard, index },
         Record::Hashed { shard, index, hash: 12 },
         Record::Owner { at, shard, term },
         Record::Leader { at, shard, term, leader: NodeId(8) },

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 /// Before each answer.
 pub(crate) const MARK: &str = ">> ";
-/// Who the process is to be: node, directory of records, directory of regions.
+/// Who the process is to be: node, lineage of the cluster, directories of records and of regions.
 pub(crate) const VARIABLE: &str = "NEARSTATE_CHAOS_NODE";
 
 /// Entries that a table has room for: every key that is ever in use.
@@ -91,13 +91,13 @@ pub(crate) fn run(description: &str) -> Result<(), Failure> {
         report(panic);
         std::process::abort();
     }));
-    let mut words = description.splitn(3, ' ');
-    let mut word = || words.next().ok_or("NODE RECORDS REGIONS");
-    let id = NodeId(word()?.parse()?);
+    let mut words = description.splitn(4, ' ');
+    let mut word = || words.next().ok_or("NODE LINEAGE RECORDS REGIONS");
+    let (id, lineage) = (NodeId(word()?.parse()?), word()?.parse()?);
     let (records, regions) = (PathBuf::from(word()?), PathBuf::from(word()?));
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
-    let mut node = Node::start(id, (&records, &regions), listener)?;
+    let mut node = Node::start((id, lineage), (&records, &regions), listener)?;
     answer(&address.to_string())?;
     for line in std::io::stdin().lines() {
         let line = line?;
@@ -172,7 +172,7 @@ async fn watch_leader(store: Arc<Store>, shard: ShardId, recorder: Recorder) {
 
 impl Node {
     fn start(
-        id: NodeId,
+        (id, lineage): (NodeId, u64),
         (records, regions): (&Path, &Path),
         listener: TcpListener,
     ) -> Result<Self, Failure> {
@@ -185,7 +185,7 @@ impl Node {
         }
         let runtime = runtime()?;
         let nonce = id.0 << 32 | u64::from(std::process::id());
-        let config = StoreConfig::new(CLUSTER, id, nonce);
+        let config = StoreConfig { lineage, ..StoreConfig::new(CLUSTER, id, nonce) };
         let app = Arc::new(NoApp);
         let started = Store::start_with_snapshots(config, SNAPSHOT_EVERY, listener, setups, app);
         let store = runtime.block_on(started)?;
