@@ -2,8 +2,8 @@
 //!
 //! The map says it; the system shard keeps the map ([`system`]). What the map should be is decided
 //! by pure code ([`membership`], [`planner`]), what a group must do to match it too
-//! ([`reconcile`]), how slots move ([`moves`]), and rules that share no code with either hold it to account ([`check`]). Only
-//! [`service`] and [`mover`] act.
+//! ([`reconcile`]), how slots move ([`moves`]), and rules that share no code with either hold it to
+//! account ([`check`]). Only [`service`] and [`mover`] act.
 
 pub mod api;
 pub mod archive;

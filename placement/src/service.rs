@@ -1,5 +1,6 @@
 //! The loops that act: on every node, make this node's groups match the map and report what it
-//! owns, and move the slots that leave its shards; on the owner of the system shard, judge the members, plan the next map and propose it.
+//! owns, and move the slots that leave its shards; on the owner of the system shard, judge the
+//! members, plan the next map and propose it.
 //!
 //! All decisions are taken by the pure files, from scratch at each turn: a turn has no memory but
 //! the judge's, so the rare path after a failure and the common path are the same code. What the

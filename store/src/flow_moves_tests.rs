@@ -269,6 +269,15 @@ impl World {
                     _ => again,
                 }
             }
+            D::Drop | D::Dropping | D::GiveUp | D::Unseal | D::Over => self.drive_end(),
+        };
+    }
+
+    /// The last steps of a move that was switched, and of one that is given up.
+    fn drive_end(&mut self) -> Driver {
+        use Driver as D;
+        let slot = MOVING;
+        match self.driver {
             D::Drop => {
                 self.machines[SOURCE].take_out(TakeOut::Watch(slot));
                 D::Dropping
@@ -296,8 +305,8 @@ impl World {
                 }
                 other => panic!("{other:?}"),
             },
-            D::Over => D::Over,
-        };
+            other => other,
+        }
     }
 
     /// The driver dies: another begins the stage anew. Giving up goes on.
