@@ -9,12 +9,13 @@ use crate::archive::{self, DecodeError, limit};
 use crate::flow::Side;
 use crate::limits;
 use crate::map::{Map, MemberState, validate_name, validate_ports};
+use crate::store_api::{StoreRequest, StoreResponse};
 use nearstate_store::{Epoch, LogIndex, NodeId, ShardId, TenantId, Term};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Version of the messages, their first byte. Nodes of different versions do not talk.
-pub const API_VERSION: u8 = 2;
+pub const API_VERSION: u8 = 3;
 
 /// What may be asked of a node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub enum Request {
     },
     /// End.
     Shutdown,
+    /// What the node's replicas hold.
+    Store(StoreRequest),
 }
 
 /// What a node answers.
@@ -81,6 +84,8 @@ pub enum Response {
     Trace(Vec<String>),
     /// The node ends.
     ShuttingDown,
+    /// What its replicas hold.
+    Store(StoreResponse),
     /// Not done.
     Refused {
         /// Why, and what to do.
@@ -202,6 +207,7 @@ impl Request {
             Self::Trace { frame, .. } => {
                 limit("bytes of a frame", frame.len(), limits::TRACE_FRAME_BYTES_MAX)?;
             }
+            Self::Store(request) => request.validate()?,
             Self::Status | Self::Shard(_) | Self::Shutdown => {}
         }
         Ok(request)
@@ -230,6 +236,7 @@ impl Response {
                 lines.iter().try_for_each(|line| limit_text(line))?;
             }
             Self::Refused { reason, .. } => limit_text(reason)?,
+            Self::Store(response) => response.validate()?,
             Self::NoNewerMap | Self::ShuttingDown => {}
         }
         Ok(response)

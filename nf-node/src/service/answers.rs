@@ -89,6 +89,7 @@ impl Answers {
             Request::Trace { side, frame, passed_on, .. } => {
                 Response::Trace(self.trace(side, frame, passed_on).await)
             }
+            Request::Store(request) => Response::Store(self.store_answer(request).await),
             Request::Shutdown => {
                 self.view.ask_to_end();
                 Response::ShuttingDown
