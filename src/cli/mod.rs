@@ -9,6 +9,7 @@ mod demo;
 mod node;
 mod status;
 mod status_table;
+mod store;
 mod text_table;
 mod trace;
 
@@ -41,6 +42,9 @@ enum Command {
     Node(node::NodeArgs),
     /// Show the nodes, shards and counters of a running cluster
     Status(status::StatusArgs),
+    /// Look into the stores of running nodes, and check the files of stopped ones
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Tell one packet's way through chain and store, in words; nothing is changed
     Trace(trace::TraceArgs),
 }
@@ -55,6 +59,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Node(args) => node::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Store(command) => store::run(&command),
         Command::Trace(args) => trace::run(&args),
     };
     ended.unwrap_or_else(|error| {
@@ -86,7 +91,9 @@ mod tests {
 
     #[test]
     fn every_command_and_option_says_what_it_is_for() {
-        for command in Cli::command().get_subcommands() {
+        let cli = Cli::command();
+        let commands = cli.get_subcommands();
+        for command in commands.flat_map(|one| one.get_subcommands().chain([one])) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
                 let name = argument.get_id();
