@@ -13,7 +13,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LINE_WIDTH_MAX: usize = 100;
 /// Where the code is.
 const ROOTS: &[&str] =
-    &["src", "store", "nf-node", "placement", "orchestrator", "tests", "benches"];
+    &["src", "store", "nf-node", "placement", "orchestrator", "tests", "benches", "examples"];
 /// Names that say nothing.
 const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "misc", "helper", "helpers"];
 /// Written apart, so that this file does not break the rule itself.

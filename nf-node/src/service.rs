@@ -17,6 +17,7 @@ mod map_feed;
 mod past;
 mod replicas;
 mod seeds;
+mod store_answers;
 mod system_view;
 mod tracer;
 mod vigil;

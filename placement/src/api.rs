@@ -9,6 +9,7 @@ use crate::archive::{self, DecodeError, limit};
 use crate::flow::Side;
 use crate::limits;
 use crate::map::{Map, MemberState, validate_name, validate_ports};
+use crate::store_api::{StoreRequest, StoreResponse};
 use nearstate_store::{Epoch, LogIndex, NodeId, ShardId, TenantId, Term};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -66,6 +67,8 @@ pub enum Request {
     },
     /// Take back the moves of slots that can still be taken back.
     CancelMoves,
+    /// What the node's replicas hold.
+    Store(StoreRequest),
 }
 
 /// What a node answers.
@@ -92,6 +95,8 @@ pub enum Response {
     ShuttingDown,
     /// The order was taken; a map of this epoch or a later one shows it.
     Ordered(Epoch),
+    /// What its replicas hold.
+    Store(StoreResponse),
     /// Not done.
     Refused {
         /// Why, and what to do.
@@ -213,6 +218,7 @@ impl Request {
             Self::Trace { frame, .. } => {
                 limit("bytes of a frame", frame.len(), limits::TRACE_FRAME_BYTES_MAX)?;
             }
+            Self::Store(request) => request.validate()?,
             Self::MoveSlots { slots, .. } => {
                 limit("slots to move", slots.len(), limits::MOVES_MAX)?;
             }
@@ -244,6 +250,7 @@ impl Response {
                 lines.iter().try_for_each(|line| limit_text(line))?;
             }
             Self::Refused { reason, .. } => limit_text(reason)?,
+            Self::Store(response) => response.validate()?,
             Self::NoNewerMap | Self::ShuttingDown | Self::Ordered(_) => {}
         }
         Ok(response)

@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod service;
 pub mod steer;
 pub mod steering_table;
+pub mod store_api;
 pub mod system;
 
 pub use flow::{FlowKey, FlowTuple, Side};

@@ -37,6 +37,14 @@ pub const TRACE_LINES_MAX: usize = 256;
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Counters of a status report.
 pub const COUNTERS_MAX: usize = 512;
+/// Entries of one piece of a listing.
+pub const SCAN_ENTRIES_MAX: usize = 1024;
+/// Cells that one piece of a listing looks at: some milliseconds.
+pub const SCAN_CELLS_MAX: u32 = 1 << 18;
+/// Keys that may be asked for at once.
+pub const GET_KEYS_MAX: usize = 16;
+/// Distances and probes that a table's counts have.
+pub const DISTANCES_MAX: usize = 64;
 /// Longest wait that a request for a newer map may ask for.
 pub const MAP_WAIT_MS_MAX: u32 = 30_000;
 

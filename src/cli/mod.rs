@@ -10,6 +10,7 @@ mod node;
 mod slots;
 mod status;
 mod status_table;
+mod store;
 mod text_table;
 mod trace;
 
@@ -44,6 +45,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Show which shard has how many slots, and move slots to another shard
     Slots(slots::SlotsArgs),
+    /// Look into the stores of running nodes, and check the files of stopped ones
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Tell one packet's way through chain and store, in words; nothing is changed
     Trace(trace::TraceArgs),
 }
@@ -59,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Node(args) => node::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Slots(args) => slots::run(&args),
+        Command::Store(command) => store::run(&command),
         Command::Trace(args) => trace::run(&args),
     };
     ended.unwrap_or_else(|error| {
@@ -90,7 +95,9 @@ mod tests {
 
     #[test]
     fn every_command_and_option_says_what_it_is_for() {
-        for command in Cli::command().get_subcommands() {
+        let cli = Cli::command();
+        let commands = cli.get_subcommands();
+        for command in commands.flat_map(|one| one.get_subcommands().chain([one])) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
                 let name = argument.get_id();

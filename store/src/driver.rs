@@ -154,7 +154,7 @@ pub enum StartError {
 
 /// See the module's text.
 pub struct Store {
-    config: StoreConfig,
+    pub(crate) config: StoreConfig,
     pub(crate) transport: Arc<Transport>,
     pub(crate) shards: Arc<BTreeMap<ShardId, Arc<Shard>>>,
     // Connections know it weakly, so that it ends with the store.
@@ -326,7 +326,7 @@ impl Store {
         }
     }
 
-    fn context(&self) -> LinkContext {
+    pub(crate) fn context(&self) -> LinkContext {
         let (shards, transport) = (self.shards.clone(), self.transport.clone());
         LinkContext { node: self.config.node, shards, transport, slots: self.slots.clone() }
     }

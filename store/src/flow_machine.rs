@@ -492,6 +492,10 @@ impl Machine for FlowMachine {
         self.keep(clock, work);
     }
 
+    fn outcomes_remembered(&self) -> u64 {
+        self.memory.iter().count() as u64
+    }
+
     /// By a scan: the sum of the entries' hashes, whatever their order, and the rest of the state
     /// in its snapshot form.
     fn state_hash(&self) -> u64 {

@@ -116,6 +116,11 @@ pub trait Machine: Send + 'static {
         TakenOut::Lost
     }
 
+    /// How many outcomes of transactions it remembers; 0 if it is no machine of transactions.
+    fn outcomes_remembered(&self) -> u64 {
+        0
+    }
+
     /// Equal on all replicas that have applied the same index.
     fn state_hash(&self) -> u64;
 }

@@ -107,6 +107,14 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// Sets an entry that takes nothing from a pool and lives until it is deleted.
+    #[must_use]
+    pub const fn put(key: Key, value: Value) -> Self {
+        Self::Put { key, value, fill: Fill { key_at: None, value_at: None }, ttl_s: 0 }
+    }
+}
+
 /// Conditions and writes on keys of one slot, decided at one log index.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {

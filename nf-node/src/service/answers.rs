@@ -93,6 +93,7 @@ impl Answers {
                 self.order(&SystemCommand::MoveSlots { slots, to }).await
             }
             Request::CancelMoves => self.order(&SystemCommand::CancelMoves).await,
+            Request::Store(request) => Response::Store(self.store_answer(request).await),
             Request::Shutdown => {
                 self.view.ask_to_end();
                 Response::ShuttingDown

@@ -478,6 +478,14 @@ impl Replica {
         self.machine.take_out(ask)
     }
 
+    /// See [`MachineHandle::look`].
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn Machine) -> T + Send + 'static,
+    ) -> Option<(LogIndex, T)> {
+        self.machine.look(look).await
+    }
+
     /// What time it is in the shard.
     pub(crate) fn time(&self) -> &ShardTime {
         &self.time

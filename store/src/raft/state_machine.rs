@@ -52,10 +52,14 @@ pub(crate) struct StateMachine {
     // Taken by this task, or for it while it waits. The upkeep takes it for small pieces of work in
     // between and never waits for it.
     applied: Arc<Mutex<Applied>>,
+    // Taken before `applied` by whoever has it for long, so that this task never blocks its thread.
+    turn: Turn,
     current: Current,
     disk: Option<DiskSnapshots>,
     time: Arc<ShardTime>,
 }
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// The newest snapshot.
 type Current = Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>;
@@ -63,12 +67,13 @@ type Current = Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>;
 impl StateMachine {
     pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
         let applied = Applied { machine, last: None, group: StoredGroup::default() };
-        Self { applied: Arc::new(Mutex::new(applied)), current: Arc::default(), disk: None, time }
+        let applied = Arc::new(Mutex::new(applied));
+        Self { applied, turn: Turn::default(), current: Arc::default(), disk: None, time }
     }
 
     /// Access to the machine for its upkeep.
     pub(crate) fn handle(&self) -> MachineHandle {
-        MachineHandle(self.applied.clone())
+        MachineHandle { applied: self.applied.clone(), turn: self.turn.clone() }
     }
 
     /// A machine whose snapshots are kept on disk, and the newest one of them.
@@ -96,17 +101,37 @@ impl StateMachine {
 }
 
 /// Asks a machine between two entries.
-pub(crate) struct MachineHandle(Arc<Mutex<Applied>>);
+pub(crate) struct MachineHandle {
+    applied: Arc<Mutex<Applied>>,
+    turn: Turn,
+}
 
 impl MachineHandle {
     /// See [`Machine::upkeep`]. Whether the machine was free.
     pub(crate) fn upkeep(&self, clock: &UpkeepClock, work: &mut Upkeep) -> bool {
-        match self.0.try_lock() {
+        match self.applied.try_lock() {
             Ok(mut applied) => applied.machine.upkeep(clock, work),
             // Whoever panicked in it has said so, and the group ends.
             Err(_) => return false,
         }
         true
+    }
+
+    /// Looks at the machine between two entries, on another thread: it may take long, and commits
+    /// wait meanwhile. `None` if the machine has stopped.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn Machine) -> T + Send + 'static,
+    ) -> Option<(LogIndex, T)> {
+        let (applied, turn) = (self.applied.clone(), self.turn.clone());
+        let turn = turn.lock_owned().await;
+        let looked = spawn_blocking(move || {
+            let _turn = turn;
+            let applied = applied.lock().ok()?;
+            let index = applied.last.map_or(0, |last| last.index);
+            Some((LogIndex(index), look(applied.machine.as_ref())))
+        });
+        looked.await.ok()?
     }
 }
 
@@ -164,6 +189,7 @@ impl RaftStateMachine<Types> for StateMachine {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let reply = {
+                let _turn = self.turn.lock().await;
                 let mut applied = lock(&self.applied);
                 applied.last = Some(entry.log_id);
                 match entry.payload {

@@ -1,0 +1,127 @@
+//! What a node answers to those who look into its replicas: counts, listings, entries, hashes.
+//!
+//! All of it is read beside the pipes and the writer. What takes long runs on a thread of its own,
+//! because the store has one thread for everything else.
+
+use super::answers::Answers;
+use super::replicas::ReplicaView;
+use nearstate_placement::limits::{SCAN_CELLS_MAX, SCAN_ENTRIES_MAX};
+use nearstate_placement::store_api::{
+    HeldEntry, ScanPiece, StateHash, StoreRequest, StoreResponse, StoreStat, TableStat,
+};
+use nearstate_store::clock::boot_now;
+use nearstate_store::driver::Store;
+use nearstate_store::{Entry, Key, LogIndex, RegionStats, ShardId, TableReader, TableScan};
+
+impl Answers {
+    /// Answers a question about this node's replicas.
+    pub(super) async fn store_answer(&self, request: StoreRequest) -> StoreResponse {
+        match request {
+            StoreRequest::Stat(shard) => {
+                StoreResponse::Stat(self.store_stat(shard).await.map(Box::new))
+            }
+            StoreRequest::Scan { shard, from, entries, slot } => {
+                let entries_max = (entries as usize).min(SCAN_ENTRIES_MAX);
+                let scan = TableScan { from, entries_max, cells_max: SCAN_CELLS_MAX, slot };
+                StoreResponse::Scan(self.scan(shard, scan).await)
+            }
+            StoreRequest::Get(keys) => StoreResponse::Get(self.held(&keys)),
+            StoreRequest::Hash(shard) => StoreResponse::Hash(self.state_hash(shard).await),
+        }
+    }
+
+    fn replica(&self, shard: ShardId) -> Option<&ReplicaView> {
+        self.replicas.get(usize::from(shard.0))?.as_ref()
+    }
+
+    /// The store, if this node is in the group of the shard.
+    fn store_of(&self, shard: ShardId) -> Option<&Store> {
+        let store = self.store.get()?;
+        let status = store.status(shard)?;
+        let is_in = status.voters.contains(&self.node) || status.learners.contains(&self.node);
+        is_in.then_some(&**store)
+    }
+
+    async fn store_stat(&self, shard: ShardId) -> Option<StoreStat> {
+        let store = self.store_of(shard)?;
+        let seen = store.inspect(shard, false).await?;
+        let table = match self.replica(shard) {
+            Some(view) => Some(count(view.reader.clone()).await?),
+            None => None,
+        };
+        let status = store.status(shard)?;
+        Some(StoreStat {
+            last_log: status.last_log.unwrap_or(LogIndex(0)),
+            applied: seen.applied,
+            outcomes_remembered: seen.outcomes_remembered,
+            lease_left_ms: (status.lease_until.since_ns(boot_now()) / 1_000_000) as u32,
+            is_durable: store.is_durable(),
+            disk_is_full: store.disk_is_full(shard),
+            table,
+        })
+    }
+
+    async fn scan(&self, shard: ShardId, scan: TableScan) -> Option<ScanPiece> {
+        self.store_of(shard)?;
+        let view = self.replica(shard)?;
+        let reader = view.reader.clone();
+        let scanned = tokio::task::spawn_blocking(move || scan.run(&reader)).await;
+        let (found, next) = scanned.ok()?;
+        let is_current = view.is_current();
+        let held = |found: nearstate_store::ScannedEntry| {
+            held_entry(shard, is_current, (&found.key, found.entry))
+        };
+        Some(ScanPiece { entries: found.into_iter().map(held).collect(), next })
+    }
+
+    fn held(&self, keys: &[Key]) -> Vec<HeldEntry> {
+        let mut all = Vec::new();
+        for (number, view) in (0..).zip(&self.replicas) {
+            let shard = ShardId(number);
+            let Some(view) = view.as_ref().filter(|_| self.store_of(shard).is_some()) else {
+                continue;
+            };
+            let found = keys.iter().filter_map(|key| Some((key, view.reader.get(key)?)));
+            let found: Vec<_> = found.collect();
+            // After the reads.
+            let is_current = view.is_current();
+            all.extend(found.into_iter().map(|found| held_entry(shard, is_current, found)));
+        }
+        all
+    }
+
+    async fn state_hash(&self, shard: ShardId) -> Option<StateHash> {
+        let seen = self.store_of(shard)?.inspect(shard, true).await?;
+        Some(StateHash { applied: seen.applied, hash: seen.state_hash? })
+    }
+}
+
+impl ReplicaView {
+    /// Whether this node owns the shard, so that what was read before is current.
+    fn is_current(&self) -> bool {
+        boot_now() < self.lease.until()
+    }
+}
+
+fn held_entry(shard: ShardId, is_current: bool, (key, entry): (&Key, Entry)) -> HeldEntry {
+    let Entry { value, version, slot } = entry;
+    HeldEntry { shard, is_current, key: *key, value, version, slot }
+}
+
+async fn count(reader: TableReader) -> Option<TableStat> {
+    let counted = tokio::task::spawn_blocking(move || RegionStats::scan(&reader)).await.ok()?;
+    let table = counted.table;
+    Some(TableStat {
+        entries: table.entries,
+        capacity: table.capacity,
+        overflow: table.overflow,
+        overflow_places: table.overflow_places,
+        displacements: table.displacements,
+        distances: table.distances.to_vec(),
+        probes: table.probes.to_vec(),
+        bytes: table.bytes,
+        memory: counted.backing.to_string(),
+        unreadable: counted.unreadable,
+        misplaced: counted.misplaced,
+    })
+}

@@ -1,0 +1,134 @@
+//! `nearstate store`: what replicas hold, and what a stopped node's files are worth.
+//!
+//! Four of the five commands ask running nodes and change nothing there; `verify` reads files. Each
+//! prints tables for people, or JSON.
+
+mod get;
+mod hash;
+mod scan;
+mod stat;
+mod verify;
+
+use super::Ended;
+use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
+use clap::{Args, Subcommand};
+use nearstate_nf_node::nf::state_key;
+use nearstate_placement::Map;
+use nearstate_placement::api::{Request, Response};
+use nearstate_placement::store_api::{HeldEntry, StoreRequest, StoreResponse};
+use nearstate_store::Epoch;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+
+/// What may be asked about a store.
+#[derive(Debug, Subcommand)]
+pub(super) enum StoreCommand {
+    /// Show how tables, logs and machines of a node's shards are
+    Stat(stat::StatArgs),
+    /// List the entries that a node holds of a shard
+    Scan(scan::ScanArgs),
+    /// Show the entries of one flow, on every node that holds them
+    Get(get::GetArgs),
+    /// Compare the state of a shard's replicas by its hash
+    Hash(hash::HashArgs),
+    /// Check the files of a stopped node whose durability is `disk`
+    Verify(verify::VerifyArgs),
+}
+
+/// Runs it.
+pub(super) fn run(command: &StoreCommand) -> Ended {
+    match command {
+        StoreCommand::Stat(args) => stat::run(args),
+        StoreCommand::Scan(args) => scan::run(args),
+        StoreCommand::Get(args) => get::run(args),
+        StoreCommand::Hash(args) => hash::run(args),
+        StoreCommand::Verify(args) => verify::run(args),
+    }
+}
+
+/// Which node is asked, and how the answer is shown.
+#[derive(Debug, Args)]
+struct Asked {
+    /// Where a node listens
+    #[arg(long, value_name = NODE_ADDRESS)]
+    node: NodeAddress,
+    #[command(flatten)]
+    cluster: ClusterName,
+    /// Print JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl Asked {
+    /// The map of the node, and where the node was found.
+    fn map(&self) -> Result<(SocketAddr, Map), AskError> {
+        let request = Request::GetMap { newer_than: Epoch(0), wait_ms: 0 };
+        match ask(&self.cluster, &self.node, &request)? {
+            (address, Response::Map(map)) => Ok((address, map)),
+            (address, other) => Err(AskError::unexpected(address, &other)),
+        }
+    }
+
+    /// What the node at an address says.
+    fn ask_at(
+        &self,
+        address: SocketAddr,
+        request: &StoreRequest,
+    ) -> Result<StoreResponse, AskError> {
+        match ask_at(&self.cluster, address, &Request::Store(request.clone()))? {
+            Response::Store(response) => Ok(response),
+            other => Err(AskError::unexpected(address, &other)),
+        }
+    }
+}
+
+/// An entry, as JSON.
+fn entry_json(held: &HeldEntry) -> Value {
+    let (a, b) = held.key.ends();
+    json!({
+        "shard": held.shard.0,
+        "slot": held.slot.0,
+        "kind": state_key::KeyKind::of(&held.key).map(state_key::KeyKind::name),
+        "protocol": held.key.protocol(),
+        "tenant": held.key.tenant().0,
+        "endpoints": [a.to_string(), b.to_string()],
+        "about": state_key::words(&held.key),
+        "version": held.version.0,
+        "value": value_words(held),
+        "is_current": held.is_current,
+    })
+}
+
+/// The bytes of a value as digits, without the zeros at its end.
+fn value_words(held: &HeldEntry) -> String {
+    let bytes = held.value.to_bytes();
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
+    bytes[..used].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearstate_store::{Endpoint, ShardId, SlotId, TenantId, Value, Version};
+
+    #[test]
+    fn an_entry_is_told_in_words() {
+        let key = state_key::nat_out(TenantId(0), 17, Endpoint::v4([10, 0, 0, 1], 1234));
+        let mut value = [0; 64];
+        value[..3].copy_from_slice(&[0xab, 0, 1]);
+        let held = HeldEntry {
+            shard: ShardId(2),
+            is_current: true,
+            key,
+            value: Value::from_bytes(&value),
+            version: Version(9),
+            slot: SlotId(5),
+        };
+        let told = entry_json(&held);
+        assert_eq!((&told["kind"], &told["value"]), (&json!("nat-out"), &json!("ab0001")));
+        assert_eq!(told["endpoints"][0], "10.0.0.1:1234");
+        assert_eq!(told["about"], "the mapping of inside endpoint udp 10.0.0.1:1234");
+        let zero = HeldEntry { value: Value::ZERO, ..held };
+        assert_eq!(value_words(&zero), "00");
+    }
+}

@@ -1,0 +1,39 @@
+//! Looks at a running shard's machine, for people who ask what a replica holds.
+//!
+//! A look is taken between two log entries, so what it finds belongs to one applied index and can
+//! be compared with other replicas'. Commits of the shard wait meanwhile; the connections and
+//! heartbeats of the node do not. It changes nothing.
+
+use crate::disk::Durability;
+use crate::driver::Store;
+use crate::types::{LogIndex, ShardId};
+
+/// What a replica's machine holds, at one log index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// The last entry that was applied.
+    pub applied: LogIndex,
+    /// Outcomes of transactions that are remembered, so that a retry takes effect once.
+    pub outcomes_remembered: u64,
+    /// Equal on all replicas that have applied the same index, if it was asked for.
+    pub state_hash: Option<u64>,
+}
+
+impl Store {
+    /// Whether its logs outlive the process.
+    #[must_use]
+    pub const fn is_durable(&self) -> bool {
+        matches!(self.config.durability, Durability::Disk(_))
+    }
+
+    /// Looks at a shard's machine; with its hash, which takes a scan of all that it holds (some
+    /// 50 ms a million entries). `None` if there is no such shard here, or it has stopped.
+    pub async fn inspect(&self, shard: ShardId, with_hash: bool) -> Option<Inspection> {
+        let replica = &self.shards.get(&shard)?.replica;
+        let looked = replica.look(move |machine| {
+            (machine.outcomes_remembered(), with_hash.then(|| machine.state_hash()))
+        });
+        let (applied, (outcomes_remembered, state_hash)) = looked.await?;
+        Some(Inspection { applied, outcomes_remembered, state_hash })
+    }
+}

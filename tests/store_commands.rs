@@ -1,0 +1,241 @@
+//! `nearstate store`, as an operator uses it: on real nodes that hold flows, and on the files that
+//! they leave.
+
+use nearstate_nf_node::packet::{PacketBuilder, parse};
+use nearstate_nf_node::port::shm::{ShmEvent, ShmPeer};
+use nearstate_placement::Side;
+use nearstate_store::Endpoint;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_nearstate");
+const CLUSTER: &str = "looked-at";
+/// Far longer than anything takes: only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(120);
+const FLOWS: u16 = 20;
+
+/// A node process that ends with the test.
+struct Node {
+    child: Child,
+    listen: String,
+}
+
+impl Node {
+    /// SIGTERM: a durable node then ends and is expected back.
+    fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start(directory: &Path, name: &str, start: &str) -> Node {
+    let config = format!(
+        r#"
+        cluster = "{CLUSTER}"
+        name = "{name}"
+        listen = "127.0.0.1:0"
+        directory = "{0}"
+        durability = "disk"
+        table-capacity = 1024
+        start = {start}
+        port = {{ kind = "shm", path = "{0}/{name}.ring", ring = 64 }}
+        [chain]
+        functions = ["firewall", "nat"]
+        [chain.nat]
+        addresses = ["198.19.0.0/28"]
+        [chain.firewall]
+        rules = ["allow out any"]
+        "#,
+        directory.display()
+    );
+    let file = directory.join(format!("{name}.toml"));
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["node", "--config"]).arg(file).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let listen = line.split_whitespace().find_map(|word| word.strip_prefix("listen="));
+    let listen = listen.unwrap_or_else(|| panic!("{line:?} says no address")).to_owned();
+    Node { child, listen }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).output().unwrap()
+}
+
+/// Runs a command about a node; what it prints, and whether it succeeds.
+fn ask(node: &Node, command: &str, more: &[&str]) -> (bool, String) {
+    let first = ["store", command, "--node", &node.listen, "--cluster", CLUSTER];
+    let output = run(&[&first, more].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() || !said.is_empty(), "{command}: {:?}", output.stderr);
+    (output.status.success(), said)
+}
+
+fn ask_json(node: &Node, command: &str, more: &[&str]) -> (bool, Value) {
+    let (well, said) = ask(node, command, &[more, &["--json"]].concat());
+    (well, serde_json::from_str(&said).unwrap())
+}
+
+/// Asks until the answer is as wanted.
+fn ask_until(node: &Node, command: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, said) = ask_json(node, command, &[]);
+        if wanted(&said) {
+            return said;
+        }
+        assert!(Instant::now() < deadline, "{command}: {said:#}");
+    }
+}
+
+/// Sends packets of flows through a node until each has left, and gives where the last then came
+/// from.
+fn send(ring: &Path) -> Endpoint {
+    let mut peer = ShmPeer::open(ring).unwrap();
+    let bell = peer.bell();
+    let deadline = Instant::now() + PATIENCE;
+    let mut source = Endpoint::default();
+    for flow in 0..FLOWS {
+        let ends = (Endpoint::v4([10, 0, 0, 1], 2000 + flow), Endpoint::v4([192, 0, 2, 1], 53));
+        let frame = PacketBuilder::udp(ends.0, ends.1).payload(b"?").build();
+        let mut waits = false;
+        loop {
+            assert!(Instant::now() < deadline, "flow {flow} never left");
+            if !waits {
+                peer.push(Side::Inside, u64::from(flow), &frame).unwrap();
+                peer.flush();
+                waits = true;
+            }
+            let seen = bell.count();
+            match peer.pop() {
+                Some(ShmEvent::Packet { bytes, .. }) => {
+                    source = parse(bytes).unwrap().tuple.source;
+                    break;
+                }
+                // Nobody owned its shard just then.
+                Some(ShmEvent::Dropped { .. }) => waits = false,
+                None => drop(bell.wait(seen, Duration::from_secs(1))),
+            }
+        }
+    }
+    source
+}
+
+fn has_two_replicas(said: &Value) -> bool {
+    let agree = |shard: &Value| shard["verdict"] == "agree" && shard["agreeing"] == 2;
+    said["shards"].as_array().unwrap().iter().all(agree)
+}
+
+#[test]
+fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let first = start(directory, "n1", "{ form = { slots = 64, shards = 2 } }");
+    let join = format!("{{ join = {{ seeds = [\"{}\"] }} }}", first.listen);
+    let second = start(directory, "n2", &join);
+    ask_until(&first, "hash", has_two_replicas);
+    let external = send(&directory.join("n1.ring")).to_string();
+
+    // Both hold the same, and each flow has three entries.
+    let hashes = ask_until(&second, "hash", has_two_replicas);
+    assert_eq!(hashes["shards"].as_array().unwrap().len(), 3, "{hashes:#}");
+    let stat = ask_until(&second, "stat", |said| said["shards"].as_array().unwrap().len() == 3);
+    let tables = stat["shards"].as_array().unwrap().iter().map(|shard| &shard["table"]);
+    let entries: u64 = tables.filter_map(|table| table["entries"].as_u64()).sum();
+    assert_eq!(entries, 3 * u64::from(FLOWS), "{stat:#}");
+    assert!(stat["shards"].as_array().unwrap().iter().all(|one| one["is_durable"] == true));
+    let (well, said) = ask(&first, "stat", &["--shard", "1"]);
+    assert!(well && said.contains("log on disk") && said.contains("from home: "), "{said}");
+    assert!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
+
+    // A flow is found by what is known of it: its endpoints, or its external endpoint.
+    let flow = ["udp", "10.0.0.1:2003", "192.0.2.1:53"];
+    let (well, found) = ask_json(&second, "get", &flow);
+    assert!(well, "{found:#}");
+    let kinds = |found: &Value, node: &str| {
+        let entries = found["entries"].as_array().unwrap().iter();
+        let at_node = entries.filter(|entry| entry["node"].as_str().unwrap().starts_with(node));
+        at_node.map(|entry| entry["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for node in ["n1", "n2"] {
+        assert_eq!(kinds(&found, node).len(), 2, "{found:#}");
+        assert!(kinds(&found, node).contains(&"firewall".to_owned()), "{found:#}");
+    }
+    let (well, said) = ask(&first, "get", &["udp", &external]);
+    assert!(well && said.contains("the holder of external endpoint udp"), "{said}");
+    assert!(said.contains("owner at ") && said.contains("copy at "), "{said}");
+    let (well, said) = ask(&first, "get", &["tcp", "10.0.0.1:2003"]);
+    assert!(!well && said.contains("no node"), "{said}");
+
+    // A listing is bounded, and says so; a slot's is part of it.
+    let listed = |more: &[&str]| {
+        let (well, said) = ask_json(&first, "scan", more);
+        assert!(well);
+        (said["entries"].as_array().unwrap().clone(), said["is_all"] == true)
+    };
+    let (one, is_all) = listed(&["--shard", "1", "--limit", "5"]);
+    assert_eq!((one.len(), is_all), (5, false));
+    let (one, is_all) = listed(&["--shard", "1", "--limit", "1000"]);
+    let (two, _) = listed(&["--shard", "2", "--limit", "1000"]);
+    assert_eq!((one.len() + two.len(), is_all), (usize::from(3 * FLOWS), true));
+    let slot = one[0]["slot"].to_string();
+    let (of_slot, _) = listed(&["--shard", "1", "--slot", &slot]);
+    let expected: Vec<_> = one.iter().filter(|held| held["slot"] == one[0]["slot"]).collect();
+    assert_eq!(of_slot.iter().collect::<Vec<_>>(), expected);
+
+    let damaged = directory.join(format!("{CLUSTER}.n2.disk"));
+    let in_use = run(&["store", "verify", &damaged.display().to_string()]);
+    assert_eq!(in_use.status.code(), Some(1));
+    let said = String::from_utf8(in_use.stderr).unwrap();
+    assert!(said.contains("cannot be checked"), "{said}");
+    second.stop();
+    first.stop();
+    check_files(directory, &damaged);
+}
+
+/// Two stopped nodes' files are whole, and a flipped bit is found.
+fn check_files(directory: &Path, damaged: &Path) {
+    let place = directory.display().to_string();
+    let whole = run(&["store", "verify", &place, "--json"]);
+    let said: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    assert!(whole.status.success(), "{said:#}");
+    assert_eq!(said["nodes"].as_array().unwrap().len(), 2, "{said:#}");
+    let shards = said["nodes"][1]["shards"].as_array().unwrap();
+    assert_eq!(shards.len(), 3, "{said:#}");
+    assert!(shards.iter().all(|shard| shard["last"].as_u64() > Some(0)), "{said:#}");
+
+    let mut segments = std::fs::read_dir(damaged.join("shard-1")).unwrap().map(Result::unwrap);
+    let is_log = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        name.starts_with("log-") && name.ends_with(".segment")
+    };
+    let path = segments.find(is_log).unwrap().path();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[used / 2] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let found = run(&["store", "verify", &place]);
+    let said = String::from_utf8(found.stdout).unwrap();
+    assert_eq!(found.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("DAMAGED").count(), 1, "{said}");
+    assert!(said.contains("it was on the disk and is damaged now"), "{said}");
+    assert_eq!(bytes, std::fs::read(&path).unwrap(), "nothing is changed");
+
+    let empty = run(&["store", "verify", &damaged.join("shard-1").display().to_string()]);
+    assert_eq!(empty.status.code(), Some(1));
+    let said = String::from_utf8(empty.stderr).unwrap();
+    assert!(said.contains("holds no node's logs"), "{said}");
+}
