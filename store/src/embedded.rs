@@ -23,7 +23,7 @@ use crate::table::Table;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::transaction::{Condition, Outcome, Transaction, TransactionId, Write};
 use crate::types::{NodeId, ShardId, SlotId, Time, Version};
-use crate::wire::{Request, Response};
+use crate::wire::{Reading, Request, Response};
 use core::net::SocketAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -36,6 +36,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// The shard of an embedded store.
 pub const SHARD: ShardId = ShardId(1);
+/// The shard holds all slots for ever, so no question depends on which it is about.
+const ANY_SLOT: SlotId = SlotId(0);
 /// The number of this asker among those of its node; see [`TransactionId::client`].
 const CLIENT: u64 = 0xfffe;
 /// How long a commit or a read may take.
@@ -54,6 +56,15 @@ pub struct EmbeddedConfig {
     pub slots: u32,
     /// Entries that the table has room for.
     pub capacity: u32,
+}
+
+/// What a reading says of an entry; `None` if it says nothing.
+fn found(reading: Reading) -> Option<Option<Entry>> {
+    match reading {
+        Reading::Absent => Some(None),
+        Reading::Found(found) => Some(Some(Entry::from(found))),
+        Reading::NotHere(_) => None,
+    }
 }
 
 /// Why an embedded store does not start.
@@ -298,13 +309,16 @@ impl Embedded {
     pub async fn read(&self, key: &Key) -> Result<Option<Entry>, Unanswered> {
         self.patiently(async |shard, owner, left| {
             if owner == self.node() {
-                return shard.read_here(key).map(|(entry, _)| entry);
+                return shard.read_here(ANY_SLOT, key).and_then(|(reading, _)| found(reading));
             }
             let asked = boot_now();
-            match self.ask(shard, owner, &Request::Reads(SHARD, vec![*key]), left).await? {
+            match self
+                .ask(shard, owner, &Request::Reads(SHARD, vec![(ANY_SLOT, *key)]), left)
+                .await?
+            {
                 Response::Reads(readings) if readings.found.len() == 1 => {
                     let is_current = boot_now().since_ns(asked) < readings.left_ns;
-                    is_current.then(|| readings.found[0].map(Entry::from))
+                    if is_current { found(readings.found[0]) } else { None }
                 }
                 _ => None,
             }

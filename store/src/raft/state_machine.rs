@@ -133,13 +133,11 @@ impl MachineHandle {
         });
         looked.await.ok()?
     }
-}
 
-impl MachineHandle {
     /// See [`Machine::take_out`]. Waits for an entry that is just applied, and for a snapshot that
     /// is just made: not to be called on a thread that others wait for.
     pub(crate) fn take_out(&self, ask: TakeOut) -> TakenOut {
-        lock(&self.0).machine.take_out(ask)
+        lock(&self.applied).machine.take_out(ask)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::machine::{Machine, SnapshotError};
 use crate::transport::Identity;
-use crate::wire::{EntryBody, LogEntry, Members};
+use crate::wire::{AskVote, Ballot, EntryBody, LogEntry, Members, Position};
 
 /// Holds nothing.
 struct Empty;
