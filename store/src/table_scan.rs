@@ -1,8 +1,8 @@
 //! Lists the entries of a table beside its writer, cell by cell, a piece at a time.
 //!
 //! Each entry that is listed was there, whole, at some moment of the scan; the list as a whole is
-//! not of one moment: an entry that is moved meanwhile may be missed or stand in it twice. A damaged
-//! region gives wrong or fewer entries and nothing worse. It never waits for the writer.
+//! not of one moment: an entry that is moved meanwhile may be missed or stand in it twice. A
+//! damaged region gives wrong or fewer entries and nothing worse. It never waits for the writer.
 
 use crate::Entry;
 use crate::cell;

@@ -73,7 +73,7 @@ impl AppHandler for NoApp {
 fn files_of_a_store(batches: u64) -> BTreeMap<String, Vec<u8>> {
     let scratch = tempfile::tempdir().unwrap();
     let shard = nearstate_store::ShardId(1);
-    let disk = DiskConfig { segment_bytes: 16 << 10, ..DiskConfig::new(scratch.path().to_owned()) };
+    let disk = DiskConfig::new(scratch.path().to_owned());
     let directory = disk.shard_directory(shard);
     let runtime = nearstate_store::driver::runtime().unwrap();
     runtime.block_on(async {

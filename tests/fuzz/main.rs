@@ -1,8 +1,8 @@
 //! Everything that reads bytes from a network, a disk, another process or a wire, on bytes that
 //! nobody meant: each decoder gives a value or an error, in bounded memory, and never panics.
 //!
-//! Good inputs are kept in `corpus/`, one directory a target; what once failed, in `kept/`. They are
-//! mutated for a while, from a seed that is printed. `NEARSTATE_FUZZ_MS` says for how long,
+//! Good inputs are kept in `corpus/`, one directory a target; what once failed, in `kept/`. They
+//! are mutated for a while, from a seed that is printed. `NEARSTATE_FUZZ_MS` says for how long,
 //! `NEARSTATE_FUZZ_SEED` from where; `UPDATE_GOLDEN=1` writes the good inputs anew.
 
 mod disk_targets;
