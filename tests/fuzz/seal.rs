@@ -2,6 +2,7 @@
 //!
 //! Written from the pictures of the formats, not with their code. What is too broken to have
 //! checksums is left as it is.
+#![expect(clippy::ptr_arg, reason = "all have the form of a target's seal, some change lengths")]
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
     let four = bytes.get(at..at.checked_add(4)?)?;

@@ -7,8 +7,8 @@ use nearstate_placement::store_api::StoreRequest;
 use nearstate_placement::{Map, Side};
 use nearstate_store::frame::{self, FRAME_BODY_MAX, FrameDecoder, FrameKind};
 use nearstate_store::wire::{
-    Append, AskVote, Ballot, EntryBody, Grant, Hello, LogEntry, Members, Position, Readings,
-    Request, Response, SnapshotChunk, Voted, Welcome,
+    Append, AskVote, Ballot, EntryBody, Grant, Hello, LogEntry, Members, Position, Reading,
+    Readings, Request, Response, SnapshotChunk, Voted, Welcome,
 };
 use nearstate_store::{
     Epoch, Key, LogIndex, Outcome, ShardId, SlotId, TenantId, Transaction, TransactionId, Value,
@@ -115,6 +115,8 @@ fn wire_samples() -> Samples {
         pre: false,
         orphaned: true,
     };
+    let found = vec![Reading::Absent, Reading::NotHere(None), Reading::NotHere(Some(SHARD))];
+    let readings = Readings { found, left_ns: 9 };
     let request = |request: Request| tagged(REQUEST, &request.encode().unwrap());
     let response = |response: Response| tagged(RESPONSE, &response.encode().unwrap());
     let hello = Hello { cluster: 1, lineage: 2, from: 3, to: 4, nonce: 5 };
@@ -123,7 +125,7 @@ fn wire_samples() -> Samples {
         ("snapshot", request(Request::Snapshot(SHARD, chunk))),
         ("vote", request(Request::Vote(SHARD, vote))),
         ("transactions", request(Request::Transactions(SHARD, vec![transaction(); 3]))),
-        ("reads", request(Request::Reads(SHARD, vec![KEY; 4]))),
+        ("reads", request(Request::Reads(SHARD, vec![(SlotId(3), KEY); 4]))),
         ("app", request(Request::App(vec![1; 30]))),
         ("voted", response(Response::Vote(Voted { ballot, granted: true, last_log: Some(at(9)) }))),
         ("outcomes", response(Response::Outcomes(vec![Outcome::Committed(LogIndex(5)); 5]))),
@@ -135,7 +137,7 @@ fn wire_samples() -> Samples {
                 left_ns: 3,
             })),
         ),
-        ("readings", response(Response::Reads(Readings { found: vec![None; 3], left_ns: 9 }))),
+        ("readings", response(Response::Reads(readings))),
         ("hello", tagged(HELLO, &hello.encode().unwrap())),
         ("welcome", tagged(WELCOME, &Welcome::Accepted(hello).encode().unwrap())),
     ]

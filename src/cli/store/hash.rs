@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn only_hashes_of_one_index_are_compared() {
-        let cases: [(&[(u64, u64, u64)], Verdict, bool); 6] = [
+        type Answers = &'static [(u64, u64, u64)];
+        let cases: [(Answers, Verdict, bool); 6] = [
             (&[], Verdict::NotCompared, true),
             (&[(1, 5, 77)], Verdict::NotCompared, true),
             (&[(1, 5, 77), (2, 6, 78)], Verdict::NotCompared, false),
