@@ -8,7 +8,7 @@
 
 use nearstate_placement::mover::drive;
 use nearstate_placement::service::{BoxFuture, ControlError};
-use nearstate_placement::system::{SystemCommand, SystemMachine, SystemReply};
+use nearstate_placement::system::{SystemCommand, SystemMachine, SystemRefusal, SystemReply};
 use nearstate_placement::{Map, Member, MemberState, MovePhase};
 use nearstate_store::clock::boot_now;
 use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig};
@@ -185,13 +185,20 @@ impl Cluster {
         cluster
     }
 
-    /// Until the system shard has answered.
+    /// Until the system shard has answered, and nothing that came before is in the way: the maps
+    /// that a test looks at may be older than the one that the order meets.
     async fn command(&self, command: SystemCommand) {
         let answered = async {
             loop {
-                match ask(&self.0[0].store, command.clone()).await {
-                    Ok(Reply::System(bytes)) => break SystemReply::decode(&bytes).unwrap(),
-                    _ => tokio::task::yield_now().await,
+                let answer = match ask(&self.0[0].store, command.clone()).await {
+                    Ok(Reply::System(bytes)) => SystemReply::decode(&bytes).unwrap(),
+                    _ => SystemReply::Refused(SystemRefusal::NotFormed),
+                };
+                match answer {
+                    SystemReply::Refused(SystemRefusal::NotFormed | SystemRefusal::SlotBusy(_)) => {
+                        tokio::task::yield_now().await;
+                    }
+                    answer => break answer,
                 }
             }
         };
