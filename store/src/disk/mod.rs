@@ -2,15 +2,15 @@
 //!
 //! The idea: whatever the group may count on is on the disk before it is acknowledged. Records of
 //! all kinds go into one log in the order in which they happened ([`format`]), written and synced
-//! by one thread a replica for everything that waits ([`sync_thread`], [`writer`]); snapshots are
-//! files beside it ([`snapshot_file`]). A replica that comes back reads them ([`recovery`]) and is
+//! by one thread a replica for everything that waits (`sync_thread`, `writer`); snapshots are
+//! files beside it (`snapshot_file`). A replica that comes back reads them (`recovery`) and is
 //! the same voter as before. What is damaged is never served: the node comes back as somebody else
 //! (promise P6), and [`set_aside`] keeps the files for people to look at.
 //!
 //! A full disk is no error: entries are refused, the leadership is given away, and it heals when
 //! there is room. A failed sync ends the replica, and is never tried again.
 //!
-//! Everything but [`files`] and [`sync_thread`] is pure and runs in tests on a model of a disk that
+//! Everything but `files` and `sync_thread` is pure and runs in tests on a model of a disk that
 //! forgets at a crash what was not synced.
 
 mod files;
