@@ -262,7 +262,6 @@ impl FlowMachine {
         for (key, planned) in &plan.entries {
             let Some(Planned { value, ttl_s }) = *planned else { continue };
             self.mutations += 1;
-            assert!(self.mutations <= VERSION_MAX, "a shard lives for fewer mutations");
             let entry = Entry { value, version: Version(self.mutations), slot };
             // Room was counted. A table that cannot place an entry all the same (its overflow area
             // has more than ten times the room that chance asks for) must stop its replica: going
@@ -456,10 +455,7 @@ impl Machine for FlowMachine {
         check_entries(entries.clone(), (&meta, &moving), self.table.capacity())?;
         let may_have = |slot| meta.slots.contains(slot) || moving.whither(slot).is_some();
         let pools = self.read_pools(pools, may_have)?;
-        let mut remembered = OutcomeMemory::default();
-        snapshot::read_memory(memory, |id, slot, outcome| {
-            remembered.remember(id, slot, outcome);
-        })?;
+        let remembered = snapshot::read_memory(memory)?;
         // All of it is good: from here on nothing fails.
         self.table.end_scan();
         self.table.clear();

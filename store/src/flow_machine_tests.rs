@@ -394,6 +394,44 @@ fn the_state_hash_tells_states_apart() {
 }
 
 #[test]
+fn a_shard_whose_versions_are_used_up_says_so_and_goes_on() {
+    let mut machine = machine(1);
+    machine.mutations = VERSION_MAX - 1;
+    let two = [put(1, 1), put(2, 2)];
+    let refused = Outcome::Refused(Refusal::VersionsUsedUp);
+    assert_eq!(apply_one(&mut machine, 1, transaction(1, &[], &two)), refused);
+    assert_eq!(apply_one(&mut machine, 2, transaction(2, &[], &two[..1])), DONE(2));
+    assert_eq!(apply_one(&mut machine, 3, transaction(3, &[], &two[1..])), refused);
+    assert_eq!(machine.table.get(&key(1)).unwrap().version, Version(VERSION_MAX));
+    // Its snapshot, with the refusal, is a good one.
+    let mut copy = self::machine(2);
+    copy.install(&machine.snapshot()).unwrap();
+    assert_eq!(copy.state_hash(), machine.state_hash());
+}
+
+/// Found by fuzzing: such a snapshot was installed, and its replica forgot in another order.
+#[test]
+fn outcomes_in_an_order_that_no_memory_has_are_refused() {
+    let mut good = machine(1);
+    for (index, (client, serial)) in (1..).zip([(7, 1), (8, 1), (7, 2)]) {
+        let id = TransactionId { client, serial };
+        apply_one(&mut good, index, Transaction { id, ..transaction(1, &[], &[]) });
+    }
+    let bytes = good.snapshot();
+    let mut sections = snapshot::take_apart(&bytes).unwrap().map(|section| section.0.to_vec());
+    let written = sections[3].clone();
+    // The least recently active client stands first, the serials of each rise: 8/1, 7/1, 7/2.
+    for (one, other, is_good) in [(0, 0, true), (0, 1, false), (1, 2, false)] {
+        let mut outcomes: Vec<&[u8]> = written[8..].chunks(27).collect();
+        assert_eq!(outcomes.len(), 3);
+        outcomes.swap(one, other);
+        sections[3] = [&written[..8], &outcomes.concat()].concat();
+        let installed = machine(2).install(&snapshot::assemble(sections.clone()));
+        assert_eq!(installed.is_ok(), is_good, "{one} and {other} swapped: {installed:?}");
+    }
+}
+
+#[test]
 fn a_damaged_snapshot_is_refused_and_the_state_stays() {
     let mut source = machine(1);
     let writes: ArrayVec<Write, 3> = [take(1), put(1, 1), put(2, 2)].into();

@@ -2,6 +2,7 @@
 //! hold, which ports are taken and returned. Only taking ports changes anything, and that is undone
 //! when the plan fails.
 
+use crate::cell::VERSION_MAX;
 use crate::flow_machine::FlowMachine;
 use crate::key::{KEY_BYTES, Key, VALUE_BYTES, Value};
 use crate::lifetimes::TTL_MAX_S;
@@ -133,6 +134,9 @@ impl FlowMachine {
     }
 
     fn plan_room(&self, plan: &Plan) -> Result<(), Refusal> {
+        if self.mutations + plan.entries.len() as u64 > VERSION_MAX {
+            return Err(Refusal::VersionsUsedUp);
+        }
         let mut entries = u64::from(self.table.len());
         for (key, value) in &plan.entries {
             match (self.table.get(key).is_some(), value.is_some()) {

@@ -19,6 +19,7 @@ use crate::flow_moves::{Incoming, Moving, Outgoing};
 use crate::key::{Key, Value};
 use crate::lifetimes::Life;
 use crate::machine::SnapshotError;
+use crate::outcome_memory::OutcomeMemory;
 use crate::pool::{Block, Resting, SlotPool};
 use crate::slot_move::POOLS_BYTES_MAX;
 use crate::slot_set::SlotSet;
@@ -210,13 +211,28 @@ pub(crate) fn write_memory(
     out
 }
 
-pub(crate) fn read_memory(
+pub(crate) fn read_memory(source: Source<'_>) -> Result<OutcomeMemory, SnapshotError> {
+    let mut memory = OutcomeMemory::default();
+    read_outcomes(source, |(id, slot, outcome)| memory.remember(id, slot, outcome))?;
+    // Read in another order than it is written, it would forget in another order: here, and not at
+    // the other replicas.
+    let (mut written, mut is_same) = (memory.iter(), true);
+    read_outcomes(source, |outcome| is_same &= written.next() == Some(outcome))?;
+    drop(written);
+    if is_same {
+        Ok(memory)
+    } else {
+        Err(SnapshotError::Damaged("outcomes in an order that cannot be"))
+    }
+}
+
+fn read_outcomes(
     mut source: Source<'_>,
-    mut remember: impl FnMut(TransactionId, SlotId, Outcome),
+    mut take: impl FnMut((TransactionId, SlotId, Outcome)),
 ) -> Result<(), SnapshotError> {
     for _ in 0..source.u64()? {
         let (id, outcome) = read_outcome(&mut source)?;
-        remember(id, SlotId(source.u16()?), outcome);
+        take((id, SlotId(source.u16()?), outcome));
     }
     source.end()
 }
@@ -306,13 +322,14 @@ pub(crate) fn read_moves(mut source: Source<'_>, slots: &SlotSet) -> Result<Movi
     Ok(moving)
 }
 
-const REFUSALS: [Refusal; 6] = [
+const REFUSALS: [Refusal; 7] = [
     Refusal::TableFull,
     Refusal::PoolEmpty,
     Refusal::QuotaReached,
     Refusal::NotThisSlot,
     Refusal::IdForgotten,
     Refusal::Malformed,
+    Refusal::VersionsUsedUp,
 ];
 
 /// Bytes that are read from the front; too few of them is an error.

@@ -143,6 +143,8 @@ pub enum Refusal {
     IdForgotten,
     /// A write makes no sense: fill without take, offset out of range, unknown pool.
     Malformed,
+    /// The shard has written as often as versions can count: for good.
+    VersionsUsedUp,
 }
 
 /// What came of a transaction.

@@ -4,11 +4,12 @@
 use crate::engine::Target;
 use crate::seal;
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
+use nearstate_store::slot_move::{MoveEntry, MovedEntry, Piece, Step};
 use nearstate_store::transaction::Batch;
 use nearstate_store::{
-    Condition, Endpoint, Key, LocationCache, LogIndex, Machine, ReadError, Region, RegionIdentity,
-    RegionStats, ShardId, SlotId, SlotSet, Table, TableReader, TableScan, TenantId, Transaction,
-    TransactionId, Value, Version, Write, decode_batch, encode_batch,
+    Condition, Endpoint, Key, LocationCache, LogIndex, Machine, Outcome, ReadError, Region,
+    RegionIdentity, RegionStats, ShardId, SlotId, SlotSet, Table, TableReader, TableScan, TenantId,
+    Transaction, TransactionId, Value, Version, Write, decode_batch, encode_batch,
 };
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -24,9 +25,19 @@ fn key(number: u16) -> Key {
 }
 
 pub(crate) fn machine() -> FlowMachine {
+    machine_of(SlotSet::all(16))
+}
+
+fn machine_without(slot: SlotId) -> FlowMachine {
+    let mut slots = SlotSet::all(16);
+    slots.remove(slot);
+    machine_of(slots)
+}
+
+fn machine_of(slots: SlotSet) -> FlowMachine {
     let region = Region::anonymous(Table::bytes_for(CAPACITY).unwrap()).unwrap();
     let table = Table::format(Arc::new(region), IDENTITY, CAPACITY, 7).unwrap();
-    FlowMachine::new(FlowMachineConfig { table, slots: SlotSet::all(16), pools: Vec::new() })
+    FlowMachine::new(FlowMachineConfig { table, slots, pools: Vec::new() })
 }
 
 pub(crate) fn batch() -> Batch {
@@ -46,24 +57,73 @@ pub(crate) fn batch() -> Batch {
     Batch { time_ms: 1000, transactions: transactions.collect(), seen: vec![note] }
 }
 
-/// What goes into a log entry, and what a machine then does with it.
+/// What goes into a log entry, batches and steps of moves, and what a machine then does with it.
 pub(crate) const BATCHES: Target = Target {
     name: "batches",
-    samples: || vec![("five", encode_batch(&batch())), ("none", encode_batch(&Batch::default()))],
+    samples: batch_samples,
     is_fresh: false,
     read: read_batch,
     seal: seal::nothing,
 };
 
+/// A slot that comes to the machine, and one that goes.
+const COMES: SlotId = SlotId(5);
+const GOES: SlotId = SlotId(2);
+
+fn batch_samples() -> Samples {
+    let moved = MovedEntry { key: key(9), value: Value([9; 8]), version: Version(7), ttl_s: 30 };
+    let id = TransactionId { client: 4, serial: 1 };
+    let piece = Piece {
+        mutations: 8,
+        entries: vec![moved],
+        removed: vec![key(10)],
+        outcomes: vec![(id, Outcome::Committed(LogIndex(5)))],
+        pools: Vec::new(),
+    };
+    let step = |number, step| MoveEntry::new(number, step).encode();
+    vec![
+        ("five", encode_batch(&batch())),
+        ("none", encode_batch(&Batch::default())),
+        ("move-begin", step(3, Step::Begin { attempt: 1, slot: COMES })),
+        ("move-piece", step(1, Step::Piece { attempt: 1, place: 0, piece })),
+        ("move-adopt", step(1, Step::Adopt { attempt: 1, pieces: 0 })),
+        ("move-seal", step(2, Step::Seal { slot: GOES, to: ShardId(3) })),
+        ("move-release", step(2, Step::Release)),
+        ("move-drop", step(2, Step::Drop { keys: vec![key(2)], is_last: true })),
+        ("move-unseal", step(2, Step::Unseal { slot: GOES })),
+        ("move-give-up", step(1, Step::GiveUp { slot: COMES })),
+    ]
+}
+
 fn read_batch(bytes: &[u8]) -> bool {
-    let checked = FlowMachine::check(bytes);
-    let decoded = decode_batch(bytes);
-    assert_eq!(checked.is_ok(), decoded.is_ok(), "who checks and who reads agree");
-    let Ok(batch) = decoded else { return false };
-    assert_eq!(decode_batch(&encode_batch(&batch)), Ok(batch));
-    let mut machine = machine();
-    machine.apply(LogIndex(1), bytes);
-    machine.apply(LogIndex(2), bytes);
+    if FlowMachine::check(bytes).is_err() {
+        assert!(decode_batch(bytes).is_err() && MoveEntry::decode(bytes).is_err());
+        return false;
+    }
+    let moves = MoveEntry::decode(bytes);
+    if let Ok(entry) = &moves {
+        assert_eq!(MoveEntry::decode(&entry.encode()).as_ref(), Ok(entry));
+    } else {
+        let batch = decode_batch(bytes).expect("who checks and who reads agree");
+        assert_eq!(decode_batch(&encode_batch(&batch)), Ok(batch));
+    }
+    let mut machine = machine_without(COMES);
+    let before = [
+        encode_batch(&batch()),
+        MoveEntry::new(1, Step::Begin { attempt: 1, slot: COMES }).encode(),
+        MoveEntry::new(2, Step::Seal { slot: GOES, to: ShardId(3) }).encode(),
+    ];
+    let entries = before.iter().map(Vec::as_slice).chain([bytes, bytes, &before[0]]);
+    for (index, entry) in (1..).map(LogIndex).zip(entries) {
+        machine.apply(index, entry);
+    }
+    // Whatever batches make of a machine, its snapshot makes of another one. Of steps that no mover
+    // would ask for (two moves at a time, a drop of half a slot) it is refused.
+    let mut other = machine_without(COMES);
+    match other.install(&machine.snapshot()) {
+        Ok(()) => assert_eq!(other.state_hash(), machine.state_hash()),
+        Err(error) => assert!(moves.is_ok(), "its own snapshot: {error}"),
+    }
     true
 }
 
@@ -93,8 +153,10 @@ fn read_snapshot(bytes: &[u8]) -> bool {
         match machine.install(bytes) {
             Ok(()) => {
                 // What was installed is a state that goes on like any other.
+                let installed = machine.state_hash();
                 let again = machine.snapshot();
                 machine.install(&again).expect("its own snapshot");
+                assert_eq!(machine.state_hash(), installed, "its own snapshot is its state");
                 machine.apply(LogIndex(u64::MAX - 2), &encode_batch(&batch()));
                 true
             }

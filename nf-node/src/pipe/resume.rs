@@ -362,6 +362,6 @@ const fn reason_of(refusal: Refusal) -> Option<DropReason> {
         // Forgotten: it has taken effect or not. Processing is a fixed point, so a look at the
         // state tells.
         Refusal::NotThisSlot | Refusal::IdForgotten => None,
-        Refusal::Malformed => Some(DropReason::StoreRefused),
+        Refusal::Malformed | Refusal::VersionsUsedUp => Some(DropReason::StoreRefused),
     }
 }
