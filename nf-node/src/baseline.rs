@@ -136,8 +136,8 @@ impl StateAccess for Baseline {
     }
 
     #[inline]
-    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) {
-        self.reader.prefetch_cell(hash);
+    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) -> KeyHash {
+        self.reader.prefetch_cell(hash)
     }
 
     #[inline]

@@ -69,11 +69,11 @@ pub struct QueueFull;
 /// Reads and transactions, as a pipe asks for them. Nothing here blocks or allocates.
 pub trait StateAccess {
     /// First step for the keys of a burst: draws near what says where the entry lies, if it lies in
-    /// memory that can be read here. The hash is for the next two calls.
+    /// memory that can be read here. The hash is for the calls that follow.
     fn prefetch(&self, slot: SlotId, key: &Key) -> KeyHash;
 
-    /// Second step: draws the entry itself near.
-    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash);
+    /// Second step: draws the entry itself near. The hash then knows where that is.
+    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) -> KeyHash;
 
     /// Reads an entry. With the key comes its hash, or [`KeyHash::UNKNOWN`].
     fn read(

@@ -241,11 +241,15 @@ impl TableReader {
     #[must_use]
     #[inline]
     pub fn get_seen(&self, key: &Key, hash: KeyHash, now: Time) -> Option<Entry> {
-        let hash = self.resolve(key, hash);
-        let Some(marks) = &self.marks else { return self.get_settled(key, hash) };
+        let Some(marks) = &self.marks else { return self.get_hashed(key, hash) };
+        let (hint, hash) = (hash.cell, self.resolve(key, hash));
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let moves = counter.load(Ordering::Acquire);
-        if let Ok(found) = self.view.look(key, hash, false) {
+        let found = match self.view.entry_at(hint, key, false) {
+            Some(entry) => Ok(Some((hint, entry))),
+            None => self.view.look(key, hash, false),
+        };
+        if let Ok(found) = found {
             let (cell, entry) = found?;
             marks.leave(cell, now);
             // An entry that moved meanwhile may have left without the mark.
@@ -429,6 +433,39 @@ impl TableReader {
                 });
             }
         }
+    }
+
+    /// The hash of a key, and where it lay when it was read last; what is needed first is drawn near.
+    #[inline]
+    pub(crate) fn prefetch_cached(&self, cache: &LocationCache, key: &Key) -> KeyHash {
+        let mut hash = self.hash(key);
+        hash.cell = cache.recall(hash.hash);
+        if hash.is_placed() {
+            self.view.prefetch_lines(hash.cell);
+        } else {
+            self.view.prefetch_tags(hash.hash);
+        }
+        hash
+    }
+
+    /// As [`TableReader::try_get_hashed`]; remembers where the key lies.
+    #[inline]
+    pub(crate) fn try_get_placed(
+        &self,
+        cache: &mut LocationCache,
+        key: &Key,
+        hash: KeyHash,
+    ) -> Result<Option<Entry>, ReadError> {
+        let resolved = self.resolve(key, hash);
+        let (cell, entry) = match self.view.entry_at(hash.cell, key, true) {
+            Some(entry) => (hash.cell, entry),
+            None => match self.try_find(key, resolved)? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+        };
+        cache.remember(resolved, cell);
+        Ok(Some(entry))
     }
 
     #[inline]

@@ -108,9 +108,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             };
         }
         // By now what was asked for first has come, or is about to.
-        for lane in &self.lanes.0[..frames.len()] {
+        for lane in &mut self.lanes.0[..frames.len()] {
             if lane.parsed.is_ok() {
-                self.access.prefetch_entry(lane.slot, lane.hash);
+                lane.hash = self.access.prefetch_entry(lane.slot, lane.hash);
             }
         }
     }

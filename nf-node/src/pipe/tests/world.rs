@@ -141,7 +141,9 @@ impl StateAccess for Shared {
         KeyHash::UNKNOWN
     }
 
-    fn prefetch_entry(&self, _: SlotId, _: KeyHash) {}
+    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) -> KeyHash {
+        hash
+    }
 
     fn read(
         &mut self,
