@@ -13,7 +13,7 @@ use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
 use nearstate_store::remote_read::MappedReads;
-use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, SlotMap, Time, Transaction};
+use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, SlotMap, Tally, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ const LOCATION_PLACES: usize = 1 << 16;
 
 /// A table of another process, mapped read-only.
 enum RemoteTable {
-    Mapped(MappedReads),
+    Mapped(Box<MappedReads>),
     /// What this grant names cannot be mapped, or is not what it says.
     Unusable(Arc<ReadGrant>),
 }
@@ -45,7 +45,9 @@ impl RemoteTable {
             .ok()
             .and_then(|region| TableReader::open(Arc::new(region), identity).ok());
         match reader {
-            Some(reader) => Self::Mapped(MappedReads::new(reader, grant, LOCATION_PLACES)),
+            Some(reader) => {
+                Self::Mapped(Box::new(MappedReads::new(reader, grant, LOCATION_PLACES)))
+            }
             None => Self::Unusable(grant),
         }
     }
@@ -211,19 +213,26 @@ impl StateAccess for ClusterAccess {
     #[inline]
     fn read_seen(
         &mut self,
-        now: Time,
+        (now, tally): (Time, Tally),
         token: Token,
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
     ) -> ReadAnswer {
         let of = (self.shard_of(slot), slot);
-        match self.read_local(now, of, |reader| reader.get_seen(key, hash, now)) {
+        match self.read_local(now, of, |reader| reader.get_seen(key, hash, (now, tally))) {
             Some(answer) => answer,
             None => {
-                self.link.note_seen(of.0, key, now);
-                self.read_elsewhere(now, token, of, (key, hash))
+                let answer = self.read_elsewhere(now, token, of, (key, hash));
+                if let ReadAnswer::Here { entry: Some(_), .. } = answer {
+                    self.link.note_seen(of.0, key, (now, tally));
+                }
+                answer
             }
         }
+    }
+
+    fn saw(&mut self, seen: (Time, Tally), slot: SlotId, key: &Key) {
+        self.link.note_seen(self.shard_of(slot), key, seen);
     }
 
     fn submit(

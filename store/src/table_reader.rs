@@ -17,6 +17,7 @@ use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
 use crate::location_cache::LocationCache;
 use crate::lookup::{NOWHERE, View};
 use crate::region::Region;
+use crate::tally::Tally;
 use crate::types::{ShardId, SlotId, Time};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::Arc;
@@ -236,11 +237,11 @@ impl TableReader {
         }
     }
 
-    /// As [`TableReader::get_hashed`], for a packet that keeps the entry alive: leaves a mark that
-    /// it was seen now. Without a lock; between two ticks of the marks nothing is written.
-    #[must_use]
+    /// As [`TableReader::get_hashed`], for packets that keep the entry alive: leaves a mark that it
+    /// was seen now, and counts them. Without a lock; with nothing to count, nothing is written
+    /// between two ticks of the marks.
     #[inline]
-    pub fn get_seen(&self, key: &Key, hash: KeyHash, now: Time) -> Option<Entry> {
+    pub fn get_seen(&self, key: &Key, hash: KeyHash, (now, tally): (Time, Tally)) -> Option<Entry> {
         let Some(marks) = &self.marks else { return self.get_hashed(key, hash) };
         let (hint, hash) = (hash.cell, self.resolve(key, hash));
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
@@ -254,14 +255,20 @@ impl TableReader {
             marks.leave(cell, now);
             // An entry that moved meanwhile may have left without the mark.
             if moves & 1 == 0 && counter.load(Ordering::Relaxed) == moves {
+                marks.count(cell, tally);
                 return Some(entry);
             }
         }
-        self.get_seen_unsettled(key, hash, now)
+        self.get_seen_unsettled(key, hash, (now, tally))
     }
 
     #[cold]
-    fn get_seen_unsettled(&self, key: &Key, hash: u64, now: Time) -> Option<Entry> {
+    fn get_seen_unsettled(
+        &self,
+        key: &Key,
+        hash: u64,
+        (now, tally): (Time, Tally),
+    ) -> Option<Entry> {
         let marks = self.marks.as_ref()?;
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let mut spins = 0;
@@ -275,6 +282,7 @@ impl TableReader {
             // A writer that was put aside in the middle of a move must not hold up a packet. The
             // mark lies where the entry was found, and goes along when the move goes on.
             if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
+                marks.count(cell, tally);
                 return Some(entry);
             }
         }

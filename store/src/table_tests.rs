@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::Endpoint;
+use crate::Tally;
 use crate::layout::KeyHash;
 use crate::location_cache::LocationCache;
 use crate::table_reader::ReadError;
@@ -535,7 +536,7 @@ fn a_mark_is_not_lost_when_its_entry_is_moved() {
                 if at % 16 == 0 {
                     *hint = reader.prefetch_cell(reader.hash(&key(number)));
                 }
-                assert!(reader.get_seen(&key(number), *hint, now).is_some());
+                assert!(reader.get_seen(&key(number), *hint, (now, Tally::ZERO)).is_some());
                 left[number as usize].store(now.0, Ordering::Release);
                 count.store(at, Ordering::Release);
             }
