@@ -11,7 +11,7 @@ use nearstate_placement::service::{BoxFuture, ControlError};
 use nearstate_placement::system::{SystemCommand, SystemMachine, SystemRefusal, SystemReply};
 use nearstate_placement::{Map, Member, MemberState, MovePhase};
 use nearstate_store::clock::boot_now;
-use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig};
+use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::{LinkCompletion, PipeLink};
 use nearstate_store::slot_move::{MoveEntry, MoveReply, Piece, Step};
@@ -62,22 +62,6 @@ impl EntryRules for Holders {
     }
 }
 
-struct Reads(TableReader);
-
-impl LocalReads for Reads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
-
-    fn holds(&self, slot: SlotId) -> bool {
-        self.0.holds(slot)
-    }
-
-    fn whither(&self, slot: SlotId) -> Option<ShardId> {
-        self.0.whither(slot)
-    }
-}
-
 struct Nobody;
 
 impl AppHandler for Nobody {
@@ -115,7 +99,7 @@ fn flow_shard(number: u16, hash_key: u64) -> (ShardSetup, TableReader) {
         id: ShardId(number),
         machine: Box::new(machine),
         check: FlowMachine::check,
-        reads: Some(Arc::new(Reads(reader.clone()))),
+        reads: Some(Arc::new(reader.clone())),
         region: None,
         lease: Arc::new(LeaseCell::none()),
         generation: None,

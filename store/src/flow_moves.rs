@@ -98,6 +98,11 @@ impl Moving {
             || self.coming.as_ref().is_some_and(|coming| coming.slot == slot)
     }
 
+    /// Whether changes of some slot are noted.
+    pub(crate) const fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     /// The entry of a key was changed by a transaction of a slot.
     #[inline]
     pub(crate) fn note_change(&mut self, slot: SlotId, key: &Key) {

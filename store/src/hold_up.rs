@@ -6,8 +6,6 @@
 //! Only requests that nobody may wait behind are to be held up: those of other slots do not share
 //! a message with them (see `link`).
 
-#![expect(clippy::disallowed_methods, reason = "bounds a wait")]
-
 use crate::shard::Shard;
 use crate::types::SlotId;
 use core::time::Duration;

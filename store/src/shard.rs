@@ -313,8 +313,7 @@ impl Shard {
         }
         let now = boot_now();
         for note in notes {
-            let age_ns = u64::from(note.age_ms) * 1_000_000;
-            reads.note_seen(&note.key, Time(now.0.saturating_sub(age_ns)));
+            reads.note_seen(&note.key, note.seen_at(now), note.tally);
         }
         Response::Noted
     }
@@ -359,6 +358,7 @@ impl Shard {
         if to == self.node {
             return Ok(());
         }
+        self.tell_all().await;
         self.tenure.offer(leading.term).map_err(|_| ChangeError::InProgress)?;
         let mut offering = Offering { tenure: &self.tenure, term: None };
         loop {

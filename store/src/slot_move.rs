@@ -21,7 +21,7 @@
 //! is total and bounded: a step, or an error.
 
 use crate::Entry;
-use crate::batch::STAMP_AT;
+use crate::batch::{self, STAMP_AT};
 use crate::consensus::PAYLOAD_BYTES_MAX;
 use crate::key::{KEY_BYTES, Key, VALUE_BYTES, Value};
 use crate::lifetimes::TTL_MAX_S;
@@ -42,7 +42,8 @@ pub const POOLS_BYTES_MAX: usize = 64 << 20;
 pub const GIVE_UP_MAX: usize = 1024;
 
 /// The first byte: batches have another.
-pub(crate) const FORMAT: u8 = 3;
+pub(crate) const FORMAT: u8 = 4;
+const _: () = assert!(FORMAT != batch::FORMAT);
 const HEAD_BYTES: usize = 18;
 const ENTRY_BYTES: usize = KEY_BYTES + VALUE_BYTES + 12;
 const OUTCOME_BYTES: usize = 25;

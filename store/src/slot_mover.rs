@@ -11,8 +11,6 @@
 //! there until it has adopted the slot, and so do reads; that takes the seal's entry, and one entry
 //! with the rest of what changed that adopts the slot.
 
-#![expect(clippy::disallowed_methods, reason = "waits for a replica to catch up")]
-
 use crate::clock::boot_now;
 use crate::consensus::ProposeError;
 use crate::driver::Store;
