@@ -35,6 +35,26 @@ fn a_kill_in_the_middle_loses_no_state_and_no_packet() {
 }
 
 #[test]
+fn slots_move_back_and_forth_under_the_packets_and_nobody_notices() {
+    for (steer, kill) in [("random", "--no-kill"), ("owner", "--no-kill"), ("random", "--kill 60")]
+    {
+        // Every slot has flows, and those that move have some hundred packets while they do.
+        let words = "--flows 3000 --packets 60000 --chain firewall,nat --moves 64";
+        let output = demo(&format!("{words} --steer {steer} {kill} --json -")).output().unwrap();
+        let report = report(&output);
+        let count = |key: &str| report[key].as_u64().unwrap();
+        assert_eq!((count("mismatches"), count("state_lost")), (0, 0), "{steer}: {report:#}");
+        let drops: u64 =
+            report["drops"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+        assert_eq!(count("packets_in"), count("packets_out") + drops, "{steer}");
+        assert!(count("slots_moved") > 0, "{steer}: none while packets flowed: {report:#}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        let arrived = told.lines().filter(|line| line.contains("8 slots moved to")).count();
+        assert_eq!(arrived, 8, "{steer}: all that were ordered have arrived: {told}");
+    }
+}
+
+#[test]
 fn more_nodes_than_replicas_share_the_shards_and_one_may_be_killed() {
     for nodes in [4, 5] {
         let words = format!("--nodes {nodes} --flows 600 --packets 12000 --kill 40 --json -");

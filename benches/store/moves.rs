@@ -4,7 +4,8 @@
 //! phases and the new map go through the system shard's log. In the process that owns the source a
 //! client writes to the slot without a pause, one transaction at a time, as a pipe would. Counted
 //! is, for each move, the longest that one write took between the order and its end: what the seal
-//! holds up, and the write itself.
+//! holds up, and the write itself. Then the same for as long a time in which nothing moves: so long
+//! a write takes now and then on this machine anyway.
 
 use crate::replica::{CLUSTER, NoApp, Replica, answer};
 use crate::report::Report;
@@ -33,6 +34,7 @@ pub(crate) const ARGUMENT: &str = "--moving-replica";
 
 const P50: &str = "slot_move_hold_p50_ms";
 const P99: &str = "slot_move_hold_p99_ms";
+const STILL: &str = "slot_move_still_p99_ms";
 const WHOLE: &str = "slot_move_whole_p50_ms";
 
 const SLOTS: u32 = 1024;
@@ -223,7 +225,8 @@ impl Served {
     /// Moves so many slots, one after the other; says percentiles in nanoseconds.
     fn measure(&self, runtime: &tokio::runtime::Runtime, count: u16) -> Result<String, Failure> {
         let mut client = self.link(runtime, 2)?;
-        let (mut held, mut whole) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
+        let histogram = || Histogram::<u64>::new(3);
+        let (mut held, mut still, mut whole) = (histogram()?, histogram()?, histogram()?);
         for number in 0..u64::from(count) {
             let (began, slot) = (Instant::now(), source_slot(number));
             runtime.block_on(self.order(slot))?;
@@ -236,18 +239,22 @@ impl Served {
                     map.shard_of(slot) == Some(TARGET)
                 };
                 after += u32::from(moved);
-                let write = Instant::now();
-                client.put(number)?;
-                client.wait()?;
-                longest = longest.max(write.elapsed().as_nanos() as u64);
+                longest = longest.max(client.timed_put(number)?);
             }
             held.record(longest)?;
             let mut map = self.map.clone();
             runtime.block_on(map.wait_for(|map| map.moves.is_empty()))?;
-            whole.record(began.elapsed().as_nanos() as u64)?;
+            let took = began.elapsed();
+            whole.record(took.as_nanos() as u64)?;
+            let (began, mut longest) = (Instant::now(), 0);
+            while began.elapsed() < took {
+                longest = longest.max(client.timed_put(number)?);
+            }
+            still.record(longest)?;
         }
         let (p50, p99) = (held.value_at_quantile(0.5), held.value_at_quantile(0.99));
-        Ok(format!("{p50} {p99} {}", whole.value_at_quantile(0.5)))
+        let (still, whole) = (still.value_at_quantile(0.99), whole.value_at_quantile(0.5));
+        Ok(format!("{p50} {p99} {still} {whole}"))
     }
 
     async fn order(&self, slot: SlotId) -> Result<(), Failure> {
@@ -294,6 +301,14 @@ impl Client {
         let shard = self.slots.shard_of(transaction.slot);
         let deadline = boot_now().plus_ms(DEADLINE_MS);
         Ok(self.link.submit(self.serial, shard, &transaction, deadline)?)
+    }
+
+    /// One write and nothing beside it; gives how long it took, in nanoseconds.
+    fn timed_put(&mut self, number: u64) -> Result<u64, Failure> {
+        let write = Instant::now();
+        self.put(number)?;
+        self.wait()?;
+        Ok(write.elapsed().as_nanos() as u64)
     }
 
     /// Waits for completions; gives how many have come.
@@ -351,7 +366,7 @@ fn owner(replicas: &mut [Replica]) -> Result<usize, Failure> {
 
 /// Measures the rows of this file.
 pub(crate) fn run(report: &mut Report) -> Result<(), Failure> {
-    if !report.wants_any(&[P50, P99, WHOLE]) {
+    if !report.wants_any(&[P50, P99, STILL, WHOLE]) {
         return Ok(());
     }
     // The source has 512 slots.
@@ -361,9 +376,12 @@ pub(crate) fn run(report: &mut Report) -> Result<(), Failure> {
     replicas[owner].ask("fill")?;
     let said = replicas[owner].ask(&format!("moves {moves}"))?;
     let numbers = said.split(' ').map(str::parse::<f64>).collect::<Result<Vec<_>, _>>()?;
-    let [p50, p99, whole] = numbers[..] else { return Err("three numbers are wanted".into()) };
+    let [p50, p99, still, whole] = numbers[..] else {
+        return Err("four numbers are wanted".into());
+    };
     report.row(P50, p50 / 1e6, "ms");
     report.row(P99, p99 / 1e6, "ms");
+    report.row(STILL, still / 1e6, "ms");
     report.row(WHOLE, whole / 1e6, "ms");
     Ok(())
 }

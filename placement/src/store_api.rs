@@ -124,6 +124,19 @@ pub struct StateHash {
     pub applied: LogIndex,
     /// Equal on all replicas that have applied the same entries.
     pub hash: u64,
+    /// How the ports of its pools are used; nothing for the system shard.
+    pub ports: Option<PortUse>,
+}
+
+/// How the ports of a replica's pools are used: what is live or rests was given out and is not free.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortUse {
+    /// In use, each for one entry.
+    pub live: u64,
+    /// Returned, and not to be given out yet.
+    pub resting: u64,
+    /// Whether a port is in use for no entry, or an entry has none; then the counts are 0.
+    pub leaks: bool,
 }
 
 impl StoreRequest {
@@ -211,7 +224,7 @@ mod tests {
             let entries = (0..entries).map(|number| held(number as u64)).collect();
             Response::Store(StoreResponse::Scan(Some(ScanPiece { entries, next: Some(16) })))
         };
-        let hash = StateHash { applied: LogIndex(7), hash: 9 };
+        let hash = StateHash { applied: LogIndex(7), hash: 9, ports: None };
         for response in [
             piece(limits::SCAN_ENTRIES_MAX),
             Response::Store(StoreResponse::Get(vec![held(1)])),

@@ -14,13 +14,15 @@ use nearstate_store::clock::boot_now;
 use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::{LinkCompletion, PipeLink};
+use nearstate_store::slot_move::{MoveEntry, MoveReply, Piece, Step};
 use nearstate_store::transaction::Condition;
+use nearstate_store::upkeep::{Ending, EntryRules, PlainRules, PoolPort};
 use nearstate_store::{
-    Doorbell, Endpoint, Fill, Key, LeaseCell, Machine, NodeId, Outcome, Region, RegionIdentity,
-    Reply, ShardId, SlotId, SlotMap, SlotSet, Table, TableReader, TenantId, Transaction,
-    TransactionId, Value, Write,
+    Doorbell, Endpoint, Entry, Fill, Key, LeaseCell, Machine, NodeId, Outcome, PoolId, PoolSpec,
+    Region, RegionIdentity, Reply, ShardId, SlotId, SlotMap, SlotSet, Table, TableReader, Take,
+    TenantId, Transaction, TransactionId, Value, Write,
 };
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,8 +36,31 @@ const CAPACITY: u32 = 8_000;
 const QUIET: u16 = 1_500;
 /// Keys that each client counts up.
 const KEYS: u16 = 5;
+/// Ports that each client takes, while slots move.
+const PORTS: u16 = 200;
 /// Far longer than anything takes: only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The pool of all machines.
+const POOL: PoolId = PoolId(4);
+const UDP: u8 = 17;
+/// The kind of the keys whose entries hold a port.
+const HOLDER: u8 = 2;
+
+/// An entry of that kind has its port's endpoint in its second word.
+#[derive(Debug)]
+struct Holders;
+
+impl EntryRules for Holders {
+    fn end(&self, key: &Key, entry: &Entry, ending: &mut Ending) {
+        PlainRules.end(key, entry, ending);
+    }
+
+    fn port(&self, key: &Key, entry: &Entry) -> Option<PoolPort> {
+        let endpoint = entry.value.to_bytes()[8..14].try_into().ok()?;
+        (key.kind() == HOLDER).then_some(PoolPort { pool: POOL, protocol: UDP, endpoint })
+    }
+}
 
 struct Nobody;
 
@@ -66,7 +91,10 @@ fn flow_shard(number: u16, hash_key: u64) -> (ShardSetup, TableReader) {
             slots.insert(SlotId(slot));
         }
     }
-    let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: vec![] });
+    let addresses = vec![Ipv4Addr::new(198, 19, 0, 1)];
+    let pools = vec![PoolSpec::new(POOL, addresses, SLOTS, 1).unwrap()];
+    let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools });
+    let machine = machine.with_rules(Arc::new(Holders));
     let setup = ShardSetup {
         id: ShardId(number),
         machine: Box::new(machine),
@@ -194,6 +222,34 @@ impl Cluster {
         until(|| self.0.iter().position(|node| node.owns(shard))).await
     }
 
+    /// Every port in use has its entry, in every replica of both shards, and all replicas hold the
+    /// same. Gives how many ports are in use.
+    async fn check_replicas(&self) -> u64 {
+        let mut live = 0;
+        for shard in [1, 2].map(ShardId) {
+            let looked = async {
+                loop {
+                    let mut seen = vec![];
+                    for node in &self.0 {
+                        seen.push(node.store.inspect(shard, true).await.expect("it runs"));
+                    }
+                    if seen.iter().all(|one| one.applied == seen[0].applied) {
+                        return seen;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            let seen = tokio::time::timeout(PATIENCE, looked).await.expect("they never meet");
+            let hashes: Vec<_> = seen.iter().map(|one| one.state_hash).collect();
+            assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{shard}: {hashes:?}");
+            for one in &seen {
+                one.pools.unwrap().unwrap_or_else(|leak| panic!("{shard}: {leak}"));
+            }
+            live += seen[0].pools.unwrap().unwrap().live;
+        }
+        live
+    }
+
     /// Waits until some living node's map says so.
     async fn until_map(&self, wanted: impl Fn(&Map) -> bool) {
         until(|| self.0.iter().any(|node| wanted(&node.map.borrow())).then_some(())).await;
@@ -213,8 +269,12 @@ async fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
 }
 
 fn key(client: u64, number: u16) -> Key {
+    key_of(1, client, number)
+}
+
+fn key_of(kind: u8, client: u64, number: u16) -> Key {
     let end = Endpoint::v4([10, 0, 0, client as u8], number);
-    Key::new(1, 17, TenantId(0), (end, Endpoint::default()))
+    Key::new(kind, UDP, TenantId(0), (end, Endpoint::default()))
 }
 
 /// Counts keys of its own up, one transaction at a time, and reads what it counted.
@@ -225,6 +285,7 @@ struct Client {
     slots: SlotMap,
     tables: [(TableReader, Arc<LeaseCell>); 2],
     counts: [u64; KEYS as usize],
+    ports: u16,
     held: Arc<AtomicU64>,
 }
 
@@ -232,16 +293,16 @@ impl Client {
     fn new(node: &Node, number: u64, held: Arc<AtomicU64>) -> Self {
         let link = node.store.pipe_link(number, Arc::new(Doorbell::new().unwrap()));
         let (slots, tables) = (node.slots.clone(), node.tables.clone());
-        Self { number, serial: 0, link, slots, tables, counts: [0; KEYS as usize], held }
+        Self { number, serial: 0, link, slots, tables, counts: [0; KEYS as usize], ports: 0, held }
     }
 
-    async fn commit(&mut self, condition: Condition, write: Write) {
+    async fn commit(&mut self, condition: Condition, write: impl IntoIterator<Item = Write>) {
         self.serial += 1;
         let transaction = Transaction {
             id: TransactionId { client: self.number, serial: self.serial },
             slot: MOVING,
             conditions: [condition].into_iter().collect(),
-            writes: [write].into_iter().collect(),
+            writes: write.into_iter().collect(),
         };
         let shard = self.slots.shard_of(MOVING);
         let deadline = boot_now().plus_ms(60_000);
@@ -256,12 +317,23 @@ impl Client {
     async fn put(&mut self, number: u16) {
         let key = key(self.number, number);
         let (value, fill) = (Value::ZERO, Fill::default());
-        self.commit(Condition::Absent(key), Write::Put { key, value, fill, ttl_s: 0 }).await;
+        self.commit(Condition::Absent(key), [Write::Put { key, value, fill, ttl_s: 0 }]).await;
+    }
+
+    /// Takes a port for a new entry.
+    async fn take_port(&mut self) {
+        let key = key_of(HOLDER, self.number, self.ports);
+        let holder = [self.number as u8; 16];
+        let take = Take { pool: POOL, protocol: UDP, holder, like_port: 0 };
+        let (value, fill) = (Value::ZERO, Fill { key_at: None, value_at: Some(8) });
+        let put = Write::Put { key, value, fill, ttl_s: 0 };
+        self.commit(Condition::Absent(key), [Write::Take(take), put]).await;
+        self.ports += 1;
     }
 
     async fn count_up(&mut self, number: u16) {
         let key = key(self.number, number);
-        self.commit(Condition::Present(key), Write::Add { key, at: 0, amount: 1 }).await;
+        self.commit(Condition::Present(key), [Write::Add { key, at: 0, amount: 1 }]).await;
         self.counts[usize::from(number)] += 1;
     }
 
@@ -301,6 +373,9 @@ impl Client {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
+            if turn == 0 && self.ports < PORTS {
+                self.take_port().await;
+            }
             self.count_up(turn).await;
             assert_eq!(self.read(turn).await, Some(self.counts[usize::from(turn)]));
         }
@@ -338,14 +413,18 @@ impl Load {
         self.clients.remove(at).abort();
     }
 
-    /// What every client counted is what is read.
-    async fn end(self) {
+    /// What every client counted is what is read, and ports are in use for those who took them.
+    async fn end(self, cluster: &Cluster) {
         self.stop.store(true, Ordering::Relaxed);
+        let (mut ports, all) = (0, self.clients.len() == 3);
         for client in self.clients {
             let mut client = client.await.expect("a client found a fault");
             assert!(client.counts.iter().sum::<u64>() > 0);
             client.check().await;
+            ports += u64::from(client.ports);
         }
+        let live = cluster.check_replicas().await;
+        assert!(live >= ports && (live == ports || !all), "{live} ports in use, {ports} taken");
     }
 }
 
@@ -365,7 +444,7 @@ async fn a_slot_moves_there_and_back_while_clients_of_all_nodes_count_and_read()
         cluster.command(to(shard)).await;
         cluster.until_map(|map| has_moved(map, shard)).await;
     }
-    load.end().await;
+    load.end(&cluster).await;
     let owner = &cluster.0[cluster.owner(ShardId(1)).await];
     let reader = &owner.tables[0].0;
     assert_eq!(reader.entries(), 0, "nothing is left at the source");
@@ -387,7 +466,7 @@ async fn kill_in(phase: MovePhase, shard: ShardId) {
     load.dies(victim);
     cluster.0.remove(victim).die().await;
     cluster.until_map(|map| has_moved(map, 2)).await;
-    load.end().await;
+    load.end(&cluster).await;
     for node in &cluster.0 {
         node.die().await;
     }
@@ -425,7 +504,65 @@ async fn a_cancelled_move_leaves_the_slot_where_it_was_or_where_it_went() {
         cluster.command(to(1)).await;
         cluster.until_map(|map| has_moved(map, 1)).await;
     }
-    load.end().await;
+    load.end(&cluster).await;
+    for node in &cluster.0 {
+        node.die().await;
+    }
+}
+
+/// Puts a step of a move into a shard's log, through one of the nodes.
+async fn step(node: &Node, shard: ShardId, step: Step) -> MoveReply {
+    match node.store.propose(shard, MoveEntry::new(1, step).encode()).await {
+        Ok(Reply::System(bytes)) => MoveReply::decode(&bytes).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_a_slot_on_its_way_waits_for_its_adoption_outside_the_log() {
+    let cluster = Cluster::form().await;
+    let (source, target) = (ShardId(1), ShardId(2));
+    let owner = &cluster.0[cluster.owner(target).await];
+    cluster.owner(source).await;
+    let (slot, seal) = (MOVING, || Step::Seal { slot: MOVING, to: target });
+    let node = &cluster.0[0];
+    assert_eq!(step(node, target, Step::Begin { attempt: 1, slot }).await, MoveReply::Done);
+    assert_eq!(step(node, source, seal()).await, MoveReply::Done);
+    let before = owner.store.status(target).unwrap().last_log;
+    let mut links = vec![];
+    for (node, number) in cluster.0.iter().zip(1..) {
+        let mut client = Client::new(node, number, Arc::default());
+        let deadline = boot_now().plus_ms(60_000);
+        let (key, value, fill) = (key(number, 0), Value::ZERO, Fill::default());
+        client.link.post_read(0, (source, MOVING), &key, deadline).unwrap();
+        let transaction = Transaction {
+            id: TransactionId { client: number, serial: 1 },
+            slot: MOVING,
+            conditions: [Condition::Absent(key)].into_iter().collect(),
+            writes: [Write::Put { key, value, fill, ttl_s: 0 }].into_iter().collect(),
+        };
+        client.link.submit(1, source, &transaction, deadline).unwrap();
+        links.push(client.link);
+    }
+    // As long as this takes, everybody has been told where to ask, and has asked there.
+    for node in cluster.0.iter().cycle().take(9) {
+        assert_eq!(step(node, source, seal()).await, MoveReply::Done);
+    }
+    assert_eq!(owner.store.status(target).unwrap().last_log, before, "nobody writes in vain");
+    assert!(links.iter_mut().all(|link| link.poll().is_none()), "nobody is served");
+    // No pools.
+    let last = Piece { pools: vec![0; 12], ..Piece::default() };
+    let adopted = step(node, target, Step::Adopt { attempt: 1, pieces: 0, last }).await;
+    assert_eq!(adopted, MoveReply::Done);
+    for link in &mut links {
+        for _ in 0..2 {
+            match until(|| link.poll()).await {
+                LinkCompletion::Transaction { outcome: Some(Outcome::Committed(_)), .. }
+                | LinkCompletion::Read { answer: Some(_), .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
     for node in &cluster.0 {
         node.die().await;
     }

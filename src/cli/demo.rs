@@ -63,6 +63,9 @@ pub(super) struct DemoArgs {
     /// Kill no node
     #[arg(long, conflicts_with = "kill")]
     no_kill: bool,
+    /// Move so many slots between two shards and back, one after the other, while packets flow
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    moves: Option<u32>,
     /// Seed of traffic and steering: the same seed gives the same packets
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -97,6 +100,9 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
     if args.kill.is_some() && !may_kill {
         return Err(DemoError::TooFewNodes { nodes: args.nodes, needed: NODES_FOR_KILL });
     }
+    if args.moves.is_some() && args.nodes < 2 {
+        return Err(DemoError::OneShard);
+    }
     let kill_percent =
         if args.no_kill || !may_kill { None } else { Some(args.kill.unwrap_or(KILL_PERCENT)) };
     Ok(DemoPlan {
@@ -105,6 +111,7 @@ fn plan(args: DemoArgs) -> Result<DemoPlan, DemoError> {
         chain: args.chain.0,
         steer: args.steer,
         kill_percent,
+        moves: args.moves,
         seed: args.seed,
         out: args.out,
         json: args
@@ -157,9 +164,11 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_with_a_word_on_it() {
-        for (words, said) in
-            [("--nodes 2 --kill 50", "--nodes 3"), ("--flows 10 --packets 5", "--packets 10")]
-        {
+        for (words, said) in [
+            ("--nodes 2 --kill 50", "--nodes 3"),
+            ("--flows 10 --packets 5", "--packets 10"),
+            ("--nodes 1 --moves 5", "--nodes 2"),
+        ] {
             let message = planned(words).unwrap_err().to_string();
             assert!(message.contains(said), "{message:?} does not say {said:?}");
         }

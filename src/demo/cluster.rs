@@ -62,7 +62,7 @@ pub(crate) fn run(
     let steerer = Steerer::new(plan.steer, slot_of, Random::new(plan.seed, 2));
     let control = Control::start(policy, template).map_err(DemoError::Start)?;
     let run = Run::new(script, steerer, control, story);
-    let ended = run.go(plan.nodes.into(), plan.kill_percent);
+    let ended = run.go(plan);
     if let Some(out) = &plan.out {
         rundir::keep_logs(directory.path(), out).map_err(DemoError::RunDirectory)?;
     }
@@ -120,6 +120,7 @@ mod tests {
             chain: ChainConfig::named(&["firewall", "nat"]).unwrap(),
             steer: Steer::Owner,
             kill_percent: None,
+            moves: None,
             seed: 1,
             out: None,
             json: None,

@@ -4,6 +4,7 @@
 //! comes back as [`Order`]s; packets never pass here. When the driver's end goes away, all children
 //! end.
 
+use super::moves::Mover;
 use super::settle;
 use crate::ask::{CLUSTER_NAME, ask_soon};
 use nearstate_orchestrator::event::Event;
@@ -13,7 +14,7 @@ use nearstate_orchestrator::policy::Policy;
 use nearstate_orchestrator::service::{Orchestrator, OrchestratorHandle};
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response, StatusReport};
-use nearstate_store::{Epoch, NodeId};
+use nearstate_store::{Epoch, NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -47,6 +48,15 @@ pub(crate) enum News {
     Counters(NodeId, Vec<(String, u64)>),
     /// To [`Order::Settle`]: ready for traffic, or what it lacks.
     Settled(Result<(), String>),
+    /// To [`Order::Move`]: slots have arrived at a shard; whether these were the last ones.
+    Moved {
+        /// How many.
+        slots: u64,
+        /// Where.
+        to: ShardId,
+        /// Whether no more are to move.
+        is_last: bool,
+    },
     /// To [`Order::Kill`]: it is done.
     Killed,
     /// To [`Order::Collect`]: all living nodes have told their counters.
@@ -62,6 +72,8 @@ pub(crate) enum News {
 pub(crate) enum Order {
     /// Say when the cluster is ready for traffic.
     Settle,
+    /// Have so many slots move back and forth.
+    Move(u32),
     /// Kill the process of this node.
     Kill(NodeId),
     /// Ask all living nodes for their counters.
@@ -215,6 +227,12 @@ impl Desk {
             Order::Settle => {
                 let settled = self.settle(orders).await;
                 self.tell(News::Settled(settled));
+            }
+            Order::Move(slots) => {
+                let addresses = self.addresses.subscribe();
+                let (map, news) = (self.map.clone(), self.news.clone());
+                // Ends with this thread's runtime.
+                tokio::spawn(Mover { addresses, map, news }.run(slots));
             }
             Order::Kill(node) => {
                 let Some((name, address)) = self.ready.get(&node).cloned() else { return };

@@ -32,6 +32,9 @@ pub(crate) enum DemoError {
         /// Nodes needed.
         needed: u8,
     },
+    /// Nowhere to move slots to.
+    #[error("--moves with one node has no other shard to move slots to; say --nodes 2 or more")]
+    OneShard,
     /// The chain cannot be.
     #[error("--chain: {0}")]
     Chain(#[from] ChainConfigError),

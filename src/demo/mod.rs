@@ -9,6 +9,7 @@ pub(crate) mod control;
 pub(crate) mod driver;
 pub(crate) mod frames;
 pub(crate) mod measure;
+mod moves;
 pub(crate) mod outcome;
 pub(crate) mod ports;
 pub(crate) mod random;
@@ -82,6 +83,8 @@ pub(crate) struct DemoPlan {
     pub(crate) steer: Steer,
     /// When a node is killed, in percent of the packets.
     pub(crate) kill_percent: Option<u8>,
+    /// How many slots move while packets flow.
+    pub(crate) moves: Option<u32>,
     /// Of all that is random.
     pub(crate) seed: u64,
     /// A directory for what left and the report.
@@ -165,6 +168,7 @@ fn judge(
         retransmitted: run.retransmitted,
         mismatches: found.mismatches,
         state_lost: found.state_lost,
+        slots_moved: run.slots_moved,
         outage_ms: run.meter.outage_ms(),
         mpps: 0.0,
         latency_us: run.meter.latency_us(),

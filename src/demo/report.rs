@@ -102,6 +102,8 @@ pub(crate) struct Report {
     pub(crate) mismatches: u64,
     /// Flows that were forgotten.
     pub(crate) state_lost: u64,
+    /// Slots that moved to another shard while packets flowed.
+    pub(crate) slots_moved: u64,
     /// The longest that any packet waited for its answer around a kill.
     pub(crate) outage_ms: f64,
     /// Million packets a second, from the first packet in to the last answer.
@@ -185,6 +187,9 @@ impl Report {
         row("sent again", self.retransmitted.to_string());
         row("mismatches", self.mismatches.to_string());
         row("flows without state", self.state_lost.to_string());
+        if self.slots_moved > 0 {
+            row("slots moved", format!("{}, while packets flowed", self.slots_moved));
+        }
         row(
             "outage",
             format!("{:.1} ms, the longest wait of a packet around a kill", self.outage_ms),
@@ -247,6 +252,7 @@ pub(crate) mod tests {
             retransmitted: 0,
             mismatches: 0,
             state_lost: 0,
+            slots_moved: 0,
             outage_ms: 0.0,
             mpps: 0.0,
             latency_us: LatencyUs::default(),
@@ -261,7 +267,8 @@ pub(crate) mod tests {
         let mut keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         keys.sort_unstable();
         let promised = "accesses commits drops flows kills latency_us locality mismatches mpps \
-                        nodes outage_ms packets_in packets_out retransmitted state_lost";
+                        nodes outage_ms packets_in packets_out retransmitted slots_moved \
+                        state_lost";
         assert_eq!(keys.join(" "), promised);
         for (key, members) in
             [("accesses", "local remote_rdma remote_shm remote_tcp"), ("latency_us", "max p50 p99")]

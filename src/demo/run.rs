@@ -4,6 +4,7 @@
 //! when neither has anything. What becomes of packets is decided in [`super::replay`].
 
 use super::DemoError;
+use super::DemoPlan;
 use super::control::{Control, News, Order};
 use super::driver::Driver;
 use super::measure::Meter;
@@ -31,6 +32,8 @@ const READY_MAX_MS: u64 = 60_000;
 const STALL_MAX_MS: u64 = 30_000;
 /// How long the demo waits, once all packets are through, for a killed node's successor.
 const REPLACED_MAX_MS: u64 = 20_000;
+/// How long the last slots may take to arrive.
+const MOVED_MAX_MS: u64 = 60_000;
 /// How long nodes may take to tell their counters.
 const COLLECT_MAX_MS: u64 = 10_000;
 /// Longest wait for news when no packets move.
@@ -50,6 +53,8 @@ pub(crate) struct ClusterRun {
     pub(crate) retransmitted: u64,
     /// Answers that nobody waited for.
     pub(crate) unexpected: u64,
+    /// Slots that moved while packets flowed.
+    pub(crate) slots_moved: u64,
 }
 
 /// How the run goes on.
@@ -59,6 +64,9 @@ struct Progress {
     settled: Option<Result<(), String>>,
     collected: bool,
     kill_ordered: bool,
+    /// Slots that have moved, while packets flowed, and whether more are to.
+    slots_moved: u64,
+    moving: bool,
     began: Option<Time>,
     owned: Vec<(String, usize)>,
 }
@@ -92,12 +100,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits for the nodes, sends all packets, kills a node at `kill_percent`.
-    pub(crate) fn go(
-        mut self,
-        nodes: usize,
-        kill_percent: Option<u8>,
-    ) -> Result<ClusterRun, DemoError> {
+    /// Waits for the nodes, sends all packets, and meanwhile moves slots and kills a node, as planned.
+    pub(crate) fn go(mut self, plan: &DemoPlan) -> Result<ClusterRun, DemoError> {
+        let nodes = usize::from(plan.nodes);
         self.wait_until(READY_MAX_MS, "not all nodes are ready", |run| {
             run.progress.ready >= nodes
         })?;
@@ -110,10 +115,18 @@ impl<'a> Run<'a> {
         }
         self.story.tell(&format!("every shard has its owner; {} packets go in", self.packets));
         self.story.begin_bar(self.packets as u64);
-        let moved = self.move_packets(kill_percent);
+        if let Some(slots) = plan.moves {
+            self.progress.moving = true;
+            self.control.order(Order::Move(slots));
+        }
+        let moved = self.move_packets(plan.kill_percent);
         self.story.end_bar();
         moved?;
         self.story.tell("every packet has come out or was dropped");
+        let slots_moved = self.progress.slots_moved;
+        self.wait_until(MOVED_MAX_MS, "slots do not arrive where they are to go", |run| {
+            !run.progress.moving
+        })?;
         if self.progress.kill_ordered {
             // A cluster that stays short of a node is a fault, but not one of packets.
             let whole = self.wait_until(REPLACED_MAX_MS, "", |run| run.roster.is_whole_again());
@@ -127,10 +140,10 @@ impl<'a> Run<'a> {
         self.wait_until(COLLECT_MAX_MS, "the nodes do not tell their counters", |run| {
             run.progress.collected
         })?;
-        Ok(self.finish())
+        Ok(self.finish(slots_moved))
     }
 
-    fn finish(self) -> ClusterRun {
+    fn finish(self, slots_moved: u64) -> ClusterRun {
         let Driver { replay, meter, .. } = self.driver;
         let nodes = self.roster.node_reports(|node| replay.answered(node));
         ClusterRun {
@@ -138,6 +151,7 @@ impl<'a> Run<'a> {
             kills: self.roster.kill_reports(),
             retransmitted: replay.retransmitted(),
             unexpected: replay.unexpected(),
+            slots_moved,
             outcomes: replay.into_outcomes(),
             meter,
         }
@@ -211,6 +225,11 @@ impl<'a> Run<'a> {
             News::Map(map) => self.on_map(&map),
             News::Counters(node, counters) => self.roster.handle_counters(node, &counters),
             News::Settled(settled) => self.progress.settled = Some(settled),
+            News::Moved { slots, to, is_last } => {
+                self.progress.slots_moved += slots;
+                self.progress.moving = !is_last;
+                self.story.tell(&format!("{slots} slots moved to {to}"));
+            }
             News::Killed => self.driver.meter.handle_kill(boot_now()),
             News::Collected => self.progress.collected = true,
             News::Interrupted => return Err(DemoError::Interrupted),

@@ -28,7 +28,7 @@ use crate::types::{PoolId, SlotId, Version};
 use arrayvec::ArrayVec;
 
 /// Version of this format.
-const FORMAT: u8 = 3;
+pub(crate) const FORMAT: u8 = 3;
 const HEADER: usize = 15;
 /// Where the shard's time stands, in this and in the form of moves ([`crate::slot_move`]).
 pub(crate) const STAMP_AT: usize = 1;

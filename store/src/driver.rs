@@ -578,12 +578,13 @@ async fn start_shard(
 ) -> Result<Arc<Shard>, StartError> {
     let ShardSetup { id, machine, check, reads, region, lease, generation } = setup;
     let StoreConfig { node, timing, .. } = *config;
+    let moves = machine.moves();
     let setup = ReplicaSetup { shard: id, node, timing, snapshot_every, machine, check, files };
     let replica = Replica::start(setup, transport.clone())
         .await
         .map_err(|reason| StartError::Group { shard: id, reason })?;
     let has_table = reads.is_some();
-    let parts = ShardParts { reads, region, lease, generation };
+    let parts = ShardParts { reads, region, lease, generation, moves };
     let (shard, asked) = Shard::new((id, node), replica, parts, timing);
     tasks.push(tokio::spawn(shard.clone().watch_loop()));
     tasks.push(tokio::spawn(shard.clone().commit_loop(asked)));

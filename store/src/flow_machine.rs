@@ -17,9 +17,11 @@ use crate::layout::Hasher;
 use crate::lifetimes::Life;
 use crate::limits::POOLS_MAX;
 use crate::machine::{Machine, PayloadError, Reply, SnapshotError};
+use crate::move_board::MoveBoard;
 use crate::outcome_memory::{OutcomeMemory, Recall};
 use crate::plan::{Plan, Planned};
 use crate::pool::{PoolCounts, SlotPool};
+use crate::pool_check::{PoolLeak, PoolReport};
 use crate::pool_spec::PoolSpec;
 use crate::slot_move::{self, MoveEntry, TakeOut, TakenOut};
 use crate::slot_set::SlotSet;
@@ -32,6 +34,7 @@ use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, Wri
 use crate::types::{LogIndex, PoolId, SlotId, Version};
 use crate::upkeep::{Upkeep, UpkeepClock};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// The hash key of [`Machine::state_hash`]: the same on all replicas.
 const STATE_HASH_KEY: u64 = 0x6e65_6172_7374_6174;
@@ -85,6 +88,8 @@ pub struct FlowMachine {
     pub(crate) mutations: u64,
     pub(crate) time_ms: u64,
     pub(crate) moving: Moving,
+    /// No state.
+    pub(crate) moves: Arc<MoveBoard>,
     stats: FlowMachineStats,
     pub(crate) keeping: Keeping,
     /// Room for transactions that are read ahead. No state.
@@ -113,6 +118,7 @@ impl FlowMachine {
             memory: OutcomeMemory::default(),
             mutations: 0,
             moving: Moving::default(),
+            moves: Arc::default(),
             time_ms: 0,
             stats: FlowMachineStats::default(),
             keeping: Keeping::default(),
@@ -301,6 +307,13 @@ impl FlowMachine {
             None => (Tally::ZERO, 0),
         };
         self.table.note_seen(&note.key, seen_ms, counted);
+        // What was copied before it was counted is copied again.
+        if self.moving.is_watched()
+            && !counted.0.is_zero()
+            && let Some(entry) = self.table.get(&note.key)
+        {
+            self.moving.note_change(entry.slot, &note.key);
+        }
         self.stats.seen_notes += 1;
     }
 
@@ -412,7 +425,9 @@ impl Machine for FlowMachine {
         if slot_move::is_move(payload) {
             let entry = MoveEntry::decode(payload).expect("the payload was checked");
             self.pass_time(entry.time_ms);
-            return Reply::System(self.move_step(entry).encode());
+            let reply = self.move_step(entry);
+            self.show_moves();
+            return Reply::System(reply.encode());
         }
         let mut reader = BatchReader::new(payload).expect("the payload was checked");
         self.pass_time(reader.time_ms());
@@ -501,8 +516,16 @@ impl Machine for FlowMachine {
         self.give_out(ask)
     }
 
+    fn moves(&self) -> Arc<MoveBoard> {
+        self.moves.clone()
+    }
+
     fn upkeep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
         self.keep(clock, work);
+    }
+
+    fn check_pools(&self) -> Option<Result<PoolReport, PoolLeak>> {
+        Some(self.pool_check())
     }
 
     fn outcomes_remembered(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! What a flow machine does in the move of a slot, as source and as target.
 //!
-//! *Source.* A sealed slot is read as before and written no more; a released one is not even read,
-//! but still lies in the table, until its entries are dropped or the move is given up. *Target.*
+//! *Source.* A sealed slot is neither read nor written, but still lies in the table, until its
+//! entries are dropped or the move is given up. *Target.*
 //! What is imported lies in the table under a slot that the shard does not hold, so nobody is
 //! served it; to adopt is then to say that the slot is held. Entries keep their versions, and the
 //! target's count of mutations is raised to the source's: versions of a key only rise. Their lives
@@ -9,7 +9,8 @@
 //! left. Outcomes are remembered at the target as they come, so a retry is known there.
 //!
 //! *Too late.* Numbers of moves rise and one move is under way at a time, so one number says which
-//! moves are over in a shard; steps of those change nothing, however long they were on the way.
+//! moves are over in a shard; steps of those change nothing, however long they were on the way. A
+//! shard has a part in one move at a time: a step that would begin a second part comes too early.
 //!
 //! Beside that, and no part of the state, a replica may note what changes in a slot while it is
 //! copied ([`Watch`]).
@@ -25,8 +26,10 @@ use crate::slot_move::{
 use crate::snapshot::{self, Source};
 use crate::transaction::{Outcome, Transaction, TransactionId};
 use crate::types::{PoolId, ShardId, SlotId, Version};
-use crate::upkeep::CELLS_AT_ONCE;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Cells that are looked at between two entries of the log, which wait meanwhile.
+const SCAN_AT_ONCE: u32 = 1 << 12;
 
 /// A slot that goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,6 @@ pub(crate) struct Outgoing {
     pub(crate) number: u64,
     pub(crate) slot: SlotId,
     pub(crate) to: ShardId,
-    pub(crate) is_released: bool,
 }
 
 /// A slot that comes.
@@ -60,6 +62,8 @@ struct Watch {
     outcomes: Vec<(TransactionId, Outcome)>,
     /// Whether more changed than is noted.
     is_lost: bool,
+    /// What was found and does not make a piece yet.
+    found: Vec<MovedEntry>,
 }
 
 /// The moves that a machine has a part in.
@@ -92,6 +96,11 @@ impl Moving {
     pub(crate) fn is_between(&self, slot: SlotId) -> bool {
         self.whither(slot).is_some()
             || self.coming.as_ref().is_some_and(|coming| coming.slot == slot)
+    }
+
+    /// Whether changes of some slot are noted.
+    pub(crate) const fn is_watched(&self) -> bool {
+        self.watch.is_some()
     }
 
     /// The entry of a key was changed by a transaction of a slot.
@@ -131,10 +140,9 @@ impl FlowMachine {
         match step {
             Step::Begin { attempt, slot } => self.begin_import(number, attempt, slot),
             Step::Piece { attempt, place, piece } => self.import(number, (attempt, place), &piece),
-            Step::Adopt { attempt, pieces } => self.adopt(number, attempt, pieces),
+            Step::Adopt { attempt, pieces, last } => self.adopt(number, (attempt, pieces), &last),
             Step::GiveUp { .. } => self.give_up(number),
             Step::Seal { slot, to } => self.seal(number, slot, to),
-            Step::Release => self.release(number),
             Step::Unseal { .. } => self.unseal(number),
             Step::Drop { keys, is_last } => self.drop_moved(number, &keys, is_last),
         }
@@ -143,6 +151,9 @@ impl FlowMachine {
     fn begin_import(&mut self, number: u64, attempt: u64, slot: SlotId) -> MoveReply {
         if self.slots.contains(slot) || u32::from(slot.0) >= self.slots.slot_count() {
             return MoveReply::Impossible(Obstacle::Contradiction);
+        }
+        if self.moving.out.is_some() {
+            return MoveReply::OutOfTurn;
         }
         match self.moving.coming.take() {
             Some(coming) if coming.number == number && coming.attempt == attempt => {
@@ -213,16 +224,20 @@ impl FlowMachine {
         MoveReply::Done
     }
 
-    fn adopt(&mut self, number: u64, attempt: u64, pieces: u32) -> MoveReply {
-        let fits = |coming: &&Incoming| {
+    fn adopt(&mut self, number: u64, (attempt, pieces): (u64, u32), last: &Piece) -> MoveReply {
+        let fits = |coming: &mut Incoming| {
             (coming.number, coming.attempt, coming.pieces) == (number, attempt, pieces)
         };
-        let Some(coming) = self.moving.coming.as_ref().filter(fits) else {
+        let Some(mut coming) = self.moving.coming.take_if(fits) else {
             return MoveReply::OtherAttempt;
         };
-        let slot = coming.slot;
-        let Some(pools) = self.pools_of_moved(&coming.pools, slot) else {
-            return MoveReply::Impossible(Obstacle::Contradiction);
+        let taken = self.take_in(&mut coming, last);
+        let (slot, pools) = (coming.slot, self.pools_of_moved(&coming.pools, coming.slot));
+        self.moving.coming = Some(coming);
+        let pools = match (taken, pools) {
+            (MoveReply::Done, Some(pools)) => pools,
+            (MoveReply::Done, None) => return MoveReply::Impossible(Obstacle::Contradiction),
+            (other, _) => return other,
         };
         self.pools.retain(|(_, other), _| *other != slot);
         self.pools.extend(pools);
@@ -259,6 +274,9 @@ impl FlowMachine {
     }
 
     fn give_up(&mut self, number: u64) -> MoveReply {
+        if self.moving.out.is_some_and(|out| out.number <= number) {
+            return MoveReply::OutOfTurn;
+        }
         if let Some(coming) = &mut self.moving.coming {
             if coming.number > number {
                 return MoveReply::OutOfTurn;
@@ -282,30 +300,25 @@ impl FlowMachine {
         match self.moving.out {
             Some(out) if out.number == number && out.slot == slot => MoveReply::Done,
             Some(_) => MoveReply::OutOfTurn,
+            None if self.moving.coming.is_some() => MoveReply::OutOfTurn,
             None if !self.slots.contains(slot) => MoveReply::Impossible(Obstacle::NotHeld),
             None => {
-                let out = Outgoing { number, slot, to, is_released: false };
-                self.moving.out = Some(out);
+                self.moving.out = Some(Outgoing { number, slot, to });
+                // A reader that finds the slot not held is told whither.
                 self.table.set_leaving(Some((slot, to)));
+                self.hold(slot, false);
                 MoveReply::Done
             }
         }
-    }
-
-    fn release(&mut self, number: u64) -> MoveReply {
-        let Some(out) = self.moving.out.as_mut().filter(|out| out.number == number) else {
-            return MoveReply::OutOfTurn;
-        };
-        out.is_released = true;
-        let slot = out.slot;
-        self.hold(slot, false);
-        MoveReply::Done
     }
 
     fn unseal(&mut self, number: u64) -> MoveReply {
         match self.moving.out {
             Some(out) if out.number != number => return MoveReply::OutOfTurn,
             Some(out) => self.hold(out.slot, true),
+            None if self.moving.coming.as_ref().is_some_and(|coming| coming.number <= number) => {
+                return MoveReply::OutOfTurn;
+            }
             None => {}
         }
         self.end_outgoing(number);
@@ -313,14 +326,15 @@ impl FlowMachine {
     }
 
     fn drop_moved(&mut self, number: u64, keys: &[Key], is_last: bool) -> MoveReply {
-        let ours = |out: &Outgoing| out.number == number && out.is_released;
+        let ours = |out: &Outgoing| out.number == number;
         let Some(out) = self.moving.out.filter(ours) else { return MoveReply::OutOfTurn };
         for key in keys {
             if self.table.get(key).is_some_and(|entry| entry.slot == out.slot) {
                 self.table.remove(key);
             }
         }
-        if !is_last {
+        // Whoever drops finds out that something was left out.
+        if !is_last || self.table.entries_of(out.slot) > 0 {
             return MoveReply::More;
         }
         self.pools.retain(|(_, slot), _| *slot != out.slot);
@@ -358,6 +372,13 @@ impl FlowMachine {
         let leaving = self.moving.out.map(|out| (out.slot, out.to));
         self.table.set_leaving(leaving);
         self.table.hold_only(&self.slots);
+        self.show_moves();
+    }
+
+    /// Once the table shows the same.
+    pub(crate) fn show_moves(&self) {
+        let coming = self.moving.coming.as_ref().map(|coming| coming.slot);
+        self.moves.show(coming, self.moving.out.map(|out| out.number));
     }
 
     /// See [`crate::machine::Machine::take_out`].
@@ -365,8 +386,8 @@ impl FlowMachine {
         match ask {
             TakeOut::Watch(slot) => {
                 let outcomes = self.memory.of_slot(slot).collect();
-                let (changed, is_lost) = (BTreeSet::new(), false);
-                self.moving.watch = Some(Watch { slot, changed, outcomes, is_lost });
+                let (changed, is_lost, found) = (BTreeSet::new(), false, Vec::new());
+                self.moving.watch = Some(Watch { slot, changed, outcomes, is_lost, found });
                 self.table.begin_scan(slot);
                 TakenOut::Watching
             }
@@ -395,11 +416,15 @@ impl FlowMachine {
         };
         // Entries that were put elsewhere in the table behind the scan's back count as changed.
         let mut displaced = Vec::new();
-        let is_scanned =
-            self.table.scan_on(CELLS_AT_ONCE, PIECE_KEYS_MAX, &mut displaced, |k, e, l| {
-                piece.entries.push(moved(k, e, l.ttl_s()));
-            });
+        let room = PIECE_KEYS_MAX - watch.found.len();
+        let is_scanned = self.table.scan_on(SCAN_AT_ONCE, room, &mut displaced, |k, e, l| {
+            watch.found.push(moved(k, e, l.ttl_s()));
+        });
         watch.changed.extend(displaced);
+        if !is_scanned && watch.found.len() < PIECE_KEYS_MAX {
+            return TakenOut::Piece(Box::new(piece), false);
+        }
+        piece.entries = core::mem::take(&mut watch.found);
         if is_scanned {
             while piece.entries.len() + piece.removed.len() < PIECE_KEYS_MAX
                 && let Some(key) = watch.changed.pop_first()

@@ -70,7 +70,6 @@ enum Driver {
     Copy,
     Seal,
     Rest,
-    Release,
     Adopt,
     Drop,
     Dropping,
@@ -252,20 +251,22 @@ impl World {
                 else {
                     panic!("it is sealed");
                 };
-                let sent = self.send_piece();
                 let (attempt, place) = (self.attempts, self.place());
                 let piece = Piece { pools, ..Piece::default() };
-                let last = self.step(TARGET, Step::Piece { attempt, place, piece });
-                if (sent, last) == (Some(true), MoveReply::Done) { D::Release } else { again }
+                match self.step(TARGET, Step::Piece { attempt, place, piece }) {
+                    MoveReply::Done => D::Adopt,
+                    _ => again,
+                }
             }
-            D::Release => match self.step(SOURCE, Step::Release) {
-                MoveReply::Done => D::Adopt,
-                other => panic!("{other:?}"),
-            },
             D::Adopt => {
                 let (attempt, pieces) = (self.attempts, self.place());
-                match self.step(TARGET, Step::Adopt { attempt, pieces }) {
-                    MoveReply::Done | MoveReply::Over { .. } => D::Drop,
+                match self.machines[SOURCE].take_out(TakeOut::Next) {
+                    TakenOut::Piece(last, true) => {
+                        match self.step(TARGET, Step::Adopt { attempt, pieces, last: *last }) {
+                            MoveReply::Done | MoveReply::Over { .. } => D::Drop,
+                            _ => again,
+                        }
+                    }
                     _ => again,
                 }
             }
@@ -496,4 +497,51 @@ fn entries_that_are_moved_about_in_the_table_behind_the_scan_are_not_missed() {
     found.extend(displaced);
     let all: BTreeSet<Key> = (0..25).map(|number| key(MOVING, number)).collect();
     assert_eq!(found, all);
+}
+
+#[test]
+fn a_shard_has_a_part_in_one_move_at_a_time() {
+    let step = |machine: &mut FlowMachine, number, step| {
+        let reply = machine.move_step(MoveEntry { time_ms: 0, number, step });
+        let mut copy = self::machine(&[], 9);
+        copy.install(&machine.snapshot()).expect("its own snapshot");
+        assert_eq!(copy.state_hash(), machine.state_hash());
+        reply
+    };
+    let begin = || Step::Begin { attempt: 1, slot: SlotId(3) };
+    let seal = || Step::Seal { slot: MOVING, to: ShardId(2) };
+    let (done, early) = (MoveReply::Done, MoveReply::OutOfTurn);
+    let mut shard = machine(&[MOVING.0], 1);
+    assert_eq!(step(&mut shard, 4, begin()), done);
+    assert_eq!(step(&mut shard, 5, seal()), early);
+    assert_eq!(step(&mut shard, 3, seal()), early);
+    assert_eq!(step(&mut shard, 5, Step::Unseal { slot: MOVING }), early);
+    assert!(shard.slots.contains(MOVING), "its slot is served as ever");
+    assert_eq!(step(&mut shard, 4, Step::GiveUp { slot: SlotId(3) }), done);
+    assert_eq!(step(&mut shard, 5, seal()), done);
+    assert_eq!(step(&mut shard, 6, begin()), early);
+    assert_eq!(step(&mut shard, 6, Step::GiveUp { slot: SlotId(3) }), early);
+    assert_eq!(step(&mut shard, 5, Step::Unseal { slot: MOVING }), done);
+    assert_eq!(step(&mut shard, 6, begin()), done);
+}
+
+#[test]
+fn a_drop_is_not_the_last_one_while_entries_are_left() {
+    let mut source = machine(&[MOVING.0, STAYS.0], 1);
+    fill(&mut source, MOVING, 0, 5);
+    fill(&mut source, STAYS, 0, 5);
+    let mut step = |step| {
+        let reply = source.move_step(MoveEntry { time_ms: 0, number: 4, step });
+        let mut copy = machine(&[], 9);
+        copy.install(&source.snapshot()).expect("its own snapshot");
+        reply
+    };
+    let drop = |numbers: core::ops::Range<u16>| {
+        let keys = numbers.map(|number| key(MOVING, number)).collect();
+        Step::Drop { keys, is_last: true }
+    };
+    assert_eq!(step(Step::Seal { slot: MOVING, to: ShardId(2) }), MoveReply::Done);
+    assert_eq!(step(drop(0..4)), MoveReply::More);
+    assert_eq!(step(drop(4..5)), MoveReply::Done);
+    assert_eq!((source.table.entries_of(MOVING), source.table.entries_of(STAYS)), (0, 5));
 }

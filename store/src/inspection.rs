@@ -6,6 +6,7 @@
 
 use crate::disk::Durability;
 use crate::driver::Store;
+use crate::pool_check::{PoolLeak, PoolReport};
 use crate::types::{LogIndex, ShardId};
 
 /// What a replica's machine holds, at one log index.
@@ -17,6 +18,8 @@ pub struct Inspection {
     pub outcomes_remembered: u64,
     /// Equal on all replicas that have applied the same index, if it was asked for.
     pub state_hash: Option<u64>,
+    /// How its ports are used, or what leaks, if the hash was asked for and it has pools.
+    pub pools: Option<Result<PoolReport, PoolLeak>>,
 }
 
 impl Store {
@@ -26,14 +29,16 @@ impl Store {
         matches!(self.config.durability, Durability::Disk(_))
     }
 
-    /// Looks at a shard's machine; with its hash, which takes a scan of all that it holds (some
-    /// 50 ms a million entries). `None` if there is no such shard here, or it has stopped.
+    /// Looks at a shard's machine; with its hash and its pools, which takes scans of all that it
+    /// holds (some 100 ms a million entries). `None` if there is no such shard here, or it has stopped.
     pub async fn inspect(&self, shard: ShardId, with_hash: bool) -> Option<Inspection> {
         let replica = &self.shards.get(&shard)?.replica;
         let looked = replica.look(move |machine| {
-            (machine.outcomes_remembered(), with_hash.then(|| machine.state_hash()))
+            let scanned = with_hash.then(|| (machine.state_hash(), machine.check_pools()));
+            (machine.outcomes_remembered(), scanned)
         });
-        let (applied, (outcomes_remembered, state_hash)) = looked.await?;
-        Some(Inspection { applied, outcomes_remembered, state_hash })
+        let (applied, (outcomes_remembered, scanned)) = looked.await?;
+        let (state_hash, pools) = scanned.unzip();
+        Some(Inspection { applied, outcomes_remembered, state_hash, pools: pools.flatten() })
     }
 }

@@ -3,7 +3,8 @@
 //! The thread's side ([`PipeLink`]) never waits, locks or allocates, except that it takes a lock
 //! and a new path when a shard's read lease comes from a new owner. The store's side (`run_link`)
 //! takes everything that is queued at once: transactions of a shard go into one message (or
-//! straight into the group commit if this node owns the shard), reads into another. What fails
+//! straight into the group commit if this node owns the shard), reads into another. What one shard
+//! sends on to another goes apart from the rest, because it may have to wait there. What fails
 //! because an owner is unknown, changed or gone is tried again under the same id until its
 //! deadline; then its completion says that nothing is known. Exactly one completion follows what
 //! was taken, and its place in the queue is reserved when it is taken.
@@ -76,6 +77,8 @@ struct Submit {
     token: u64,
     serial: u64,
     shard: ShardId,
+    /// The shard before it said so.
+    sent_on: bool,
     deadline: Time,
     transaction: Transaction,
 }
@@ -83,6 +86,8 @@ struct Submit {
 struct Read {
     token: u64,
     shard: ShardId,
+    /// The shard before it said so.
+    sent_on: bool,
     slot: SlotId,
     deadline: Time,
     key: Key,
@@ -163,7 +168,8 @@ impl PipeLink {
         if !self.is_in_window(serial) {
             return Err(LinkFull);
         }
-        let submit = Submit { token, serial, shard, deadline, transaction: transaction.clone() };
+        let (transaction, sent_on) = (transaction.clone(), false);
+        let submit = Submit { token, serial, shard, sent_on, deadline, transaction };
         self.queues.submits.push(submit).map_err(|_| LinkFull)?;
         self.serials[serial as usize % LINK_CAPACITY] = serial;
         self.under_way += 1;
@@ -200,7 +206,7 @@ impl PipeLink {
         if self.under_way >= LINK_CAPACITY {
             return Err(LinkFull);
         }
-        let read = Read { token, shard, slot, deadline, key: *key };
+        let read = Read { token, shard, sent_on: false, slot, deadline, key: *key };
         self.queues.reads.push(read).map_err(|_| LinkFull)?;
         self.under_way += 1;
         self.queues.wake.notify_one();
@@ -351,11 +357,11 @@ fn finish(
                 let slot = submit.transaction.slot;
                 match (outcome, slots) {
                     (Outcome::Elsewhere(to), _) => {
-                        submit.shard = to;
+                        (submit.shard, submit.sent_on) = (to, true);
                         fresh.submits.push(submit);
                     }
                     (Outcome::Refused(Refusal::NotThisSlot), Some(slots)) => {
-                        submit.shard = slots.shard_of(slot);
+                        (submit.shard, submit.sent_on) = (slots.shard_of(slot), false);
                         again.submits.push(submit);
                         again.held = true;
                     }
@@ -374,12 +380,13 @@ fn finish(
                     Reading::Absent => None,
                     Reading::Found(found) => Some(Entry::from(found)),
                     Reading::NotHere(Some(to)) => {
-                        read.shard = to;
+                        (read.shard, read.sent_on) = (to, true);
                         fresh.reads.push(read);
                         continue;
                     }
                     Reading::NotHere(None) => {
                         read.shard = slots.map_or(read.shard, |slots| slots.shard_of(read.slot));
+                        read.sent_on = false;
                         again.reads.push(read);
                         again.held = true;
                         continue;
@@ -414,15 +421,19 @@ fn expire(requests: &mut Requests, queues: &Queues) -> bool {
     any
 }
 
-/// Takes the requests of one shard out of a list, at most `limit` of them.
-fn take_group<T>(list: &mut Vec<T>, shard_of: impl Fn(&T) -> ShardId, limit: usize) -> Vec<T> {
-    let Some(shard) = list.first().map(&shard_of) else { return Vec::new() };
-    if list.len() <= limit && list.iter().all(|item| shard_of(item) == shard) {
+/// Takes requests that go the same way out of a list, at most `limit` of them.
+fn take_group<T, W: PartialEq>(
+    list: &mut Vec<T>,
+    way_of: impl Fn(&T) -> W,
+    limit: usize,
+) -> Vec<T> {
+    let Some(way) = list.first().map(&way_of) else { return Vec::new() };
+    if list.len() <= limit && list.iter().all(|item| way_of(item) == way) {
         return core::mem::take(list);
     }
     let mut left = limit;
     list.extract_if(.., |item| {
-        let take = left > 0 && shard_of(item) == shard;
+        let take = left > 0 && way_of(item) == way;
         left -= usize::from(take);
         take
     })
@@ -441,11 +452,12 @@ impl LinkContext {
     fn send(&self, requests: &mut Requests, flying: &FuturesUnordered<BoxFuture<'static, Tried>>) {
         let Requests { submits, reads, .. } = requests;
         while !submits.is_empty() {
-            let group = take_group(submits, |submit| submit.shard, TRANSACTIONS_MAX);
+            let way_of = |submit: &Submit| (submit.shard, submit.sent_on);
+            let group = take_group(submits, way_of, TRANSACTIONS_MAX);
             flying.push(self.send_transactions(group));
         }
         while !reads.is_empty() {
-            let group = take_group(reads, |read| read.shard, KEYS_MAX);
+            let group = take_group(reads, |read| (read.shard, read.sent_on), KEYS_MAX);
             flying.push(self.send_reads(group));
         }
     }
@@ -459,8 +471,19 @@ impl LinkContext {
         let target = self.target(shard);
         if target == Some(self.node) {
             let (sender, receiver) = oneshot::channel();
-            shard.ask(Ask::new(transactions, Route::Local(sender)));
+            let ask = Ask::new(transactions, Route::Local(sender));
+            let waiting = match shard.held_up(group.iter().map(|submit| submit.transaction.slot)) {
+                None => {
+                    shard.ask(ask);
+                    None
+                }
+                Some(wait) => Some((wait, shard.clone(), ask)),
+            };
             return Box::pin(async move {
+                if let Some((wait, shard, ask)) = waiting {
+                    wait.await;
+                    shard.ask(ask);
+                }
                 let answer = tokio::time::timeout(patience, receiver).await;
                 let outcomes = answer.ok().and_then(Result::ok).and_then(Result::ok);
                 Tried::Transactions(group, outcomes)
@@ -487,13 +510,20 @@ impl LinkContext {
         let patience = patience(group.iter().map(|read| read.deadline));
         let target = self.target(shard);
         if target == Some(self.node) {
-            let keys = group.iter().map(|read| shard.read_here(read.slot, &read.key));
-            let found = keys.collect::<Option<Vec<(Reading, Time)>>>();
-            let answer = found.map(|found| {
-                let until = found.iter().map(|(_, until)| *until).min().unwrap_or_default();
-                (found.into_iter().map(|(found, _)| found).collect(), until)
-            });
-            return Box::pin(async move { Tried::Reads(group, answer) });
+            return match shard.held_up(group.iter().map(|read| read.slot)) {
+                None => {
+                    let answer = read_group(shard, &group);
+                    Box::pin(async move { Tried::Reads(group, answer) })
+                }
+                Some(wait) => {
+                    let shard = shard.clone();
+                    Box::pin(async move {
+                        wait.await;
+                        let answer = read_group(&shard, &group);
+                        Tried::Reads(group, answer)
+                    })
+                }
+            };
         }
         // The reader counts from here: before the question is sent.
         let asked = boot_now();
@@ -523,6 +553,14 @@ impl LinkContext {
             (!peers.is_empty()).then(|| peers[turn % peers.len()].0)
         })
     }
+}
+
+/// Reads in this node's own memory; `None` if the lease is over.
+fn read_group(shard: &Shard, group: &[Read]) -> Option<(Vec<Reading>, Time)> {
+    let keys = group.iter().map(|read| shard.read_here(read.slot, &read.key));
+    let found = keys.collect::<Option<Vec<(Reading, Time)>>>()?;
+    let until = found.iter().map(|(_, until)| *until).min().unwrap_or_default();
+    Some((found.into_iter().map(|(found, _)| found).collect(), until))
 }
 
 fn patience(deadlines: impl Iterator<Item = Time>) -> Duration {

@@ -3,10 +3,13 @@
 //! Replication knows payloads only as bytes. Two machines exist: the flow machine
 //! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
 
+use crate::move_board::MoveBoard;
+use crate::pool_check::{PoolLeak, PoolReport};
 use crate::slot_move::{TakeOut, TakenOut};
 use crate::transaction::Outcome;
 use crate::types::{LogIndex, Term};
 use crate::upkeep::{Upkeep, UpkeepClock};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// What applying one entry answered.
@@ -116,9 +119,20 @@ pub trait Machine: Send + 'static {
         TakenOut::Lost
     }
 
+    /// Where it says what it has a part in of moves; a machine without slots never says anything.
+    fn moves(&self) -> Arc<MoveBoard> {
+        Arc::default()
+    }
+
     /// How many outcomes of transactions it remembers; 0 if it is no machine of transactions.
     fn outcomes_remembered(&self) -> u64 {
         0
+    }
+
+    /// Whether every port in use has its entry, and every entry its port; `None` if it has no pools.
+    /// Scans everything.
+    fn check_pools(&self) -> Option<Result<PoolReport, PoolLeak>> {
+        None
     }
 
     /// Equal on all replicas that have applied the same index.

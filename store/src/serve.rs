@@ -14,6 +14,7 @@ use crate::types::{NodeId, ShardId};
 use crate::wire::{Ballot, NotServed, Request, Response};
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -88,7 +89,9 @@ impl Server {
             }
             Request::Propose(_, payload) => Box::pin(propose(shard, payload)),
             Request::Transactions(_, transactions) => {
-                shard.ask(Ask::new(transactions.iter(), Route::Remote(answer)));
+                let ask = Ask::new(transactions.iter(), Route::Remote(answer));
+                let wait = shard.held_up(transactions.iter().map(|asked| asked.slot));
+                after(wait, shard, |shard| shard.ask(ask));
                 return Ok(None);
             }
             Request::ReadLease(_) => {
@@ -96,7 +99,8 @@ impl Server {
                 return Ok(None);
             }
             Request::Reads(_, keys) => {
-                answer.send(&shard.read_for_others(&keys));
+                let wait = shard.held_up(keys.iter().map(|(slot, _)| *slot));
+                after(wait, shard, move |shard| answer.send(&shard.read_for_others(&keys)));
                 return Ok(None);
             }
             Request::Seen(_, notes) => {
@@ -110,6 +114,23 @@ impl Server {
             Request::App(_) => return Err((NotServed::Malformed, answer)),
         };
         Ok(Some((answering, answer)))
+    }
+}
+
+/// Does something now, or once what it waits for is over.
+fn after(
+    wait: Option<BoxFuture<'static, ()>>,
+    shard: Arc<Shard>,
+    act: impl FnOnce(&Shard) + Send + 'static,
+) {
+    match wait {
+        None => act(&shard),
+        Some(wait) => {
+            tokio::spawn(async move {
+                wait.await;
+                act(&shard);
+            });
+        }
     }
 }
 

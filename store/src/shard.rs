@@ -30,6 +30,7 @@ use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::LinkContext;
 use crate::local_reads::reading;
 use crate::machine::Reply;
+use crate::move_board::MoveBoard;
 use crate::raft::{Payload, Replica, Watch, WriteError};
 use crate::slot_move;
 use crate::suspension::Clocks;
@@ -185,6 +186,7 @@ pub(crate) struct ShardParts {
     pub(crate) region: Option<RegionAddress>,
     pub(crate) lease: Arc<LeaseCell>,
     pub(crate) generation: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    pub(crate) moves: Arc<MoveBoard>,
 }
 
 /// See the module's text.

@@ -7,20 +7,21 @@
 //! ```text
 //! target  Begin    an import begins, and any earlier attempt at it is forgotten
 //! target  Piece    entries and outcomes, in order; nobody is served them
-//! source  Seal     no transaction of the slot takes effect any more; reads go on
-//! source  Release  nothing of the slot is read any more
-//! target  Adopt    the slot is held, with its pools: reads and transactions are served
+//! source  Seal     no transaction of the slot takes effect any more, and nothing of it is read
+//! target  Adopt    the last piece, and the slot is held: reads and transactions are served
 //! source  Drop     what is left of the slot goes
 //!
 //! source  Unseal   the move is given up: the slot is served as before
 //! target  GiveUp   the move is given up: what was imported goes
 //! ```
 //!
+//! Reads and writes of the slot rest from the seal to the adoption, and for nothing else.
+//!
 //! As bytes: format 1, time 8, number 8, kind 1, and what the kind needs; little-endian. Decoding
 //! is total and bounded: a step, or an error.
 
 use crate::Entry;
-use crate::batch::STAMP_AT;
+use crate::batch::{self, STAMP_AT};
 use crate::consensus::PAYLOAD_BYTES_MAX;
 use crate::key::{KEY_BYTES, Key, VALUE_BYTES, Value};
 use crate::lifetimes::TTL_MAX_S;
@@ -41,7 +42,8 @@ pub const POOLS_BYTES_MAX: usize = 64 << 20;
 pub const GIVE_UP_MAX: usize = 1024;
 
 /// The first byte: batches have another.
-pub(crate) const FORMAT: u8 = 2;
+pub(crate) const FORMAT: u8 = 4;
+const _: () = assert!(FORMAT != batch::FORMAT);
 const HEAD_BYTES: usize = 18;
 const ENTRY_BYTES: usize = KEY_BYTES + VALUE_BYTES + 12;
 const OUTCOME_BYTES: usize = 25;
@@ -113,8 +115,10 @@ pub enum Step {
     Adopt {
         /// The attempt that was imported.
         attempt: u64,
-        /// Pieces of it.
+        /// Pieces of it that came before.
         pieces: u32,
+        /// What the seal left to be sent.
+        last: Piece,
     },
     /// At the target: as many imported entries go as one step may take.
     GiveUp {
@@ -129,17 +133,15 @@ pub enum Step {
         to: ShardId,
     },
     /// At the source.
-    Release,
-    /// At the source.
     Unseal {
         /// Which slot stays.
         slot: SlotId,
     },
-    /// At the source, once released.
+    /// At the source, once sealed.
     Drop {
         /// Entries that go.
         keys: Vec<Key>,
-        /// Whether none is left then.
+        /// Whether none is left then. Not so if the shard knows of more.
         is_last: bool,
     },
 }
@@ -256,20 +258,20 @@ impl MoveEntry {
                 put_u32(&mut out, *place);
                 write_piece(&mut out, piece);
             }
-            Step::Adopt { attempt, pieces } => {
+            Step::Adopt { attempt, pieces, last } => {
                 out.push(2);
                 put_u64(&mut out, *attempt);
                 put_u32(&mut out, *pieces);
+                write_piece(&mut out, last);
             }
             Step::GiveUp { slot } => put_slot(&mut out, 3, *slot),
             Step::Seal { slot, to } => {
                 put_slot(&mut out, 4, *slot);
                 out.extend_from_slice(&to.0.to_le_bytes());
             }
-            Step::Release => out.push(5),
-            Step::Unseal { slot } => put_slot(&mut out, 6, *slot),
+            Step::Unseal { slot } => put_slot(&mut out, 5, *slot),
             Step::Drop { keys, is_last } => {
-                out.extend_from_slice(&[7, u8::from(*is_last)]);
+                out.extend_from_slice(&[6, u8::from(*is_last)]);
                 put_keys(&mut out, keys);
             }
         }
@@ -314,12 +316,12 @@ fn read_step(source: &mut Source<'_>, kind: u8) -> Result<Step, PayloadError> {
         2 => Step::Adopt {
             attempt: source.u64().map_err(short)?,
             pieces: source.u32().map_err(short)?,
+            last: read_piece(source)?,
         },
         3 => Step::GiveUp { slot: slot(source)? },
         4 => Step::Seal { slot: slot(source)?, to: ShardId(source.u16().map_err(short)?) },
-        5 => Step::Release,
-        6 => Step::Unseal { slot: slot(source)? },
-        7 => {
+        5 => Step::Unseal { slot: slot(source)? },
+        6 => {
             let [is_last] = source.bytes().map_err(short)?;
             if is_last > 1 {
                 return Err(PayloadError::Batch("a mark that is neither 0 nor 1"));
@@ -465,11 +467,10 @@ mod tests {
         };
         vec![
             Step::Begin { attempt: 3, slot: SlotId(9) },
-            Step::Piece { attempt: 3, place: 2, piece },
-            Step::Adopt { attempt: 3, pieces: 4 },
+            Step::Piece { attempt: 3, place: 2, piece: piece.clone() },
+            Step::Adopt { attempt: 3, pieces: 4, last: piece },
             Step::GiveUp { slot: SlotId(9) },
             Step::Seal { slot: SlotId(9), to: ShardId(2) },
-            Step::Release,
             Step::Unseal { slot: SlotId(9) },
             Step::Drop { keys: vec![key, key], is_last: true },
         ]
@@ -524,13 +525,16 @@ mod tests {
         assert!(refused(moved(5, TTL_MAX_S + 1)));
         let keys = vec![key; PIECE_KEYS_MAX + 1];
         assert!(refused(Step::Drop { keys, is_last: false }));
-        assert!(MoveEntry::decode(&MoveEntry::new(0, Step::Release).encode()).is_err());
+        assert!(
+            MoveEntry::decode(&MoveEntry::new(0, Step::GiveUp { slot: SlotId(9) }).encode())
+                .is_err()
+        );
     }
 
     proptest! {
         #[test]
         fn damaged_steps_never_panic(
-            which in 0_usize..8, at in any::<usize>(), bit in 0_u8..8, cut in 0_usize..40,
+            which in 0_usize..7, at in any::<usize>(), bit in 0_u8..8, cut in 0_usize..40,
         ) {
             let mut bytes = MoveEntry::new(2, steps().swap_remove(which)).encode();
             let (at, end) = (at % bytes.len(), bytes.len().saturating_sub(cut));

@@ -7,17 +7,15 @@
 //! a step that was done before says so. What makes two drivers harmless is the attempt that pieces
 //! carry: the target takes in one attempt at a time, whole and in order.
 //!
-//! *Held up.* From the seal on, transactions of the slot are told to ask at the target. Until it
-//! has adopted the slot they are tried again and again; that takes the seal's entry, one entry with
-//! the rest of what changed beside one with the release, and the adopting entry. Reads go on until
-//! the release.
-
-#![expect(clippy::disallowed_methods, reason = "waits for a replica to catch up")]
+//! *Held up.* From the seal on, transactions of the slot are told to ask at the target, and wait
+//! there until it has adopted the slot, and so do reads; that takes the seal's entry, and one entry
+//! with the rest of what changed that adopts the slot.
 
 use crate::clock::boot_now;
 use crate::consensus::ProposeError;
 use crate::driver::Store;
 use crate::machine::Reply;
+use crate::shard::Shard;
 use crate::slot_move::{
     MoveEntry, MoveReply, Obstacle, PIECE_KEYS_MAX, PIECE_POOL_BYTES_MAX, Piece, Step, TakeOut,
     TakenOut,
@@ -34,9 +32,6 @@ const STEP_PATIENCE: Duration = Duration::from_millis(1_000);
 const ROUNDS_MAX: u32 = 16;
 /// So little left to copy is copied under the seal.
 const REST_ITEMS: usize = 32;
-/// Between two looks whether this node's replica has applied the seal.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-const LOOKS_MAX: u32 = 1_000;
 
 /// A move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +83,7 @@ impl Store {
     pub async fn copy_slot(&self, order: &SlotOrder) -> Result<Copied, MoveError> {
         // Unique, and never 0.
         let attempt = self.node().0 << 48 | boot_now().0 >> 4 | 1;
-        self.take_out(order.from, TakeOut::Watch(order.slot)).await?;
+        self.take_out(order, [TakeOut::Watch(order.slot)]).await?;
         let begin = Step::Begin { attempt, slot: order.slot };
         match self.step(order.to, order.number, begin).await? {
             MoveReply::Done => {}
@@ -139,16 +134,8 @@ impl Store {
             MoveReply::Impossible(obstacle) => return Err(obstacle.into()),
             other => return Err(unexpected(other)),
         }
-        let pools = self.sealed_pools(order).await?;
-        let release = self.step(order.from, order.number, Step::Release);
-        let rest = self.send_rest(order, copied, pools);
-        let (released, rest) = futures::future::join(release, rest).await;
-        let Copied { attempt, pieces } = rest?;
-        match released? {
-            MoveReply::Done => {}
-            other => return Err(unexpected(other)),
-        }
-        match self.step(order.to, order.number, Step::Adopt { attempt, pieces }).await? {
+        let (Copied { attempt, pieces }, last) = self.send_rest(order, copied).await?;
+        match self.step(order.to, order.number, Step::Adopt { attempt, pieces, last }).await? {
             MoveReply::Done => Ok(()),
             MoveReply::Impossible(obstacle) => Err(obstacle.into()),
             other => Err(unexpected(other)),
@@ -160,22 +147,20 @@ impl Store {
     /// # Errors
     /// See [`MoveError`].
     pub async fn drop_slot(&self, order: &SlotOrder) -> Result<(), MoveError> {
-        self.take_out(order.from, TakeOut::Watch(order.slot)).await?;
-        // This replica may be behind: only what is released here is all there will ever be.
-        let mut looks = 0;
-        loop {
-            let keys = Vec::new();
-            match self.step(order.from, order.number, Step::Drop { keys, is_last: false }).await? {
-                MoveReply::More => break,
-                MoveReply::Over { .. } => return Ok(()),
-                other if looks >= LOOKS_MAX => return Err(unexpected(other)),
-                _ => looks += 1,
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+        self.take_out(order, [TakeOut::Watch(order.slot)]).await?;
+        let nothing = Step::Drop { keys: Vec::new(), is_last: false };
+        match self.step(order.from, order.number, nothing).await? {
+            MoveReply::More => {}
+            MoveReply::Over { .. } => return Ok(()),
+            other => return Err(unexpected(other)),
         }
-        self.sealed_pools(order).await?;
+        // This replica may be behind: only what is sealed here is all there will ever be.
+        self.until_sealed(order).await?;
         loop {
             let (piece, is_last) = self.next_piece(order).await?;
+            if piece.items() == 0 && !is_last {
+                continue;
+            }
             let keys = piece.entries.iter().map(|moved| moved.key).chain(piece.removed).collect();
             match self.step(order.from, order.number, Step::Drop { keys, is_last }).await? {
                 MoveReply::More if !is_last => {}
@@ -183,7 +168,7 @@ impl Store {
                 other => return Err(unexpected(other)),
             }
         }
-        self.take_out(order.from, TakeOut::Forget).await?;
+        self.take_out(order, [TakeOut::Forget]).await?;
         Ok(())
     }
 
@@ -214,49 +199,46 @@ impl Store {
             MoveReply::Done | MoveReply::Over { .. } => {}
             other => return Err(unexpected(other)),
         }
-        self.take_out(order.from, TakeOut::Forget).await?;
+        self.take_out(order, [TakeOut::Forget]).await?;
         Ok(())
     }
 
-    /// The rest of what changed before the seal, and the pools.
+    /// Sends the rest of what changed before the seal, and the pools, but for the last piece.
     async fn send_rest(
         &self,
         order: &SlotOrder,
         mut copied: Copied,
-        pools: Vec<u8>,
-    ) -> Result<Copied, MoveError> {
-        let mut parts = pools.chunks(PIECE_POOL_BYTES_MAX);
+    ) -> Result<(Copied, Piece), MoveError> {
+        self.until_sealed(order).await?;
+        let asks = [TakeOut::Pools { number: order.number }, TakeOut::Next];
+        let [TakenOut::Pools(pools), next] = self.take_out(order, asks).await? else {
+            return Err(again("the move is not under way here"));
+        };
+        let mut parts = pools.chunks(PIECE_POOL_BYTES_MAX).peekable();
+        let (mut piece, mut is_all) = piece_of(next)?;
         loop {
-            let (mut piece, is_all) = self.next_piece(order).await?;
             piece.pools = parts.next().unwrap_or_default().to_vec();
-            self.send(order, &mut copied, piece).await?;
-            if is_all {
-                break;
+            if is_all && parts.peek().is_none() {
+                return Ok((copied, piece));
             }
-        }
-        for part in parts {
-            let piece = Piece { pools: part.to_vec(), ..Piece::default() };
             self.send(order, &mut copied, piece).await?;
+            (piece, is_all) = match is_all {
+                true => (Piece::default(), true),
+                false => self.next_piece(order).await?,
+            };
         }
-        Ok(copied)
     }
 
-    /// The pools of a slot, once the seal has been applied by this node's replica.
-    async fn sealed_pools(&self, order: &SlotOrder) -> Result<Vec<u8>, MoveError> {
-        for _ in 0..LOOKS_MAX {
-            match self.take_out(order.from, TakeOut::Pools { number: order.number }).await? {
-                TakenOut::Pools(bytes) => return Ok(bytes),
-                _ => tokio::time::sleep(LOOK_AGAIN).await,
-            }
-        }
-        Err(again("this node's replica of the source is behind"))
+    /// Until the seal has been applied by this node's replica.
+    async fn until_sealed(&self, order: &SlotOrder) -> Result<(), MoveError> {
+        let moves = self.source(order)?.parts.moves.clone();
+        let sealed = tokio::time::timeout(STEP_PATIENCE, moves.sealed(order.number));
+        sealed.await.map_err(|_| again("this node's replica of the source is behind"))
     }
 
     async fn next_piece(&self, order: &SlotOrder) -> Result<(Piece, bool), MoveError> {
-        match self.take_out(order.from, TakeOut::Next).await? {
-            TakenOut::Piece(piece, is_all) => Ok((*piece, is_all)),
-            _ => Err(again("what changed meanwhile was not noted")),
-        }
+        let [next] = self.take_out(order, [TakeOut::Next]).await?;
+        piece_of(next)
     }
 
     async fn send(
@@ -279,11 +261,19 @@ impl Store {
         }
     }
 
-    /// Asks this node's replica of a shard, on a thread that nobody waits for.
-    async fn take_out(&self, shard: ShardId, ask: TakeOut) -> Result<TakenOut, MoveError> {
-        let shard = self.shards.get(&shard).cloned().ok_or_else(|| again("no such shard"))?;
-        let taken = tokio::task::spawn_blocking(move || shard.replica.take_out(ask)).await;
-        taken.map_err(again)
+    fn source(&self, order: &SlotOrder) -> Result<&Shard, MoveError> {
+        let shard = self.shards.get(&order.from).ok_or_else(|| again("no such shard"))?;
+        Ok(shard)
+    }
+
+    /// Asks this node's replica of the source.
+    async fn take_out<const N: usize>(
+        &self,
+        order: &SlotOrder,
+        asks: [TakeOut; N],
+    ) -> Result<[TakenOut; N], MoveError> {
+        let taken = self.source(order)?.replica.take_out(asks).await;
+        taken.ok_or_else(|| again("this node's replica of the source has stopped"))
     }
 
     /// Gets a step into a shard's log. It may be there twice: that changes nothing.
@@ -300,6 +290,13 @@ impl Store {
             }
             Err(error) => Err(again(error)),
         }
+    }
+}
+
+fn piece_of(taken: TakenOut) -> Result<(Piece, bool), MoveError> {
+    match taken {
+        TakenOut::Piece(piece, is_all) => Ok((*piece, is_all)),
+        _ => Err(again("what changed meanwhile was not noted")),
     }
 }
 

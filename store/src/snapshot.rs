@@ -29,7 +29,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 const MAGIC: &[u8; 8] = b"NSFLOWS\0";
 /// Rises with every change of the form.
-pub const SNAPSHOT_VERSION: u32 = 3;
+pub const SNAPSHOT_VERSION: u32 = 4;
 const SECTIONS: u32 = 5;
 const HEAD_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 120;
@@ -276,11 +276,10 @@ pub(crate) fn read_outcome(
 pub(crate) fn write_moves(moving: &Moving) -> Vec<u8> {
     let mut out = moving.over.to_le_bytes().to_vec();
     out.push(u8::from(moving.out.is_some()));
-    if let Some(Outgoing { number, slot, to, is_released }) = moving.out {
+    if let Some(Outgoing { number, slot, to }) = moving.out {
         out.extend_from_slice(&number.to_le_bytes());
         out.extend_from_slice(&slot.0.to_le_bytes());
         out.extend_from_slice(&to.0.to_le_bytes());
-        out.push(u8::from(is_released));
     }
     out.push(u8::from(moving.coming.is_some()));
     if let Some(coming) = &moving.coming {
@@ -301,17 +300,16 @@ pub(crate) fn read_moves(mut source: Source<'_>, slots: &SlotSet) -> Result<Movi
     let exists = |slot: SlotId| u32::from(slot.0) < slots.slot_count();
     if source.flag()? {
         let (number, slot, to) = (source.u64()?, SlotId(source.u16()?), ShardId(source.u16()?));
-        let is_released = source.flag()?;
-        if number <= moving.over || !exists(slot) || slots.contains(slot) == is_released {
+        if number <= moving.over || !exists(slot) || slots.contains(slot) {
             return Err(WRONG);
         }
-        moving.out = Some(Outgoing { number, slot, to, is_released });
+        moving.out = Some(Outgoing { number, slot, to });
     }
     if source.flag()? {
         let (number, attempt, slot) = (source.u64()?, source.u64()?, SlotId(source.u16()?));
         let (pieces, length) = (source.u32()?, source.u32()? as usize);
         let pools = source.slice(length)?.to_vec();
-        let between = number <= moving.over || moving.is_between(slot);
+        let between = number <= moving.over || moving.out.is_some();
         if between || !exists(slot) || slots.contains(slot) || length > POOLS_BYTES_MAX {
             return Err(WRONG);
         }

@@ -156,6 +156,12 @@ impl Table {
         self.writer.scan = None;
     }
 
+    /// Entries of a slot.
+    #[must_use]
+    pub fn entries_of(&self, slot: SlotId) -> u32 {
+        self.writer.of_slot.get(usize::from(slot.0)).copied().unwrap_or(0)
+    }
+
     /// Goes on with the scan: looks at up to `cells` cells and gives up to `entries` entries, and
     /// the keys of those that were moved past the scan meanwhile. Whether it is through.
     pub(crate) fn scan_on(

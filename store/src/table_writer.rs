@@ -60,6 +60,8 @@ pub(crate) struct Writer<M> {
     /// Goes along with whatever is moved or ends.
     pub(crate) lives: Lifetimes,
     pub(crate) scan: Option<Scan>,
+    /// Entries of each slot; as long as the highest slot that ever had one.
+    pub(crate) of_slot: Vec<u32>,
 }
 
 impl<M: Words> Writer<M> {
@@ -68,8 +70,17 @@ impl<M: Words> Writer<M> {
         let distances = vec![0; view.layout.overflow_first as usize].into_boxed_slice();
         let overflowed = BTreeMap::new();
         let lives = Lifetimes::default();
-        let (entries, overflow, displacements, scan) = (0, 0, 0, None);
-        Self { view, distances, overflowed, entries, overflow, displacements, lives, scan }
+        Self {
+            view,
+            distances,
+            overflowed,
+            entries: 0,
+            overflow: 0,
+            displacements: 0,
+            lives,
+            scan: None,
+            of_slot: Vec::new(),
+        }
     }
 
     pub(crate) fn find(&self, key: &Key) -> Option<(u32, Entry)> {
@@ -103,8 +114,10 @@ impl<M: Words> Writer<M> {
         assert!(content.key.kind() != 0, "kind 0 marks an empty cell");
         assert!(content.entry.version.0 <= cell::VERSION_MAX, "versions have 48 bits");
         let hash = self.view.hash(&content.key);
-        if let Some((cell, _)) = self.find_hashed(&content.key, hash) {
+        let slot = content.entry.slot;
+        if let Some((cell, before)) = self.find_hashed(&content.key, hash) {
             self.write(cell, content);
+            self.count_of_slot(before.slot, slot);
             return Ok(cell);
         }
         let capacity = self.view.layout.capacity;
@@ -120,7 +133,24 @@ impl<M: Words> Writer<M> {
             None => self.put_in_overflow(home, tag(hash), content)?,
         };
         self.count_entries(self.entries + 1);
+        *self.place_of_slot(slot) += 1;
         Ok(cell)
+    }
+
+    /// An entry of one slot is one of another now.
+    fn count_of_slot(&mut self, before: SlotId, now: SlotId) {
+        if before != now {
+            *self.place_of_slot(before) -= 1;
+            *self.place_of_slot(now) += 1;
+        }
+    }
+
+    fn place_of_slot(&mut self, slot: SlotId) -> &mut u32 {
+        let at = usize::from(slot.0);
+        if at >= self.of_slot.len() {
+            self.of_slot.resize(at + 1, 0);
+        }
+        &mut self.of_slot[at]
     }
 
     /// Removes the entry of a key and gives it back.
@@ -130,6 +160,7 @@ impl<M: Words> Writer<M> {
         self.vacate(cell);
         self.lives.ended(cell);
         self.count_entries(self.entries - 1);
+        *self.place_of_slot(entry.slot) -= 1;
         if cell >= self.view.layout.overflow_first {
             self.leave_overflow(self.view.layout.home(hash));
         } else if self.overflow != 0 {
@@ -153,6 +184,7 @@ impl<M: Words> Writer<M> {
         }
         self.count_overflow(0);
         self.count_entries(0);
+        self.of_slot.clear();
     }
 
     /// What a cell holds, if it is not empty.

@@ -7,10 +7,11 @@ use super::answers::Answers;
 use super::replicas::ReplicaView;
 use nearstate_placement::limits::{SCAN_CELLS_MAX, SCAN_ENTRIES_MAX};
 use nearstate_placement::store_api::{
-    HeldEntry, ScanPiece, StateHash, StoreRequest, StoreResponse, StoreStat, TableStat,
+    HeldEntry, PortUse, ScanPiece, StateHash, StoreRequest, StoreResponse, StoreStat, TableStat,
 };
 use nearstate_store::clock::boot_now;
 use nearstate_store::driver::Store;
+use nearstate_store::pool_check::PoolReport;
 use nearstate_store::{Entry, Key, LogIndex, RegionStats, ShardId, TableReader, TableScan};
 
 impl Answers {
@@ -92,7 +93,14 @@ impl Answers {
 
     async fn state_hash(&self, shard: ShardId) -> Option<StateHash> {
         let seen = self.store_of(shard)?.inspect(shard, true).await?;
-        Some(StateHash { applied: seen.applied, hash: seen.state_hash? })
+        let ports = seen.pools.map(|pools| match pools {
+            Ok(PoolReport { live, resting, .. }) => PortUse { live, resting, leaks: false },
+            Err(leak) => {
+                tracing::error!(%shard, %leak, "a port has leaked");
+                PortUse { live: 0, resting: 0, leaks: true }
+            }
+        });
+        Some(StateHash { applied: seen.applied, hash: seen.state_hash?, ports })
     }
 }
 

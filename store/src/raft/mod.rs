@@ -366,9 +366,12 @@ impl Replica {
         self.machine.upkeep(clock, work)
     }
 
-    /// Asks the machine for a part of a slot.
-    pub(crate) fn take_out(&self, ask: TakeOut) -> TakenOut {
-        self.machine.take_out(ask)
+    /// See [`MachineHandle::take_out`].
+    pub(crate) async fn take_out<const N: usize>(
+        &self,
+        asks: [TakeOut; N],
+    ) -> Option<[TakenOut; N]> {
+        self.machine.take_out(asks).await
     }
 
     /// See [`MachineHandle::look`].

@@ -134,10 +134,20 @@ impl MachineHandle {
         looked.await.ok()?
     }
 
-    /// See [`Machine::take_out`]. Waits for an entry that is just applied, and for a snapshot that
-    /// is just made: not to be called on a thread that others wait for.
-    pub(crate) fn take_out(&self, ask: TakeOut) -> TakenOut {
-        lock(&self.applied).machine.take_out(ask)
+    /// See [`Machine::take_out`]: so many questions between the same two entries, on another thread.
+    /// `None` if the machine has stopped.
+    pub(crate) async fn take_out<const N: usize>(
+        &self,
+        asks: [TakeOut; N],
+    ) -> Option<[TakenOut; N]> {
+        let (applied, turn) = (self.applied.clone(), self.turn.clone());
+        let turn = turn.lock_owned().await;
+        let taken = spawn_blocking(move || {
+            let _turn = turn;
+            let mut applied = applied.lock().ok()?;
+            Some(asks.map(|ask| applied.machine.take_out(ask)))
+        });
+        taken.await.ok()?
     }
 }
 
