@@ -16,6 +16,7 @@ use crate::chain_config::{
 use crate::maglev::Share;
 use crate::nf::firewall::Firewall;
 use crate::nf::load_balancer::{Balancing, LoadBalancer, Service};
+use crate::nf::nat_filter::NatFilter;
 use crate::nf::nat44::Nat44;
 use crate::nf::rules::RuleSet;
 use crate::nf::{Changes, NetworkFunction, Packet};
@@ -28,13 +29,14 @@ use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantI
 /// The pool of a chain's NAT.
 const NAT_POOL: PoolId = PoolId(0);
 
-// A function stands once in a chain, so a packet asks for no more than all of them together.
+// A function stands once in a chain, and NAT and balancer are never in one chain, so a packet asks
+// for no more than the firewall and one of them together.
 const _: () = assert!(
-    Firewall::CONDITIONS_MAX + Nat44::CONDITIONS_MAX + LoadBalancer::CONDITIONS_MAX
-        <= CONDITIONS_MAX
+    Firewall::CONDITIONS_MAX + NatFilter::CONDITIONS_MAX + Nat44::CONDITIONS_MAX <= CONDITIONS_MAX
 );
-// NAT and balancer are never in one chain.
-const _: () = assert!(Firewall::WRITES_MAX + Nat44::WRITES_MAX <= WRITES_MAX);
+const _: () = assert!(Firewall::CONDITIONS_MAX + LoadBalancer::CONDITIONS_MAX <= CONDITIONS_MAX);
+const _: () =
+    assert!(Firewall::WRITES_MAX + NatFilter::WRITES_MAX + Nat44::WRITES_MAX <= WRITES_MAX);
 const _: () = assert!(Firewall::WRITES_MAX + LoadBalancer::WRITES_MAX <= WRITES_MAX);
 
 /// The functions there are: a closed list, so that the packet path makes no indirect call.
@@ -42,6 +44,8 @@ const _: () = assert!(Firewall::WRITES_MAX + LoadBalancer::WRITES_MAX <= WRITES_
 pub enum Function {
     /// The stateful firewall.
     Firewall(Firewall),
+    /// What a NAT lets in.
+    NatFilter(NatFilter),
     /// NAT44.
     Nat44(Nat44),
     /// The load balancer.
@@ -52,6 +56,7 @@ impl NetworkFunction for Function {
     fn name(&self) -> &'static str {
         match self {
             Self::Firewall(function) => function.name(),
+            Self::NatFilter(function) => function.name(),
             Self::Nat44(function) => function.name(),
             Self::LoadBalancer(function) => function.name(),
         }
@@ -61,6 +66,7 @@ impl NetworkFunction for Function {
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         match self {
             Self::Firewall(function) => function.key(packet),
+            Self::NatFilter(function) => function.key(packet),
             Self::Nat44(function) => function.key(packet),
             Self::LoadBalancer(function) => function.key(packet),
         }
@@ -76,6 +82,7 @@ impl NetworkFunction for Function {
     ) -> Verdict {
         match self {
             Self::Firewall(function) => function.process(now, packet, state, changes),
+            Self::NatFilter(function) => function.process(now, packet, state, changes),
             Self::Nat44(function) => function.process(now, packet, state, changes),
             Self::LoadBalancer(function) => function.process(now, packet, state, changes),
         }
@@ -84,6 +91,7 @@ impl NetworkFunction for Function {
     fn describe(&self, key: &Key, entry: Option<&Entry>) -> String {
         match self {
             Self::Firewall(function) => function.describe(key, entry),
+            Self::NatFilter(function) => function.describe(key, entry),
             Self::Nat44(function) => function.describe(key, entry),
             Self::LoadBalancer(function) => function.describe(key, entry),
         }
@@ -113,25 +121,29 @@ impl Chain {
         check_functions(config)?;
         let timeouts = config.timeouts;
         timeouts.check()?;
-        let mut functions = Vec::with_capacity(config.functions.len());
+        let mut functions = Vec::with_capacity(config.functions.len() + 1);
         let mut pools = vec![];
         for name in &config.functions {
             let missing = || ChainConfigError::NoSection(*name);
-            functions.push(match name {
+            let function = match name {
                 FunctionName::Firewall => {
                     let firewall = firewall(config.firewall.as_ref())?;
                     Function::Firewall(firewall.with_timeouts(timeouts))
                 }
                 FunctionName::Nat => {
-                    let nat = nat(config.nat.as_ref().ok_or_else(missing)?, slots)?;
+                    let section = config.nat.as_ref().ok_or_else(missing)?;
+                    let nat = nat(section, slots)?.with_timeouts(timeouts);
                     pools.push(nat.pool().clone());
-                    Function::Nat44(nat.with_timeouts(timeouts))
+                    let filter = NatFilter::new(&nat, section.filtering, timeouts);
+                    functions.extend(filter.map(Function::NatFilter));
+                    Function::Nat44(nat)
                 }
                 FunctionName::LoadBalancer => {
                     let section = config.load_balancer.as_ref().ok_or_else(missing)?;
                     Function::LoadBalancer(load_balancer(section)?.with_timeouts(timeouts))
                 }
-            });
+            };
+            functions.push(function);
         }
         let affinity = affinity(&config.functions);
         let soft = timeouts.soft();

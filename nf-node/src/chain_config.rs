@@ -7,6 +7,7 @@
 //! addresses = ["198.19.0.0/24", "203.0.113.7"]
 //! port_blocks_per_subscriber = 256
 //! port_hold_down_s = 120              # a returned port rests; 120 to 3600
+//! filtering = "endpoint-independent"  # or "address-dependent", "address-and-port-dependent"
 //!
 //! [timeouts]                          # seconds since the last packet, and their least values
 //! udp_s = 300                         # 120
@@ -30,6 +31,7 @@
 
 use crate::maglev::TABLE_SIZE;
 use crate::nf::load_balancer::LoadBalancerError;
+use crate::nf::nat_filter::Filtering;
 use crate::nf::rules::RuleSetError;
 use crate::nf::timeouts::Timeouts;
 use core::fmt;
@@ -128,6 +130,9 @@ pub struct NatConfig {
     /// REQ-8).
     #[serde(default = "port_hold_down_s")]
     pub port_hold_down_s: u32,
+    /// Who may send to a mapping (RFC 4787 REQ-8).
+    #[serde(default)]
+    pub filtering: Filtering,
 }
 
 const fn port_hold_down_s() -> u32 {
@@ -367,6 +372,7 @@ impl ChainConfig {
             addresses: vec![AddressRange { first: Ipv4Addr::new(198, 19, 0, 0), length: 24 }],
             port_blocks_per_subscriber: 256,
             port_hold_down_s: port_hold_down_s(),
+            filtering: Filtering::default(),
         };
         let has = |function| functions.contains(&function);
         let mut firewall = FirewallConfig::default();
@@ -407,6 +413,7 @@ mod tests {
         [nat]
         addresses = ["198.19.0.0/30", "203.0.113.7"]
         port_hold_down_s = 600
+        filtering = "address-dependent"
         [timeouts]
         udp_s = 180
         [firewall]
@@ -428,6 +435,7 @@ mod tests {
         assert_eq!(config.functions, [FunctionName::Firewall, FunctionName::Nat]);
         let nat = config.nat.as_ref().unwrap();
         assert_eq!((nat.port_blocks_per_subscriber, nat.port_hold_down_s), (64, 600));
+        assert_eq!(nat.filtering, Filtering::AddressDependent);
         assert_eq!(config.timeouts, Timeouts { udp_s: 180, ..Timeouts::default() });
         let addresses: Vec<_> = nat.addresses.iter().flat_map(|range| range.addresses()).collect();
         let expected: Vec<Ipv4Addr> =
@@ -453,6 +461,7 @@ mod tests {
             ("functions = []\n[nat]\naddresses = ['10.0.0/24']", "it is not an IPv4 address"),
             ("functions = []\n[nat]\naddresses = ['10.0.0.0/x']", "'x' is no prefix length"),
             ("functions = []\n[nat]\naddresses = []\nports = 4", "unknown field `ports`"),
+            ("functions = []\n[nat]\naddresses = []\nfiltering = 'none'", "unknown variant `none`"),
             ("functions = []\n[firewall]\nrule = []", "unknown field `rule`"),
             ("functions = []\n[timeouts]\ntcp = 9", "unknown field `tcp`"),
             ("functions = []\n[load_balancer]\nservices = []", "unknown field `services`"),

@@ -42,6 +42,8 @@ fn a_balanced_flow_ends_when_neither_direction_is_seen_and_a_flow_of_the_firewal
     }
     let tuple = nearstate_placement::FlowTuple { protocol: 17, source: A, destination: C };
     let flow = state_key::firewall(TENANT, &tuple);
-    let (ends, _) = ending(flow, nearstate_store::Value::ZERO);
-    assert_eq!((ends.writes[..].to_vec(), ends.partners.len()), (vec![Write::Delete(flow)], 0));
+    for alone in [flow, state_key::nat_filter(TENANT, 17, A, C)] {
+        let (ends, _) = ending(alone, nearstate_store::Value::ZERO);
+        assert_eq!((ends.writes[..].to_vec(), ends.partners.len()), (vec![Write::Delete(alone)], 0));
+    }
 }

@@ -3,8 +3,8 @@
 //! The mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): an inside endpoint has one
 //! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are
 //! made in one transaction together with the port they need, so neither exists without the other
-//! and no port has two holders (RFC 4787 REQ-3). Filtering is endpoint-independent too (REQ-8): a
-//! firewall in the chain is what makes it stricter.
+//! and no port has two holders (RFC 4787 REQ-3). Whoever knows a mapping may send to it, unless a
+//! [`NatFilter`](crate::nf::nat_filter::NatFilter) or a firewall stands behind (REQ-8).
 //!
 //! What it never does: make, refresh or end a mapping because of an ICMP error (RFC 4787 REQ-12,
 //! RFC 5508 REQ-6) or of a packet from outside; pick a port itself (the store's pool does, in the
@@ -35,7 +35,7 @@ use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::{IpVersion, Transport};
 use crate::verdict::{DropReason, Verdict};
 use core::net::Ipv4Addr;
-use nearstate_placement::Side;
+use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
 use nearstate_store::{
     Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, Time, Value, Write,
@@ -81,7 +81,7 @@ impl Mapping {
 
 /// What is to be done with a packet before any state is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// Its source is to be translated.
     Out,
     /// Its destination is to be translated.
@@ -143,12 +143,13 @@ impl Nat44 {
         (self.lowest..=self.highest).contains(&address) && self.pool.holds(address)
     }
 
-    fn way(&self, packet: &Packet<'_>) -> Way {
+    /// What is to be done with a packet that came in as this flow.
+    pub(crate) fn way(&self, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
         if packet.parsed.version != IpVersion::V4 {
             return Way::Pass;
         }
         let (Some(source), Some(destination)) =
-            (packet.tuple.source.ipv4(), packet.tuple.destination.ipv4())
+            (tuple.source.ipv4(), tuple.destination.ipv4())
         else {
             return Way::Pass;
         };
@@ -222,7 +223,7 @@ impl NetworkFunction for Nat44 {
 
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         let (tenant, tuple) = (packet.tenant, &packet.tuple);
-        match self.way(packet) {
+        match self.way(packet, tuple) {
             Way::Out => Some(state_key::nat_out(tenant, tuple.protocol, tuple.source)),
             Way::In => Some(state_key::nat_in(tenant, tuple.protocol, tuple.destination)),
             Way::Pass | Way::Refused(_) => None,
@@ -236,7 +237,7 @@ impl NetworkFunction for Nat44 {
         state: Option<&Entry>,
         changes: &mut Changes,
     ) -> Verdict {
-        match (self.way(packet), state) {
+        match (self.way(packet, &packet.tuple), state) {
             (Way::Pass, _) => Verdict::Forward,
             (Way::Refused(reason), _) => Verdict::Drop(reason),
             (Way::Out, Some(entry)) => {

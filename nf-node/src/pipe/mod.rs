@@ -38,13 +38,14 @@ use nearstate_store::{SlotId, TenantId, Time};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Stages that a packet passes at most: a chain has no more functions than there are.
+/// Stages that a packet passes at most: each function stands once in a chain, and a NAT may have a
+/// filter.
 pub const STAGES_MAX: usize = 4;
 /// Packets that a pipe parks unless told otherwise.
 pub const PARKED_MAX: usize = 4096;
 /// Transactions that are sent for one packet before it is dropped as contended.
 pub const TRANSACTIONS_MAX: u8 = 8;
-const _: () = assert!(FunctionName::ALL.len() <= STAGES_MAX, "each stands once in a chain");
+const _: () = assert!(FunctionName::ALL.len() < STAGES_MAX, "all of them, and a filter");
 /// Times that one packet is processed again at once because a lease ended under it.
 pub const LEASES_OVER_MAX: u8 = 4;
 /// Tries that come after a short wait; later ones come after a long one.
