@@ -14,6 +14,7 @@
 pub mod entry_rules;
 pub mod firewall;
 pub mod load_balancer;
+pub mod mapping_life;
 pub mod nat44;
 pub mod nat_filter;
 pub mod rules;

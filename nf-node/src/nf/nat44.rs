@@ -13,21 +13,23 @@
 //! whether they may be reached is the firewall's business.
 //!
 //! A mapping lives as long as its inside endpoint sends ([`crate::nf::timeouts`]). One of TCP is
-//! transitory until an inside segment shows that a connection was established; from then on it
-//! keeps the long time: other connections may use it, so the end of one says nothing.
+//! made by a SYN from inside only (RFC 6146 section 3.5.2.2), and its connection says how long it
+//! lives ([`crate::nf::mapping_life`], RFC 7857 section 2). Both directions need to know how far
+//! that has come, so both entries say it, and both are written when it moves.
 //!
 //! Both entries have a value of one layout. In `nat-out` the endpoint is the external one, in
-//! `nat-in` the inside one:
+//! `nat-in` the inside one; the remote end is the one whose connection is followed:
 //!
 //! ```text
-//! byte  0                 16         18     19           20
-//!       address           port       pool   established  zero
-//!       16, IPv4-mapped   2, network 1      1            44
+//! byte  0                 16         18     19     20     24        28         30
+//!       address           port       pool   life   zero   remote    its port   zero
+//!       16, IPv4-mapped   2, network 1      1      4      4, IPv4   2, network 34
 //! ```
 
 #[cfg(test)]
 mod tests;
 
+use crate::nf::mapping_life::{self, Life};
 use crate::nf::state_key::{self, KeyKind, NAT_IN_FILL};
 use crate::nf::tcp_state::Segment;
 use crate::nf::timeouts::Timeouts;
@@ -38,7 +40,7 @@ use core::net::Ipv4Addr;
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, Time, Value, Write,
+    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value, Write,
 };
 
 /// Where a `nat-out` value takes the external endpoint: the layout begins with an endpoint.
@@ -51,8 +53,28 @@ pub struct Mapping {
     pub to: Endpoint,
     /// The pool that the external port goes back to when the mapping ends.
     pub pool: PoolId,
-    /// A TCP connection through it has been established.
-    pub is_established: bool,
+    /// How far its connections have come.
+    pub life: Life,
+    /// Whose connection is followed; nobody's but of TCP.
+    pub remote: Remote,
+}
+
+/// An IPv4 endpoint as it stands in a mapping: the six bytes of its address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Remote(u64);
+
+impl Remote {
+    /// Bits of a word that are it.
+    const BITS: u64 = (1 << 48) - 1;
+
+    /// The remote end that is this IPv4 endpoint.
+    #[must_use]
+    #[inline]
+    pub fn of(end: &Endpoint) -> Self {
+        let [.., a, b, c, d] = end.address;
+        let [high, low] = end.port.to_be_bytes();
+        Self(u64::from_le_bytes([a, b, c, d, high, low, 0, 0]))
+    }
 }
 
 impl Mapping {
@@ -62,20 +84,23 @@ impl Mapping {
         let mut bytes = [0; VALUE_BYTES];
         bytes[..18].copy_from_slice(&self.to.to_bytes());
         bytes[18] = self.pool.0;
-        bytes[19] = u8::from(self.is_established);
+        bytes[19] = self.life as u8;
+        bytes[24..32].copy_from_slice(&self.remote.0.to_le_bytes());
         Value::from_bytes(&bytes)
     }
 
     /// Reads a value of [`Mapping::encode`].
     #[must_use]
+    #[inline]
     pub fn decode(value: &Value) -> Self {
-        let [w0, w1, w2, ..] = value.0;
+        let [w0, w1, w2, w3, ..] = value.0;
         let mut address = [0; 16];
         address[..8].copy_from_slice(&w0.to_le_bytes());
         address[8..].copy_from_slice(&w1.to_le_bytes());
-        let [high, low, pool, established, ..] = w2.to_le_bytes();
+        let [high, low, pool, life, ..] = w2.to_le_bytes();
         let to = Endpoint { address, port: u16::from_be_bytes([high, low]) };
-        Self { to, pool: PoolId(pool), is_established: established != 0 }
+        let life = Life::from_number(life);
+        Self { to, pool: PoolId(pool), life, remote: Remote(w3 & Remote::BITS) }
     }
 }
 
@@ -125,8 +150,8 @@ impl Nat44 {
     }
 
     /// Seconds that a mapping lives (RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2).
-    const fn ttl_s(&self, protocol: u8, is_established: bool) -> u32 {
-        if protocol == 6 && !is_established {
+    const fn ttl_s(&self, protocol: u8, life: Life) -> u32 {
+        if life.is_transitory() {
             self.timeouts.tcp_transitory_s
         } else {
             self.timeouts.of_protocol(protocol)
@@ -148,8 +173,7 @@ impl Nat44 {
         if packet.parsed.version != IpVersion::V4 {
             return Way::Pass;
         }
-        let (Some(source), Some(destination)) =
-            (tuple.source.ipv4(), tuple.destination.ipv4())
+        let (Some(source), Some(destination)) = (tuple.source.ipv4(), tuple.destination.ipv4())
         else {
             return Way::Pass;
         };
@@ -174,7 +198,11 @@ impl Nat44 {
         let inside = packet.tuple.source;
         let out = state_key::nat_out(tenant, protocol, inside);
         let pool = self.pool.id();
-        let is_established = shows_established(packet.parsed.transport);
+        let (life, remote) = match protocol {
+            6 => (Life::Opening, Remote::of(&packet.tuple.destination)),
+            _ => (Life::Plain, Remote::default()),
+        };
+        let mapping = |to| Mapping { to, pool, life, remote }.encode();
         changes.conditions.push(Condition::Absent(out));
         changes.writes.push(Write::Take(Take {
             pool,
@@ -184,13 +212,13 @@ impl Nat44 {
         }));
         changes.writes.push(Write::Put {
             key: out,
-            value: Mapping { to: Endpoint::v4([0; 4], 0), pool, is_established }.encode(),
+            value: mapping(Endpoint::v4([0; 4], 0)),
             fill: Fill { key_at: None, value_at: Some(VALUE_FILL) },
-            ttl_s: self.ttl_s(protocol, is_established),
+            ttl_s: self.ttl_s(protocol, life),
         });
         changes.writes.push(Write::Put {
             key: state_key::nat_in_unfilled(tenant, protocol),
-            value: Mapping { to: inside, pool, is_established: false }.encode(),
+            value: mapping(inside),
             fill: Fill { key_at: Some(NAT_IN_FILL), value_at: None },
             // It ends with the other entry.
             ttl_s: 0,
@@ -198,21 +226,61 @@ impl Nat44 {
         Verdict::Commit
     }
 
-    /// Asks for the long time of an established connection, if this packet shows the first one.
-    fn establish(&self, packet: &Packet<'_>, entry: &Entry, changes: &mut Changes) {
-        let mapping = Mapping::decode(&entry.value);
-        if mapping.is_established || !shows_established(packet.parsed.transport) {
+    /// What a TCP segment from inside makes of its mapping's life.
+    #[inline]
+    fn follow_inside(
+        &self,
+        packet: &Packet<'_>,
+        (entry, mapping): (&Entry, &Mapping),
+        changes: &mut Changes,
+    ) {
+        let Transport::Tcp { flags } = packet.parsed.transport else { return };
+        let to = Remote::of(&packet.tuple.destination);
+        let turn =
+            mapping_life::from_inside(mapping.life, to == mapping.remote, Segment::of(flags));
+        let Some(turn) = turn else { return };
+        let remote = if turn.is_followed { to } else { mapping.remote };
+        let moved = Mapping { life: turn.life, remote, ..*mapping };
+        let key = state_key::nat_out(packet.tenant, 6, packet.tuple.source);
+        changes.conditions.push(Condition::Version(key, entry.version));
+        self.move_on(packet.tenant, (packet.tuple.source, mapping.to), moved, changes);
+    }
+
+    /// What a TCP segment from outside makes of it.
+    #[inline]
+    fn follow_outside(
+        &self,
+        packet: &Packet<'_>,
+        (entry, mapping): (&Entry, &Mapping),
+        changes: &mut Changes,
+    ) {
+        let Transport::Tcp { flags } = packet.parsed.transport else { return };
+        let segment = Segment::of(flags);
+        let Some(turn) = mapping_life::from_outside(mapping.life, segment) else { return };
+        if Remote::of(&packet.tuple.source) != mapping.remote {
             return;
         }
-        let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
-        let key = state_key::nat_out(tenant, protocol, packet.tuple.source);
+        let moved = Mapping { life: turn.life, ..*mapping };
+        let external = packet.tuple.destination;
+        let key = state_key::nat_in(packet.tenant, 6, external);
         changes.conditions.push(Condition::Version(key, entry.version));
-        changes.writes.push(Write::Put {
-            key,
-            value: Mapping { is_established: true, ..mapping }.encode(),
-            fill: Fill::default(),
-            ttl_s: self.ttl_s(protocol, true),
-        });
+        self.move_on(packet.tenant, (mapping.to, external), moved, changes);
+    }
+
+    /// Asks for both entries of a mapping of TCP to be written.
+    fn move_on(
+        &self,
+        tenant: TenantId,
+        (inside, external): (Endpoint, Endpoint),
+        mapping: Mapping,
+        changes: &mut Changes,
+    ) {
+        let mut put = |key, to, ttl_s| {
+            let value = Mapping { to, ..mapping }.encode();
+            changes.writes.push(Write::Put { key, value, fill: Fill::default(), ttl_s });
+        };
+        put(state_key::nat_out(tenant, 6, inside), external, self.ttl_s(6, mapping.life));
+        put(state_key::nat_in(tenant, 6, external), inside, 0);
     }
 }
 
@@ -241,12 +309,15 @@ impl NetworkFunction for Nat44 {
             (Way::Pass, _) => Verdict::Forward,
             (Way::Refused(reason), _) => Verdict::Drop(reason),
             (Way::Out, Some(entry)) => {
-                self.establish(packet, entry, changes);
-                translate_source(packet, Mapping::decode(&entry.value).to);
+                let mapping = Mapping::decode(&entry.value);
+                self.follow_inside(packet, (entry, &mapping), changes);
+                translate_source(packet, mapping.to);
                 Verdict::Forward
             }
             (Way::In, Some(entry)) => {
-                translate_destination(packet, Mapping::decode(&entry.value).to);
+                let mapping = Mapping::decode(&entry.value);
+                self.follow_outside(packet, (entry, &mapping), changes);
+                translate_destination(packet, mapping.to);
                 Verdict::Forward
             }
             (Way::Out, None) => match refuses_to_open(packet.parsed.transport) {
@@ -265,7 +336,8 @@ impl NetworkFunction for Nat44 {
         let (end, _) = key.ends();
         match (KeyKind::of(key), entry.map(|entry| Mapping::decode(&entry.value))) {
             (Some(KeyKind::NatOut), Some(mapping)) => {
-                format!("inside endpoint {end} is mapped to {} of {}", mapping.to, mapping.pool)
+                let Mapping { to, pool, life, .. } = mapping;
+                format!("inside endpoint {end} is mapped to {to} of {pool}; {}", life.name())
             }
             (Some(KeyKind::NatOut), None) => format!("inside endpoint {end} has no mapping"),
             (Some(KeyKind::NatIn), Some(mapping)) => {
@@ -284,21 +356,12 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
         Transport::IcmpError { .. } => Some(DropReason::IcmpUnrelated),
         // A reply to a query that did not come through a mapping.
         Transport::Echo { request: false } => Some(DropReason::NoMapping),
-        // A reset ends a connection; a mapping made for it would serve nothing. Any other segment
-        // may have one: which connections may be picked up in the middle is for a firewall to say.
-        Transport::Tcp { flags } if Segment::of(flags) == Segment::Reset => {
+        // Only a SYN begins a connection (RFC 6146 section 3.5.2.2, state CLOSED): a mapping made
+        // for anything else would serve nothing, or one that began elsewhere.
+        Transport::Tcp { flags } if Segment::of(flags) != Segment::Syn => {
             Some(DropReason::TcpMidstream)
         }
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { request: true } => None,
-    }
-}
-
-/// Whether a packet from inside shows an established TCP connection: anything behind the handshake
-/// but a reset.
-const fn shows_established(transport: Transport) -> bool {
-    match transport {
-        Transport::Tcp { flags } => matches!(Segment::of(flags), Segment::Other | Segment::Fin),
-        Transport::Udp | Transport::Echo { .. } | Transport::IcmpError { .. } => false,
     }
 }
 
