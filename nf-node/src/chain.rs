@@ -17,12 +17,12 @@ use crate::maglev::Share;
 use crate::nf::firewall::Firewall;
 use crate::nf::load_balancer::{Balancing, LoadBalancer, Service};
 use crate::nf::nat_filter::NatFilter;
-use crate::nf::nat44::Nat44;
+use crate::nf::nat44::{Nat44, UNTRANSLATED_MAX};
 use crate::nf::rules::RuleSet;
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::Parsed;
 use crate::verdict::Verdict;
-use nearstate_placement::{Affinity, FlowTuple, Side, Steering};
+use nearstate_placement::{Affinity, FlowTuple, Side, StaticMap, StaticMapping, Steering};
 use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
 use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
 
@@ -107,6 +107,8 @@ pub struct Chain {
     pools: Vec<PoolSpec>,
     affinity: Affinity,
     soft: SoftTerms,
+    /// Where in `functions` the NAT is.
+    nat: Option<usize>,
 }
 
 impl Chain {
@@ -145,9 +147,10 @@ impl Chain {
             };
             functions.push(function);
         }
-        let affinity = affinity(&config.functions);
-        let soft = timeouts.soft();
-        Ok(Self { tenant: TenantId(config.tenant), slots, functions, pools, affinity, soft })
+        let (affinity, soft) = (affinity(&config.functions), timeouts.soft());
+        let nat = functions.iter().position(|function| matches!(function, Function::Nat44(_)));
+        let tenant = TenantId(config.tenant);
+        Ok(Self { tenant, slots, functions, pools, affinity, soft, nat })
     }
 
     /// The function that a packet from this side passes at this stage, counted from 0; `None`
@@ -188,6 +191,23 @@ impl Chain {
         self.tenant
     }
 
+    fn nat(&self) -> Option<&Nat44> {
+        match self.functions.get(self.nat?)? {
+            Function::Nat44(nat) => Some(nat),
+            _ => None,
+        }
+    }
+
+    /// Whether a packet that came in on this side, and is this flow behind the chain, comes back:
+    /// it goes to an end of the chain's own NAT (hairpinning, RFC 4787 REQ-9). It is then taken in
+    /// once more, as from outside.
+    #[must_use]
+    #[inline]
+    pub fn turns_round(&self, side: Side, tuple: &FlowTuple) -> bool {
+        side == Side::Inside
+            && self.nat().is_some_and(|nat| nat.is_own(tuple.protocol, &tuple.destination))
+    }
+
     /// The NAT's pools.
     #[must_use]
     pub fn pools(&self) -> &[PoolSpec] {
@@ -209,7 +229,9 @@ impl Chain {
     /// The steering of this chain's packets.
     #[must_use]
     pub fn steering(&self, seed: u32) -> Steering {
+        let static_map = self.nat().map(|nat| nat.static_map().clone()).unwrap_or_default();
         Steering::new(seed, self.slots, self.affinity, self.pools.clone())
+            .with_static_map(static_map)
     }
 
     /// A packet on its way into this chain.
@@ -308,7 +330,16 @@ fn nat(section: &NatConfig, slots: u32) -> Result<Nat44, ChainConfigError> {
     let addresses = ranges.flat_map(|range| range.addresses()).take(most).collect();
     let pool = PoolSpec::new(NAT_POOL, addresses, slots, blocks)?;
     let hold_down_ms = u64::from(section.port_hold_down_s) * 1000;
-    Ok(Nat44::new(pool.with_hold_down(hold_down_ms)?))
+    let mappings = section
+        .static_mappings
+        .iter()
+        .map(|mapping| mapping.checked(&pool))
+        .collect::<Result<Vec<StaticMapping>, ChainConfigError>>()?;
+    if section.untranslated.len() > UNTRANSLATED_MAX {
+        return Err(ChainConfigError::Untranslated(section.untranslated.len()));
+    }
+    let nat = Nat44::new(pool.with_hold_down(hold_down_ms)?);
+    Ok(nat.with_exceptions(StaticMap::new(&mappings)?, section.untranslated.clone()))
 }
 
 fn load_balancer(section: &LoadBalancerConfig) -> Result<LoadBalancer, ChainConfigError> {

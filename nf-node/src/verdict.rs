@@ -89,8 +89,6 @@ drop_reasons! {
     NoMapping = "no-mapping",
     /// From outside to a mapping whose inside end has sent nothing there, so it is not let in.
     Filtered = "filtered",
-    /// From inside to a NAT address.
-    Hairpin = "hairpin",
     /// From inside, and its source is one of the NAT's own addresses: a forgery or a loop.
     NatSource = "nat-source",
     /// No port is left for this flow.

@@ -133,6 +133,7 @@ impl FlowMachine {
         self.keeping.tenure = Some((clock.term, since_ms));
         let known = Knowledge { clock, since_ms, soft: self.keeping.soft };
         self.end_expired(known, work);
+        work.is_more |= self.journal.hand_out((clock.term, since_ms), &mut work.blocks);
         if work.wants_seen {
             self.tell_seen(known, work);
         }

@@ -8,9 +8,18 @@
 //!
 //! What it never does: make, refresh or end a mapping because of an ICMP error (RFC 4787 REQ-12,
 //! RFC 5508 REQ-6) or of a packet from outside; pick a port itself (the store's pool does, in the
-//! transaction); let an inside address leave untranslated. IPv6 passes as it is, and so does a
-//! packet from outside to an address that is not of the pool: such addresses are routed, and
-//! whether they may be reached is the firewall's business.
+//! transaction); let an inside address leave untranslated, but to the destinations that are
+//! configured so (RFC 6888 REQ-6). IPv6 passes as it is, and so does a packet from outside to an
+//! address that is not the NAT's: such addresses are routed, and whether they may be reached is the
+//! firewall's business.
+//!
+//! *Hairpinning* (RFC 4787 REQ-9). A packet from inside to one of the NAT's own external ends is
+//! translated as one that leaves, so it carries its external source (REQ-9a); then it is taken in
+//! as one from outside, and goes to whoever has that end. The two halves need state of two slots,
+//! each reads its own; [`Nat44::is_own`] tells a pipe when to turn a packet round.
+//!
+//! *Static mappings* are configuration ([`StaticMap`]): they need no state, always are, and let in
+//! whoever sends there.
 //!
 //! A mapping lives as long as its inside endpoint sends ([`crate::nf::timeouts`]). One of TCP is
 //! made by a SYN from inside only (RFC 6146 section 3.5.2.2), and its connection says how long it
@@ -30,6 +39,7 @@
 mod tests;
 
 use crate::nf::mapping_life::{self, Life};
+use crate::nf::rules::Prefix;
 use crate::nf::state_key::{self, KeyKind, NAT_IN_FILL};
 use crate::nf::tcp_state::Segment;
 use crate::nf::timeouts::Timeouts;
@@ -37,7 +47,7 @@ use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::{IpVersion, Transport};
 use crate::verdict::{DropReason, Verdict};
 use core::net::Ipv4Addr;
-use nearstate_placement::{FlowTuple, Side};
+use nearstate_placement::{FlowTuple, Side, StaticMap};
 use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
 use nearstate_store::{
     Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value, Write,
@@ -111,6 +121,10 @@ pub(crate) enum Way {
     Out,
     /// Its destination is to be translated.
     In,
+    /// Its source has this external end, always.
+    OutAs(Endpoint),
+    /// Its destination belongs to this inside end, always.
+    InTo(Endpoint),
     /// It is no business of the NAT.
     Pass,
     /// It goes nowhere.
@@ -126,7 +140,13 @@ pub struct Nat44 {
     lowest: Ipv4Addr,
     highest: Ipv4Addr,
     timeouts: Timeouts,
+    static_map: StaticMap,
+    /// Destinations that are reached untranslated.
+    untranslated: Vec<Prefix>,
 }
+
+/// Destinations that a NAT may be told to leave alone.
+pub const UNTRANSLATED_MAX: usize = 64;
 
 impl Nat44 {
     /// Most conditions that one packet asks for.
@@ -140,7 +160,28 @@ impl Nat44 {
         // A pool has at least one address: `PoolSpec::new` sees to it.
         let addresses = pool.addresses();
         let (lowest, highest) = (addresses[0], addresses[addresses.len() - 1]);
-        Self { pool, lowest, highest, timeouts: Timeouts::default() }
+        let (timeouts, static_map) = (Timeouts::default(), StaticMap::default());
+        Self { pool, lowest, highest, timeouts, static_map, untranslated: vec![] }
+    }
+
+    /// The same NAT with these mappings, and with destinations that it leaves alone.
+    #[must_use]
+    pub fn with_exceptions(self, static_map: StaticMap, untranslated: Vec<Prefix>) -> Self {
+        Self { static_map, untranslated, ..self }
+    }
+
+    /// The mappings that always are.
+    #[must_use]
+    pub const fn static_map(&self) -> &StaticMap {
+        &self.static_map
+    }
+
+    /// Whether a packet to this end, when it has left, comes back to this NAT.
+    #[must_use]
+    #[inline]
+    pub fn is_own(&self, protocol: u8, end: &Endpoint) -> bool {
+        end.ipv4().is_some_and(|address| self.in_pool(address))
+            || (!self.static_map.is_empty() && self.static_map.inside_of(protocol, end).is_some())
     }
 
     /// The same NAT with other times.
@@ -177,19 +218,41 @@ impl Nat44 {
         else {
             return Way::Pass;
         };
+        let static_end = |find: fn(&StaticMap, u8, &Endpoint) -> Option<Endpoint>, end| {
+            if self.static_map.is_empty() {
+                None
+            } else {
+                find(&self.static_map, tuple.protocol, end)
+            }
+        };
         match packet.side {
-            Side::Inside if self.in_pool(destination) => Way::Refused(DropReason::Hairpin),
             // An inside host that uses an address of ours is a forgery or a loop.
             Side::Inside if self.in_pool(source) => Way::Refused(DropReason::NatSource),
-            Side::Inside => Way::Out,
-            Side::Outside if !self.in_pool(destination) => Way::Pass,
-            // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a query
-            // from outside has no host behind the NAT that it is meant for.
-            Side::Outside if packet.parsed.transport == (Transport::Echo { request: true }) => {
-                Way::Refused(DropReason::NoMapping)
+            Side::Inside if self.is_untranslated(tuple) => Way::Pass,
+            Side::Inside => {
+                static_end(StaticMap::external_of, &tuple.source).map_or(Way::Out, Way::OutAs)
             }
-            Side::Outside => Way::In,
+            Side::Outside => match static_end(StaticMap::inside_of, &tuple.destination) {
+                Some(inside) => Way::InTo(inside),
+                None if !self.in_pool(destination) => Way::Pass,
+                // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a
+                // query from outside has no host behind the NAT that it is meant for.
+                None if packet.parsed.transport == (Transport::Echo { request: true }) => {
+                    Way::Refused(DropReason::NoMapping)
+                }
+                None => Way::In,
+            },
         }
+    }
+
+    /// Whether a packet from inside goes where the NAT is told to leave packets alone (RFC 6888
+    /// REQ-6). Its own ends are never such a place.
+    #[inline]
+    fn is_untranslated(&self, tuple: &FlowTuple) -> bool {
+        let to = &tuple.destination;
+        !self.untranslated.is_empty()
+            && self.untranslated.iter().any(|prefix| prefix.holds(&to.address))
+            && !self.is_own(tuple.protocol, to)
     }
 
     /// Asks for a mapping: the port, and the two entries that it is filled into.
@@ -294,7 +357,7 @@ impl NetworkFunction for Nat44 {
         match self.way(packet, tuple) {
             Way::Out => Some(state_key::nat_out(tenant, tuple.protocol, tuple.source)),
             Way::In => Some(state_key::nat_in(tenant, tuple.protocol, tuple.destination)),
-            Way::Pass | Way::Refused(_) => None,
+            Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => None,
         }
     }
 
@@ -308,6 +371,14 @@ impl NetworkFunction for Nat44 {
         match (self.way(packet, &packet.tuple), state) {
             (Way::Pass, _) => Verdict::Forward,
             (Way::Refused(reason), _) => Verdict::Drop(reason),
+            (Way::OutAs(external), _) => {
+                translate_source(packet, external);
+                Verdict::Forward
+            }
+            (Way::InTo(inside), _) => {
+                translate_destination(packet, inside);
+                Verdict::Forward
+            }
             (Way::Out, Some(entry)) => {
                 let mapping = Mapping::decode(&entry.value);
                 self.follow_inside(packet, (entry, &mapping), changes);

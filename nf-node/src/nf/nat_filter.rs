@@ -160,7 +160,7 @@ impl NetworkFunction for NatFilter {
         let (inside, remote) = match self.nat.way(packet, &packet.parsed.tuple) {
             Way::Out => (packet.tuple.source, packet.tuple.destination),
             Way::In => (packet.tuple.destination, packet.tuple.source),
-            Way::Pass | Way::Refused(_) => return None,
+            Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => return None,
         };
         let port = if self.is_for_all_ports { 0 } else { remote.port };
         let remote = Endpoint { port, ..remote };
@@ -182,7 +182,8 @@ impl NetworkFunction for NatFilter {
                     _ => DropReason::Filtered,
                 });
             }
-            Way::In | Way::Pass | Way::Refused(_) => {}
+            // A static mapping is for everybody.
+            Way::In | Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => {}
         }
         Verdict::Forward
     }
