@@ -6,14 +6,12 @@
 //! costs no network: what replication costs is the store's own benchmark's matter.
 
 use nearstate_nf_node::cluster_access::{ClusterAccess, LocalShard};
-use nearstate_store::driver::{
-    AppHandler, LocalReads, RegionAddress, ShardSetup, Store, StoreConfig,
-};
+use nearstate_store::driver::{AppHandler, RegionAddress, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::PipeLink;
 use nearstate_store::{
-    Doorbell, Entry, Key, LeaseCell, Machine as _, NodeId, PoolSpec, Region, RegionIdentity,
-    ShardId, SlotMap, SlotSet, Table, TableReader, clock,
+    Doorbell, LeaseCell, Machine as _, NodeId, PoolSpec, Region, RegionIdentity, ShardId, SlotMap,
+    SlotSet, Table, TableReader, clock,
 };
 use std::error::Error;
 use std::future::Future;
@@ -51,14 +49,6 @@ struct Node {
     address: SocketAddr,
     table: TableReader,
     lease: Arc<LeaseCell>,
-}
-
-struct Reads(TableReader);
-
-impl LocalReads for Reads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
 }
 
 /// Nobody asks these nodes anything.
@@ -151,7 +141,7 @@ impl Node {
             id: SHARD,
             machine: Box::new(FlowMachine::new(FlowMachineConfig { table, slots, pools })),
             check: FlowMachine::check,
-            reads: Some(Arc::new(Reads(reader.clone()))),
+            reads: Some(Arc::new(reader.clone())),
             region: Some(RegionAddress { path: shape.region.clone() }),
             lease: lease.clone(),
             generation: Some(Arc::new(move |term| generation.set(term))),

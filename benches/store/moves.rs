@@ -6,7 +6,7 @@
 //! is, for each move, the longest that one write took between the order and its end: what the seal
 //! holds up, and the write itself.
 
-use crate::replica::{CLUSTER, NoApp, Replica, TableReads, answer};
+use crate::replica::{CLUSTER, NoApp, Replica, answer};
 use crate::report::Report;
 use hdrhistogram::Histogram;
 use nearstate_placement::mover::drive;
@@ -62,7 +62,7 @@ fn flow_shard(shard: ShardId, node: u64) -> Result<ShardSetup, Failure> {
     let region = Region::anonymous(Table::bytes_for(CAPACITY)?)?;
     let identity = RegionIdentity { cluster: CLUSTER, shard };
     let table = Table::format(Arc::new(region), identity, CAPACITY, node + u64::from(shard.0))?;
-    let reads = Arc::new(TableReads(table.reader()));
+    let reads = Arc::new(table.reader());
     let generation = table.generation_cell();
     let mut slots = SlotSet::none(SLOTS);
     let of_shard = (0..).zip(Map::first_slots(SLOTS, SHARDS)).filter(|(_, of)| *of == shard.0);

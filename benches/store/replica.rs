@@ -7,11 +7,10 @@
 use crate::{commits, remote};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig, runtime};
+use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig, runtime};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::{
-    Entry, Key, LeaseCell, Machine, NodeId, Region, RegionIdentity, ShardId, SlotId, SlotSet,
-    Table, TableReader, clock,
+    LeaseCell, Machine, NodeId, Region, RegionIdentity, ShardId, SlotSet, Table, TableReader, clock,
 };
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write as _};
@@ -32,22 +31,6 @@ pub(crate) const CLUSTER: u64 = 0xbe;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Failure = Box<dyn Error>;
-
-pub(crate) struct TableReads(pub(crate) TableReader);
-
-impl LocalReads for TableReads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
-
-    fn holds(&self, slot: SlotId) -> bool {
-        self.0.holds(slot)
-    }
-
-    fn whither(&self, slot: SlotId) -> Option<ShardId> {
-        self.0.whither(slot)
-    }
-}
 
 /// Nobody asks.
 pub(crate) struct NoApp;
@@ -115,7 +98,7 @@ fn shard(capacity: u32, node: NodeId) -> Result<(ShardSetup, TableReader), Failu
         id: SHARD,
         machine: Box::new(machine),
         check: FlowMachine::check,
-        reads: Some(Arc::new(TableReads(reader.clone()))),
+        reads: Some(Arc::new(reader.clone())),
         region: None,
         lease: Arc::new(LeaseCell::none()),
         generation: None,

@@ -15,7 +15,7 @@ use nearstate_store::slot_set::SlotSet;
 use nearstate_store::upkeep::{Upkeep, UpkeepClock};
 use nearstate_store::{
     Key, KeyHash, LogIndex, Machine, PoolSpec, Region, RegionError, RegionIdentity, ShardId,
-    SlotId, Table, TableError, TableReader, Term, Time, Transaction, TransactionId,
+    SlotId, Table, TableError, TableReader, Tally, Term, Time, Transaction, TransactionId,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -136,8 +136,8 @@ impl StateAccess for Baseline {
     }
 
     #[inline]
-    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) {
-        self.reader.prefetch_cell(hash);
+    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) -> KeyHash {
+        self.reader.prefetch_cell(hash)
     }
 
     #[inline]
@@ -152,13 +152,13 @@ impl StateAccess for Baseline {
     #[inline]
     fn read_seen(
         &mut self,
-        now: Time,
+        seen: (Time, Tally),
         _: Token,
         _: SlotId,
         (key, hash): (&Key, KeyHash),
     ) -> ReadAnswer {
         ReadAnswer::Here {
-            entry: self.reader.get_seen(key, hash, now),
+            entry: self.reader.get_seen(key, hash, seen),
             access: Access::Local,
             valid_until: Time(u64::MAX),
         }

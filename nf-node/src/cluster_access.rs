@@ -12,7 +12,8 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, SlotMap, Time, Transaction};
+use nearstate_store::remote_read::MappedReads;
+use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, SlotMap, Tally, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
 
@@ -27,11 +28,34 @@ pub struct LocalShard {
     pub lease: Arc<LeaseCell>,
 }
 
+/// Places that a pipe remembers of each table of another process: half a megabyte.
+const LOCATION_PLACES: usize = 1 << 16;
+
 /// A table of another process, mapped read-only.
-struct RemoteTable {
-    grant: Arc<ReadGrant>,
-    /// `None` if the region cannot be mapped or is not what the grant says.
-    reader: Option<TableReader>,
+enum RemoteTable {
+    Mapped(Box<MappedReads>),
+    /// What this grant names cannot be mapped, or is not what it says.
+    Unusable(Arc<ReadGrant>),
+}
+
+impl RemoteTable {
+    fn open(cluster: u64, shard: ShardId, grant: Arc<ReadGrant>) -> Self {
+        let identity = RegionIdentity { cluster, shard };
+        let reader = Region::open_read_only(&grant.path)
+            .ok()
+            .and_then(|region| TableReader::open(Arc::new(region), identity).ok());
+        match reader {
+            Some(reader) => {
+                Self::Mapped(Box::new(MappedReads::new(reader, grant, LOCATION_PLACES)))
+            }
+            None => Self::Unusable(grant),
+        }
+    }
+}
+
+/// A renewal is the same grant; another one may still name the same region.
+fn names_same_region(old: &Arc<ReadGrant>, grant: &Arc<ReadGrant>) -> bool {
+    Arc::ptr_eq(old, grant) || (old.generation == grant.generation && old.path == grant.path)
 }
 
 /// [`StateAccess`] of a node in a cluster.
@@ -63,38 +87,38 @@ impl ClusterAccess {
         self.slots.shard_of(slot)
     }
 
-    /// The table in which a key of this shard is most probably read: only prefetches go by it.
+    /// This node's table of a slot's shard, if its keys are most probably read there: only
+    /// prefetches go by it.
     #[inline]
-    fn nearest(&self, slot: SlotId) -> Option<&TableReader> {
-        let shard = usize::from(self.shard_of(slot).0);
-        match self.local.get(shard)? {
-            Some(local) if local.lease.until() > Time(0) => Some(&local.reader),
-            _ => self.remote.get(shard)?.as_ref()?.reader.as_ref(),
+    fn nearest(&self, shard: ShardId) -> Option<&TableReader> {
+        let local = self.local.get(usize::from(shard.0))?.as_ref()?;
+        (local.lease.until() > Time(0)).then_some(&local.reader)
+    }
+
+    /// The table of a shard's owner, if it was mapped.
+    #[inline]
+    fn mapped(&self, shard: ShardId) -> Option<&MappedReads> {
+        match self.remote.get(usize::from(shard.0))? {
+            Some(RemoteTable::Mapped(reads)) => Some(reads),
+            _ => None,
         }
     }
 
-    /// The table that the current grant for `shard` names, mapped when the grant is new.
-    fn remote_table(&mut self, shard: ShardId) -> Option<(&TableReader, &ReadGrant)> {
+    /// Reads of the table that the current grant for `shard` names, mapped when the grant is new.
+    fn remote_table(&mut self, shard: ShardId) -> Option<&mut MappedReads> {
         let grant = self.link.grant(shard)?;
         let place = self.remote.get_mut(usize::from(shard.0))?;
-        let same = place.as_ref().is_some_and(|table| {
-            // A renewal is the same grant; another one may still name the same region.
-            Arc::ptr_eq(&table.grant, &grant)
-                || (table.grant.generation == grant.generation && table.grant.path == grant.path)
-        });
-        if same {
-            if let Some(table) = place {
-                table.grant = grant;
+        match place {
+            Some(RemoteTable::Mapped(reads)) if names_same_region(reads.grant(), &grant) => {
+                reads.renew(grant);
             }
-        } else {
-            let identity = RegionIdentity { cluster: self.cluster, shard };
-            let reader = Region::open_read_only(&grant.path)
-                .ok()
-                .and_then(|region| TableReader::open(Arc::new(region), identity).ok());
-            *place = Some(RemoteTable { grant, reader });
+            Some(RemoteTable::Unusable(old)) if names_same_region(old, &grant) => {}
+            _ => *place = Some(RemoteTable::open(self.cluster, shard, grant)),
         }
-        let table = place.as_ref()?;
-        Some((table.reader.as_ref()?, &table.grant))
+        match place {
+            Some(RemoteTable::Mapped(reads)) => Some(reads),
+            _ => None,
+        }
     }
 
     /// A read in this node's own memory, while it owns the shard and the shard holds the slot.
@@ -141,19 +165,11 @@ impl ClusterAccess {
         &mut self,
         now: Time,
         (shard, slot): (ShardId, SlotId),
-        (key, hash): (&Key, KeyHash),
+        wanted: (&Key, KeyHash),
     ) -> Option<ReadAnswer> {
-        let (reader, grant) = self.remote_table(shard)?;
-        let valid_until = grant.valid_until();
-        if valid_until <= now {
-            return None;
-        }
-        let entry = reader.try_get_hashed(key, hash).ok()?;
-        // After the value is in hand: a region whose owner changed meanwhile says so, and one whose
-        // shard does not hold the slot.
-        if reader.generation() != grant.generation || !reader.holds(slot) {
-            return None;
-        }
+        let reads = self.remote_table(shard)?;
+        // Whatever the reason, the owner can be asked.
+        let (entry, valid_until) = reads.read(now, slot, wanted).ok()?;
         Some(ReadAnswer::Here { entry, access: Access::RemoteShm, valid_until })
     }
 }
@@ -161,17 +177,22 @@ impl ClusterAccess {
 impl StateAccess for ClusterAccess {
     #[inline]
     fn prefetch(&self, slot: SlotId, key: &Key) -> KeyHash {
-        let Some(reader) = self.nearest(slot) else { return KeyHash::UNKNOWN };
-        let hash = reader.hash(key);
-        reader.prefetch_tags(hash);
-        hash
+        let shard = self.shard_of(slot);
+        if let Some(reader) = self.nearest(shard) {
+            let hash = reader.hash(key);
+            reader.prefetch_tags(hash);
+            return hash;
+        }
+        self.mapped(shard).map_or(KeyHash::UNKNOWN, |reads| reads.prefetch(key))
     }
 
     #[inline]
-    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) {
-        if let Some(reader) = self.nearest(slot) {
-            reader.prefetch_cell(hash);
+    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) -> KeyHash {
+        let shard = self.shard_of(slot);
+        if let Some(reader) = self.nearest(shard) {
+            return reader.prefetch_cell(hash);
         }
+        self.mapped(shard).map_or(hash, |reads| reads.prefetch_entry(hash))
     }
 
     #[inline]
@@ -192,19 +213,26 @@ impl StateAccess for ClusterAccess {
     #[inline]
     fn read_seen(
         &mut self,
-        now: Time,
+        (now, tally): (Time, Tally),
         token: Token,
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
     ) -> ReadAnswer {
         let of = (self.shard_of(slot), slot);
-        match self.read_local(now, of, |reader| reader.get_seen(key, hash, now)) {
+        match self.read_local(now, of, |reader| reader.get_seen(key, hash, (now, tally))) {
             Some(answer) => answer,
             None => {
-                self.link.note_seen(of.0, key, now);
-                self.read_elsewhere(now, token, of, (key, hash))
+                let answer = self.read_elsewhere(now, token, of, (key, hash));
+                if let ReadAnswer::Here { entry: Some(_), .. } = answer {
+                    self.link.note_seen(of.0, key, (now, tally));
+                }
+                answer
             }
         }
+    }
+
+    fn saw(&mut self, seen: (Time, Tally), slot: SlotId, key: &Key) {
+        self.link.note_seen(self.shard_of(slot), key, seen);
     }
 
     fn submit(

@@ -4,7 +4,7 @@
 //! ([`crate::baseline`]), and the simulator's. A pipe is generic over it, so the packet path pays
 //! no indirect call.
 
-use nearstate_store::{Entry, Key, KeyHash, Outcome, SlotId, Time, Transaction};
+use nearstate_store::{Entry, Key, KeyHash, Outcome, SlotId, Tally, Time, Transaction};
 
 /// Names a parked packet: answers that come later carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,11 +69,11 @@ pub struct QueueFull;
 /// Reads and transactions, as a pipe asks for them. Nothing here blocks or allocates.
 pub trait StateAccess {
     /// First step for the keys of a burst: draws near what says where the entry lies, if it lies in
-    /// memory that can be read here. The hash is for the next two calls.
+    /// memory that can be read here. The hash is for the calls that follow.
     fn prefetch(&self, slot: SlotId, key: &Key) -> KeyHash;
 
-    /// Second step: draws the entry itself near.
-    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash);
+    /// Second step: draws the entry itself near. The hash then knows where that is.
+    fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) -> KeyHash;
 
     /// Reads an entry. With the key comes its hash, or [`KeyHash::UNKNOWN`].
     fn read(
@@ -84,17 +84,20 @@ pub trait StateAccess {
         wanted: (&Key, KeyHash),
     ) -> ReadAnswer;
 
-    /// Reads an entry for a packet that keeps it alive: its owner learns that it was seen, soon and
-    /// without anybody waiting for that.
+    /// Reads an entry for a packet that keeps it alive. If it is found at once its owner learns that
+    /// it was seen, and what to count, soon and without anybody waiting for that.
     fn read_seen(
         &mut self,
-        now: Time,
+        (now, _tally): (Time, Tally),
         token: Token,
         slot: SlotId,
         wanted: (&Key, KeyHash),
     ) -> ReadAnswer {
         self.read(now, token, slot, wanted)
     }
+
+    /// The same for an entry that came as a completion.
+    fn saw(&mut self, _seen: (Time, Tally), _slot: SlotId, _key: &Key) {}
 
     /// Sends a transaction to the owner of its slot. It is retried under its id until it is decided
     /// or its deadline has passed; exactly one completion follows. On `QueueFull` nothing follows.

@@ -11,14 +11,14 @@ use nearstate_placement::service::{BoxFuture, ControlError};
 use nearstate_placement::system::{SystemCommand, SystemMachine, SystemRefusal, SystemReply};
 use nearstate_placement::{Map, Member, MemberState, MovePhase};
 use nearstate_store::clock::boot_now;
-use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig};
+use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::{LinkCompletion, PipeLink};
 use nearstate_store::transaction::Condition;
 use nearstate_store::{
-    Doorbell, Endpoint, Entry, Fill, Key, LeaseCell, Machine, NodeId, Outcome, Region,
-    RegionIdentity, Reply, ShardId, SlotId, SlotMap, SlotSet, Table, TableReader, TenantId,
-    Transaction, TransactionId, Value, Write,
+    Doorbell, Endpoint, Fill, Key, LeaseCell, Machine, NodeId, Outcome, Region, RegionIdentity,
+    Reply, ShardId, SlotId, SlotMap, SlotSet, Table, TableReader, TenantId, Transaction,
+    TransactionId, Value, Write,
 };
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -36,22 +36,6 @@ const QUIET: u16 = 1_500;
 const KEYS: u16 = 5;
 /// Far longer than anything takes: only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Reads(TableReader);
-
-impl LocalReads for Reads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
-
-    fn holds(&self, slot: SlotId) -> bool {
-        self.0.holds(slot)
-    }
-
-    fn whither(&self, slot: SlotId) -> Option<ShardId> {
-        self.0.whither(slot)
-    }
-}
 
 struct Nobody;
 
@@ -87,7 +71,7 @@ fn flow_shard(number: u16, hash_key: u64) -> (ShardSetup, TableReader) {
         id: ShardId(number),
         machine: Box::new(machine),
         check: FlowMachine::check,
-        reads: Some(Arc::new(Reads(reader.clone()))),
+        reads: Some(Arc::new(reader.clone())),
         region: None,
         lease: Arc::new(LeaseCell::none()),
         generation: None,

@@ -1,8 +1,8 @@
 //! Batches as bytes: what a log entry of a flow shard holds, and what travels to its replicas.
 //!
 //! ```text
-//! batch        format 1, time_ms 8, notes 2, transactions 4, then each note and each transaction:
-//! note         key, age_ms v
+//! batch        format 3, time_ms 8, notes 2, transactions 4, then each note and each transaction:
+//! note         key, age_ms v, packets v, bytes v
 //! transaction  client v, serial v, slot 2, conditions << 4 | writes 1, then each:
 //! condition    kind 1, key, version 8 (only of kinds Version and Expired)
 //! write        kind 1, then its fields
@@ -19,6 +19,7 @@
 use crate::key::{ENDPOINT_V4, KEY_BYTES, KEY_ENDPOINT_A, KEY_ENDPOINT_B, Key, Value};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX, SEEN_NOTES_MAX};
 use crate::machine::PayloadError;
+use crate::tally::Tally;
 use crate::transaction::{
     Batch, CONDITIONS_MAX, Condition, Fill, SeenNote, Take, Transaction, TransactionId, WRITES_MAX,
     Write,
@@ -27,7 +28,7 @@ use crate::types::{PoolId, SlotId, Version};
 use arrayvec::ArrayVec;
 
 /// Version of this format.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 3;
 const HEADER: usize = 15;
 /// Where the shard's time stands, in this and in the form of moves ([`crate::slot_move`]).
 pub(crate) const STAMP_AT: usize = 1;
@@ -48,6 +49,8 @@ pub fn encode_batch(batch: &Batch) -> Vec<u8> {
         let mut encoder = Encoder { out: &mut out, keys: Keys::new() };
         encoder.key(&note.key);
         encoder.number(note.age_ms.into());
+        encoder.number(note.tally.packets());
+        encoder.number(note.tally.bytes());
     }
     for transaction in &batch.transactions {
         encode_transaction(transaction, &mut out);
@@ -229,7 +232,12 @@ impl<'a> BatchReader<'a> {
         self.notes -= 1;
         let key = self.key(&mut Keys::new())?;
         let age_ms = self.small_number()?;
-        Ok(Some(SeenNote { key, age_ms }))
+        let (packets, bytes) = (self.number()?, self.number()?);
+        let tally = Tally::new(packets, bytes);
+        if (tally.packets(), tally.bytes()) != (packets, bytes) {
+            return Err(PayloadError::Batch("a number in it is too large"));
+        }
+        Ok(Some(SeenNote { key, age_ms, tally }))
     }
 
     /// Reads the next transaction in the place of another, once all notes are read; `false` after

@@ -78,7 +78,9 @@ fn transaction() -> impl Strategy<Value = Transaction> {
 /// The second of two transactions uses a key twice, so that it is named by its number.
 fn batch() -> impl Strategy<Value = Batch> {
     let transactions = prop::collection::vec(transaction(), 0..6);
-    let note = (key(), any::<u32>()).prop_map(|(key, age_ms)| SeenNote { key, age_ms });
+    let note = (key(), any::<u32>(), 0..1_u64 << 28, 0..1_u64 << 36).prop_map(
+        |(key, age_ms, packets, bytes)| SeenNote { key, age_ms, tally: Tally::new(packets, bytes) },
+    );
     let seen = prop::collection::vec(note, 0..4);
     (any::<u64>(), transactions, seen, key(), value()).prop_map(
         |(time_ms, mut transactions, seen, key, value)| {

@@ -11,7 +11,7 @@
 use crate::Entry;
 use crate::clock::boot_now;
 use crate::consensus::{CallError, ChangeError};
-use crate::driver::{AppHandler, LocalReads, ShardSetup, StartError, Store, StoreConfig};
+use crate::driver::{AppHandler, ShardSetup, StartError, Store, StoreConfig};
 use crate::flow_machine::{FlowMachine, FlowMachineConfig};
 use crate::key::Key;
 use crate::lease::LeaseCell;
@@ -22,7 +22,7 @@ use crate::slot_set::SlotSet;
 use crate::table::Table;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::transaction::{Condition, Outcome, Transaction, TransactionId, Write};
-use crate::types::{NodeId, ShardId, SlotId, Time, Version};
+use crate::types::{NodeId, ShardId, SlotId, Version};
 use crate::wire::{Reading, Request, Response};
 use core::net::SocketAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -116,19 +116,6 @@ fn stopped(error: Unanswered) -> ChangeError {
     ChangeError::Other(error.to_string())
 }
 
-struct TableReads(TableReader);
-
-impl LocalReads for TableReads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
-
-    fn note_seen(&self, key: &Key, at: Time) {
-        // Whether there is such an entry is not asked here.
-        let _ = self.0.get_seen(key, self.0.hash(key), at);
-    }
-}
-
 /// There are no layers above.
 struct NoApp;
 
@@ -170,7 +157,7 @@ impl EmbeddedConfig {
             id: SHARD,
             machine: Box::new(machine),
             check: FlowMachine::check,
-            reads: Some(Arc::new(TableReads(reader.clone()))),
+            reads: Some(Arc::new(reader.clone())),
             region: None,
             lease: Arc::new(LeaseCell::none()),
             generation: Some(Arc::new(move |term| generation.set(term))),

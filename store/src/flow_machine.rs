@@ -28,6 +28,7 @@ use crate::snapshot::{self, Meta};
 use crate::table::Table;
 use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
+use crate::tally::Tally;
 use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, WRITES_MAX, Write};
 use crate::types::{LogIndex, PoolId, SlotId, Version};
 use crate::upkeep::{Upkeep, UpkeepClock};
@@ -307,8 +308,9 @@ impl FlowMachine {
             self.mutations += u64::from(self.table.remove(key).is_some());
         }
         for (key, planned) in &plan.entries {
-            let Some(Planned { value, ttl_s }) = *planned else { continue };
+            let Some(Planned { mut value, ttl_s }) = *planned else { continue };
             self.mutations += 1;
+            self.keep_tally(key, &mut value);
             let entry = Entry { value, version: Version(self.mutations), slot };
             // Room was counted. A table that cannot place an entry all the same (its overflow area
             // has more than ten times the room that chance asks for) must stop its replica: going
@@ -327,10 +329,25 @@ impl FlowMachine {
         }
     }
 
+    /// What was counted stays: whoever puts a value has read it before the last note.
+    fn keep_tally(&self, key: &Key, value: &mut Value) {
+        if let Some(at) = self.keeping.tally_word(key)
+            && let Some(old) = self.table.get(key)
+            && let (Some(new), Some(old)) =
+                (value.0.get_mut(at..at + 2), old.value.0.get(at..at + 2))
+        {
+            new.copy_from_slice(old);
+        }
+    }
+
     /// Notes what was seen, as the proposer says it.
     fn note_seen(&mut self, note: SeenNote) {
         let seen_ms = self.time_ms.saturating_sub(note.age_ms.into());
-        self.table.note_seen(&note.key, seen_ms);
+        let counted = match self.keeping.tally_word(&note.key) {
+            Some(at) => (note.tally, at),
+            None => (Tally::ZERO, 0),
+        };
+        self.table.note_seen(&note.key, seen_ms, counted);
         self.stats.seen_notes += 1;
     }
 

@@ -263,7 +263,7 @@ struct Model {
 impl Model {
     fn begin(&mut self, batch: &Batch) {
         self.time_ms = self.time_ms.max(batch.time_ms);
-        for SeenNote { key, age_ms } in &batch.seen {
+        for SeenNote { key, age_ms, .. } in &batch.seen {
             if let Some((_, _, 1.., seen)) = self.entries.get_mut(key) {
                 *seen = (*seen).max(self.time_ms.saturating_sub(u64::from(*age_ms)));
             }

@@ -20,8 +20,8 @@ use crate::pool_check::{PoolLeak, PoolReport, pool_check};
 use crate::transaction::{Condition, SeenNote};
 use crate::types::{SlotId, Term, Time};
 use crate::upkeep::{
-    CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, Expiry, PlainRules, SoftTerms, TIMERS_AT_ONCE,
-    Upkeep, UpkeepClock,
+    CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, Expiry, PlainRules, SoftTerms, TALLY_PASSES,
+    TIMERS_AT_ONCE, Upkeep, UpkeepClock,
 };
 use crate::{Entry, Key};
 use std::sync::Arc;
@@ -30,6 +30,8 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, Default)]
 struct Scan {
     next_cell: u32,
+    /// How many passes there were before this one.
+    passes: u32,
     /// When this pass over all cells began; `None` before the first.
     began: Option<Time>,
 }
@@ -87,6 +89,13 @@ impl Knowledge {
     }
 }
 
+impl Keeping {
+    /// See [`EntryRules::tally`].
+    pub(crate) fn tally_word(&self, key: &Key) -> Option<usize> {
+        self.rules.tally(key)
+    }
+}
+
 impl FlowMachine {
     /// The same machine, whose entries end as these rules say.
     #[must_use]
@@ -132,6 +141,9 @@ impl FlowMachine {
         };
         self.keeping.tenure = Some((clock.term, since_ms));
         let known = Knowledge { clock, since_ms, soft: self.keeping.soft };
+        if let Some(from) = work.tells_all_from {
+            return self.tell_all(known, from, work);
+        }
         self.end_expired(known, work);
         work.is_more |= self.journal.hand_out((clock.term, since_ms), &mut work.blocks);
         if work.wants_seen {
@@ -196,40 +208,66 @@ impl FlowMachine {
     /// Looks through the marks: all of them once in [`SoftTerms::within_ms`].
     fn tell_seen(&mut self, known: Knowledge, work: &mut Upkeep) {
         let (cells, now) = (self.table.cells(), known.clock.now);
-        let Scan { mut next_cell, began } = self.keeping.scan;
+        let mut scan = self.keeping.scan;
         let within_ns = known.soft.within_ms.max(1).saturating_mul(1_000_000);
-        let began = match began {
-            Some(began) if next_cell < cells || now.since_ns(began) < within_ns => began,
+        let began = match scan.began {
+            Some(began) if scan.next_cell < cells || now.since_ns(began) < within_ns => began,
             _ => {
-                next_cell = 0;
+                (scan.next_cell, scan.passes) = (0, scan.passes.wrapping_add(1));
                 now
             }
         };
+        scan.began = Some(began);
         // So many should have been looked at by now, and at least a little at every call.
         let share = u128::from(now.since_ns(began).min(within_ns)) * u128::from(cells);
         let wanted = (share / u128::from(within_ns)) as u32;
         let little = CELLS_AT_ONCE.min(cells / 64 + 1);
-        let wanted = wanted.max(next_cell.saturating_add(little)).min(cells);
-        let end = wanted.min(next_cell.saturating_add(CELLS_AT_ONCE));
-        let begin = next_cell;
-        while next_cell < end && work.seen.len() < SEEN_NOTES_MAX {
+        let wanted = wanted.max(scan.next_cell.saturating_add(little)).min(cells);
+        let end = wanted.min(scan.next_cell.saturating_add(CELLS_AT_ONCE));
+        let begin = scan.next_cell;
+        // Each pass tells the tallies of some cells: never many at once.
+        let tells = |cell: u32| cell.wrapping_add(scan.passes).is_multiple_of(TALLY_PASSES);
+        scan.next_cell = self.tell_marked(known, (begin, end), tells, work);
+        work.cells += scan.next_cell - begin;
+        work.is_more |= scan.next_cell < wanted;
+        self.keeping.scan = scan;
+    }
+
+    /// Looks through the marks from a cell on, whenever that was done last, and tells all tallies.
+    fn tell_all(&mut self, known: Knowledge, from: u32, work: &mut Upkeep) {
+        let cells = self.table.cells();
+        let end = cells.min(from.saturating_add(CELLS_AT_ONCE));
+        let next = self.tell_marked(known, (from, end), |_| true, work);
+        work.cells += next - from;
+        work.is_more |= next < cells;
+        work.tells_all_from = Some(next);
+    }
+
+    /// Looks at the marks of some cells, and takes the tallies of those that `tells` names; gives
+    /// the first that was not looked at, if there was no more room.
+    fn tell_marked(
+        &mut self,
+        known: Knowledge,
+        (mut cell, end): (u32, u32),
+        tells: impl Fn(u32) -> bool,
+        work: &mut Upkeep,
+    ) -> u32 {
+        while cell < end && work.seen.len() < SEEN_NOTES_MAX {
+            cell = self.table.first_marked(cell, end);
+            if cell == end {
+                break;
+            }
             let worth = |life: Life, mark: Time| {
                 let worth_ms = known.soft.worth_ms(life.ttl_ms());
                 known.marked_ms(mark) >= life.seen_ms() + worth_ms
             };
-            next_cell = self.table.first_marked(next_cell, end);
-            if next_cell == end {
-                break;
-            }
-            if let Some((key, mark)) = self.table.marked(next_cell, worth) {
+            if let Some((key, mark, tally)) = self.table.take_marked(cell, worth, tells(cell)) {
                 let age_ms = u32::try_from(known.age_ms(mark)).unwrap_or(u32::MAX);
-                work.seen.push(SeenNote { key, age_ms });
+                work.seen.push(SeenNote { key, age_ms, tally });
             }
-            next_cell += 1;
+            cell += 1;
         }
-        work.cells += next_cell - begin;
-        work.is_more |= next_cell < wanted;
-        self.keeping.scan = Scan { next_cell, began: Some(began) };
+        cell
     }
 }
 

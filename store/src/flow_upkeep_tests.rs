@@ -13,7 +13,7 @@ use crate::table_reader::RegionIdentity;
 use crate::transaction::{Batch, Fill, Outcome, Refusal, Take, Transaction, TransactionId, Write};
 use crate::types::{LogIndex, PoolId, ShardId, SlotId, TenantId};
 use crate::upkeep::PoolPort;
-use crate::{Endpoint, PoolSpec, Region, SlotSet};
+use crate::{Endpoint, PoolSpec, Region, SlotSet, Tally};
 use core::net::Ipv4Addr;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -64,6 +64,10 @@ impl EntryRules for Rules {
             }
             _ => {}
         }
+    }
+
+    fn tally(&self, key: &Key) -> Option<usize> {
+        (key.kind() != IN).then_some(6)
     }
 
     fn port(&self, key: &Key, _: &Entry) -> Option<PoolPort> {
@@ -151,8 +155,13 @@ impl Shard {
 
     /// A packet at the owner, which keeps an entry alive. Whether there was one.
     fn packet(&mut self, key: &Key) -> bool {
-        let now = self.now(self.owner);
-        self.replicas[self.owner].reader().get_seen(key, KeyHash::UNKNOWN, now).is_some()
+        self.counted_packet(key, Tally::ZERO)
+    }
+
+    /// One that is counted.
+    fn counted_packet(&mut self, key: &Key, tally: Tally) -> bool {
+        let seen = (self.now(self.owner), tally);
+        self.replicas[self.owner].reader().get_seen(key, KeyHash::UNKNOWN, seen).is_some()
     }
 
     /// What the owner has to propose now.
@@ -246,8 +255,8 @@ fn a_note_from_the_network_counts_as_if_it_was_seen_here() {
     let mut shard = Shard::new(2, 100);
     shard.write(&[put(key(ALONE, 1), 10)]);
     shard.time_ms += 9_000;
-    shard.apply(vec![], vec![SeenNote { key: key(ALONE, 1), age_ms: 200 }]);
-    shard.apply(vec![], vec![SeenNote { key: key(ALONE, 2), age_ms: 0 }]);
+    shard.apply(vec![], vec![SeenNote { key: key(ALONE, 1), age_ms: 200, tally: Tally::ZERO }]);
+    shard.apply(vec![], vec![SeenNote { key: key(ALONE, 2), age_ms: 0, tally: Tally::ZERO }]);
     shard.time_ms += 9_800;
     let stale = shard.work(false);
     assert!(stale.expiries.is_empty(), "{stale:?}");
@@ -603,4 +612,76 @@ proptest! {
         }
         check_all_ends(&mut shard, &mut truth);
     }
+}
+
+/// Packets and bytes that a replica knows of.
+fn totals(machine: &FlowMachine, key: &Key) -> (u64, u64) {
+    let Value([.., packets, bytes]) = machine.table.get(key).unwrap().value;
+    (packets, bytes)
+}
+
+#[test]
+fn what_was_counted_is_told_within_its_time_and_adds_up_at_every_replica() {
+    let mut shard = Shard::new(2, 100);
+    let keys: Vec<Key> = (1..60).map(|number| key(ALONE, number)).collect();
+    for key in &keys {
+        shard.write(&[put(*key, 800)]);
+    }
+    shard.write(&[put(key(ALONE, 60), 0)]);
+    let version = shard.replicas[1].table.get(&keys[0]).unwrap().version;
+    let (passes, mut most) = (u64::from(TALLY_PASSES), 0);
+    for round in 1..=3 {
+        for (number, key) in (1..).zip(&keys) {
+            assert!(shard.counted_packet(key, Tally::packet(100)));
+            assert!(shard.counted_packet(key, Tally::packet(number)));
+        }
+        assert!(shard.counted_packet(&key(ALONE, 60), Tally::packet(1)), "endless ones count too");
+        // A pass ends at the first look after its time.
+        for _ in 0..passes * 6 {
+            shard.time_ms += SOFT.within_ms / 5;
+            let work = shard.work(true);
+            most = most.max(work.seen.len());
+            shard.propose(work);
+        }
+        for machine in &shard.replicas {
+            for (number, key) in (1..).zip(&keys) {
+                assert_eq!(totals(machine, key), (2 * round, round * (100 + number)));
+            }
+            assert_eq!(totals(machine, &key(ALONE, 60)), (round, round));
+        }
+        assert_eq!(shard.work(true).seen, [], "once");
+    }
+    assert!(most < keys.len() / 2, "they are told a part at a time: {most}");
+    assert_eq!(shard.replicas[1].table.get(&keys[0]).unwrap().version, version, "no new version");
+    assert_eq!(shard.replicas[0].state_hash(), shard.replicas[1].state_hash());
+    // A value that is put anew, by somebody who knew older totals, leaves them as they are.
+    shard.write(&[put(keys[0], 800)]);
+    assert_eq!(totals(&shard.replicas[1], &keys[0]), (6, 303));
+    // Gone, and made again: it counts from the start.
+    shard.write(&[Write::Delete(keys[0])]);
+    shard.write(&[put(keys[0], 800)]);
+    assert_eq!(totals(&shard.replicas[1], &keys[0]), (0, 0));
+}
+
+#[test]
+fn an_owner_that_is_about_to_go_tells_everything_and_one_that_dies_loses_what_it_had_not_told() {
+    let mut shard = Shard::new(2, 100);
+    shard.write(&[put(key(ALONE, 1), 800), put(key(ALONE, 2), 800)]);
+    assert!(shard.counted_packet(&key(ALONE, 1), Tally::packet(70)));
+    let clock = UpkeepClock { time_ms: shard.time_ms, now: shard.now(0), term: Term(1) };
+    let mut work = Upkeep { tells_all_from: Some(0), ..Upkeep::new() };
+    shard.replicas[0].upkeep(&clock, &mut work);
+    assert!(!work.is_more, "a small table is looked through at once");
+    shard.propose(work);
+    assert!(shard.counted_packet(&key(ALONE, 2), Tally::packet(90)));
+    shard.change_owner(1);
+    assert_eq!(totals(&shard.replicas[1], &key(ALONE, 1)), (1, 70));
+    assert_eq!(totals(&shard.replicas[1], &key(ALONE, 2)), (0, 0));
+    // What cannot wait is told in the next pass, whichever it is.
+    assert!(shard.counted_packet(&key(ALONE, 2), Tally::new(u64::MAX, 5)));
+    let told = (0..12).any(|_| {
+        shard.time_ms += SOFT.within_ms / 5;
+        shard.work(true).seen.iter().any(|note| note.tally.is_large())
+    });
+    assert!(told);
 }

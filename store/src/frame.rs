@@ -13,7 +13,7 @@ use rkyv::util::AlignedVec;
 use thiserror::Error;
 
 /// Version of frames and of the messages in them. Both ends must have the same.
-pub const WIRE_VERSION: u8 = 4;
+pub const WIRE_VERSION: u8 = 5;
 /// Longest body. Snapshots go in chunks that fit.
 pub const FRAME_BODY_MAX: usize = 1 << 20;
 /// Bytes before the body.

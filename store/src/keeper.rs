@@ -137,6 +137,31 @@ impl Shard {
         }
     }
 
+    /// Tells everything that was seen and counted here: this node is about to hand the shard over.
+    /// As much as there is time for.
+    pub(crate) async fn tell_all(&self) {
+        let Some(term) = self.owned_term() else { return };
+        let mut work = Upkeep { tells_all_from: Some(0), ..Upkeep::new() };
+        let all = async {
+            loop {
+                work.clear();
+                let now = boot_now();
+                let time_ms = self.replica.time().stamp(term, now, wall_ms());
+                if !self.replica.upkeep(&UpkeepClock { time_ms, now, term }, &mut work) {
+                    // The machine is busy for a moment.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                self.tell(term, &mut work.seen).await;
+                if !work.is_more || self.owned_term() != Some(term) {
+                    return;
+                }
+            }
+        };
+        // What was not told by then is lost, as it would be with a node that dies.
+        let _ = timeout(PATIENCE, all).await;
+    }
+
     async fn expire(&self, expiries: impl Iterator<Item = Expiry>, ids: &mut Ids) {
         let mut transactions: Vec<_> =
             expiries.map(|expiry| expiry.into_transaction(ids.next())).collect();
@@ -180,9 +205,20 @@ impl Shard {
             tracing::error!(shard = %self.id, told, "notes are not acceptable");
             return;
         }
-        // What does not get through is still in the marks, and is told the next time.
         if let Ok(Ok(_)) = timeout(PATIENCE, self.replica.write(payload)).await {
             count(&self.upkeep.told, told);
+        } else {
+            self.take_back(seen);
+        }
+    }
+
+    /// What was seen is still in the marks, and is told the next time; what was counted is put
+    /// back. (If the notes got through all the same it is counted twice.)
+    fn take_back(&self, seen: &[SeenNote]) {
+        let Some(reads) = &self.parts.reads else { return };
+        let now = boot_now();
+        for note in seen.iter().filter(|note| !note.tally.is_zero()) {
+            reads.note_seen(&note.key, note.seen_at(now), note.tally);
         }
     }
 }

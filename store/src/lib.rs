@@ -55,6 +55,7 @@ pub mod table_reader;
 pub mod table_scan;
 pub mod table_stats;
 mod table_writer;
+mod tally;
 mod tenure;
 pub mod timer_wheel;
 pub mod transaction;
@@ -84,11 +85,13 @@ pub use table::{Table, TableFull};
 pub use table_reader::{ReadError, RegionIdentity, TableError, TableReader};
 pub use table_scan::{ScannedEntry, TableScan};
 pub use table_stats::{RegionStats, TableStats};
+pub use tally::Tally;
 pub use transaction::{Condition, Fill, Outcome, Refusal, Take, Transaction, TransactionId, Write};
 pub use types::{Epoch, LogIndex, NodeId, PoolId, ShardId, SlotId, TenantId, Term, Time, Version};
 pub use upkeep::{EntryRules, SoftTerms};
 
-/// An entry as a reader sees it: value and version belong together.
+/// An entry as a reader sees it: value and version belong together, but for the two words that
+/// count packets, if the entry has such ([`EntryRules::tally`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// What the key holds.

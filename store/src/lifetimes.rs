@@ -1,20 +1,23 @@
 //! How long the entries of a table live, and when they were last seen: beside the table, by cell.
 //!
-//! Three arrays, and nothing in the cells themselves. *Lives* (a lifetime and the replicated time
+//! Four arrays, and nothing in the cells themselves. *Lives* (a lifetime and the replicated time
 //! at which the entry was last seen) are hard state: the log alone changes them, snapshots and
 //! state hashes hold them. *Marks* are soft: whoever reads an entry in place, on behalf of a packet
 //! that keeps it alive, leaves the time there with one store; between two ticks of [`MARK_NS`] not
 //! even that. The *wheel* has a timer for each entry with a lifetime, is armed by the lives and
-//! looks at the marks only when a timer comes up ([`crate::timer_wheel`]).
+//! looks at the marks only when a timer comes up ([`crate::timer_wheel`]). *Tallies* are soft too:
+//! what packets were counted at an entry since the owner last told the others.
 //!
 //! An entry that is moved takes all three along. A mark that is left at that very moment is not
 //! lost: the reader leaves it, then looks whether anything of its home has moved since it looked
 //! the entry up, and if so begins again; the writer counts the move, then takes the mark along.
-//! Between the two steps of each stands a full fence, so one of them sees the other.
+//! Between the two steps of each stands a full fence, so one of them sees the other. (A packet that
+//! is counted at that very moment may count for nobody, or for what comes to lie there next.)
 //!
 //! It reads no clock and decides nothing about expiry (`flow_upkeep` does).
 
 use crate::region::{Region, RegionError};
+use crate::tally::Tally;
 use crate::timer_wheel::{TimerWheel, Turned};
 use crate::types::Time;
 use crate::word_array::WordArray;
@@ -101,9 +104,14 @@ impl Life {
     }
 }
 
-/// When the entries of a table were last seen on this node, by cell.
+/// When the entries of a table were last seen on this node, and by how many packets, by cell.
 #[derive(Clone, Debug)]
-pub(crate) struct Marks(Arc<Region>);
+pub(crate) struct Marks {
+    /// Half a word each.
+    seen: Arc<Region>,
+    /// A word each.
+    tallies: Arc<Region>,
+}
 
 /// The end of the tick that a moment lies in, so that nothing seems to be older than it is.
 const fn mark_of(now: Time) -> u32 {
@@ -111,10 +119,35 @@ const fn mark_of(now: Time) -> u32 {
 }
 
 impl Marks {
+    fn new(cells: u32) -> Result<Self, RegionError> {
+        let bytes = (cells as usize * size_of::<u32>()).next_multiple_of(size_of::<u64>());
+        let seen = Arc::new(Region::anonymous(bytes)?);
+        let tallies = Arc::new(Region::anonymous(cells as usize * size_of::<u64>())?);
+        Ok(Self { seen, tallies })
+    }
+
+    /// Counts a packet, or several, at a cell.
+    #[inline]
+    pub(crate) fn count(&self, cell: u32, tally: Tally) {
+        if !tally.is_zero() {
+            self.tallies.words()[cell as usize].fetch_add(tally.to_word(), Ordering::Relaxed);
+        }
+    }
+
+    /// What was counted at a cell since somebody took it.
+    pub(crate) fn tally(&self, cell: u32) -> Tally {
+        Tally::from_word(self.tallies.words()[cell as usize].load(Ordering::Relaxed))
+    }
+
+    /// Takes what was counted at a cell.
+    pub(crate) fn take_tally(&self, cell: u32) -> Tally {
+        Tally::from_word(self.tallies.words()[cell as usize].swap(0, Ordering::Relaxed))
+    }
+
     /// Leaves a mark at a cell.
     #[inline]
     pub(crate) fn leave(&self, cell: u32, now: Time) {
-        let (place, mark) = (self.0.half(cell as usize), mark_of(now));
+        let (place, mark) = (self.seen.half(cell as usize), mark_of(now));
         if place.load(Ordering::Acquire) < mark {
             place.store(mark, Ordering::Relaxed);
             // The look whether the entry has moved comes after the store.
@@ -125,12 +158,13 @@ impl Marks {
     /// Draws the marks of a cell and those behind it near.
     #[inline]
     pub(crate) fn prefetch(&self, cell: u32) {
-        self.0.prefetch(cell as usize / 2);
+        self.seen.prefetch(cell as usize / 2);
+        self.tallies.prefetch(cell as usize);
     }
 
     /// When the entry of a cell was last seen here; `None` if never.
     pub(crate) fn get(&self, cell: u32) -> Option<Time> {
-        match self.0.half(cell as usize).load(Ordering::Relaxed) {
+        match self.seen.half(cell as usize).load(Ordering::Relaxed) {
             0 => None,
             mark => Some(Time(u64::from(mark) << MARK_BITS)),
         }
@@ -138,7 +172,7 @@ impl Marks {
 
     /// The first cell from `first` on and before `end` that has a mark; `end` if none has.
     pub(crate) fn first_from(&self, first: u32, end: u32) -> u32 {
-        let words = self.0.words();
+        let words = self.seen.words();
         let is_clear = |words: &[AtomicU64]| {
             words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0
         };
@@ -157,21 +191,25 @@ impl Marks {
     }
 
     fn forget(&self, cell: u32) {
-        self.0.half(cell as usize).store(0, Ordering::Relaxed);
+        self.seen.half(cell as usize).store(0, Ordering::Relaxed);
+        if !self.tally(cell).is_zero() {
+            self.take_tally(cell);
+        }
     }
 
     fn moved(&self, from: u32, to: u32) {
         // The move was counted before: see the module's text.
         fence(Ordering::SeqCst);
-        let mark = self.0.half(from as usize).load(Ordering::Relaxed);
-        let place = self.0.half(to as usize);
+        self.count(to, self.take_tally(from));
+        let mark = self.seen.half(from as usize).load(Ordering::Relaxed);
+        let place = self.seen.half(to as usize);
         place.store(place.load(Ordering::Relaxed).max(mark), Ordering::Relaxed);
         self.forget(from);
     }
 }
 
-/// Bytes that a cell has beside it: life, mark, and the two links of its timer.
-pub(crate) const BESIDE_BYTES: usize = 20;
+/// Bytes that a cell has beside it: life, mark, tally, and the two links of its timer.
+pub(crate) const BESIDE_BYTES: usize = 28;
 
 #[derive(Debug)]
 struct Kept {
@@ -199,8 +237,7 @@ impl Lifetimes {
         all.try_reserve_exact(cells as usize * BESIDE_BYTES)
             .map_err(|_| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
         drop(all);
-        let bytes = (cells as usize * size_of::<u32>()).next_multiple_of(size_of::<u64>());
-        let marks = Marks(Arc::new(Region::anonymous(bytes)?));
+        let marks = Marks::new(cells)?;
         let lives = WordArray::zeroed(cells as usize).map_err(no_memory)?;
         let wheel = TimerWheel::new(cells as usize);
         Ok(Self(Some(Kept { lives, marks, wheel, due: Vec::new() })))
@@ -340,7 +377,11 @@ mod tests {
         lifetimes.set(1, Life::new(10, 1_000));
         lifetimes.marks().unwrap().leave(1, Time::from_ms(900));
         lifetimes.marks().unwrap().leave(6, Time::from_ms(100));
+        lifetimes.marks().unwrap().count(1, Tally::packet(70));
+        lifetimes.marks().unwrap().count(6, Tally::packet(30));
         lifetimes.moved(1, 6);
+        assert_eq!(lifetimes.marks().unwrap().tally(1), Tally::ZERO);
+        assert_eq!(lifetimes.marks().unwrap().tally(6), Tally::new(2, 100));
         assert_eq!((lifetimes.life(1), lifetimes.life(6).ttl_s()), (Life::ENDLESS, 10));
         let marks = lifetimes.marks().unwrap();
         assert!(marks.get(1).is_none() && marks.get(6).unwrap() > Time::from_ms(900));
@@ -356,6 +397,7 @@ mod tests {
         lifetimes.ended(6);
         assert_eq!((lifetimes.armed(), lifetimes.life(6)), (0, Life::ENDLESS));
         assert_eq!(lifetimes.marks().unwrap().get(6), None);
+        assert_eq!(lifetimes.marks().unwrap().tally(6), Tally::ZERO);
     }
 
     #[test]

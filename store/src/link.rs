@@ -16,6 +16,7 @@ pub use crate::grant_board::ReadGrant;
 use crate::note_relay::{NoteQueue, Noted};
 use crate::shard::{Ask, Route, Shard, ShardView};
 use crate::slot_map::SlotMap;
+use crate::tally::Tally;
 use crate::transaction::{Outcome, Refusal, Transaction};
 use crate::transport::{Transport, lock};
 use crate::types::{NodeId, ShardId, SlotId, Time};
@@ -207,9 +208,9 @@ impl PipeLink {
     }
 
     /// Tells the owner of a shard, when there is time, that a packet has seen an entry of it that
-    /// was read elsewhere than in this node's memory. Nothing follows.
-    pub fn note_seen(&mut self, shard: ShardId, key: &Key, now: Time) {
-        self.noted.note(&self.notes, shard, key, now);
+    /// was read elsewhere than in this node's memory, and what to count. Nothing follows.
+    pub fn note_seen(&mut self, shard: ShardId, key: &Key, (now, tally): (Time, Tally)) {
+        self.noted.note(&self.notes, shard, (key, now, tally));
     }
 
     /// Notes that found no room, or no owner in time.

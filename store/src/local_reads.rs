@@ -1,6 +1,8 @@
 //! What a shard's table is to the store around it: a trait for reads in place, and where others map
-//! it. No table is named here, so that tests bring their own.
+//! it. A trait, so that tests bring machines without a table.
 
+use crate::table_reader::TableReader;
+use crate::tally::Tally;
 use crate::types::{ShardId, SlotId, Time};
 use crate::wire::Reading;
 use crate::{Entry, Key};
@@ -30,9 +32,28 @@ pub trait LocalReads: Send + Sync {
         None
     }
 
-    /// Packets of another node saw the entry of this key then.
-    fn note_seen(&self, key: &Key, at: Time) {
-        let (_, _) = (key, at);
+    /// Packets of another node saw the entry of this key, the last of them then.
+    fn note_seen(&self, key: &Key, at: Time, tally: Tally) {
+        let (_, _, _) = (key, at, tally);
+    }
+}
+
+impl LocalReads for TableReader {
+    fn get(&self, key: &Key) -> Option<Entry> {
+        self.get(key)
+    }
+
+    fn holds(&self, slot: SlotId) -> bool {
+        self.holds(slot)
+    }
+
+    fn whither(&self, slot: SlotId) -> Option<ShardId> {
+        self.whither(slot)
+    }
+
+    fn note_seen(&self, key: &Key, at: Time, tally: Tally) {
+        // Whether there is such an entry is not asked here.
+        let _ = self.get_seen(key, self.hash(key), (at, tally));
     }
 }
 

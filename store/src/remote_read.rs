@@ -8,6 +8,7 @@
 
 use crate::Entry;
 use crate::key::Key;
+use crate::layout::KeyHash;
 use crate::link::{LinkCompletion, PipeLink, ReadGrant};
 use crate::location_cache::LocationCache;
 use crate::table_reader::{READ_BURST, ReadError, TableReader};
@@ -80,6 +81,73 @@ impl MappedReads {
         let (posted, answers) = (ArrayVec::new(), ArrayVec::new());
         Self { reader, grant, cache, posted, answers }
     }
+
+    /// The grant that the region is read under.
+    #[must_use]
+    pub const fn grant(&self) -> &Arc<ReadGrant> {
+        &self.grant
+    }
+
+    /// Goes on under a later grant for the same region of the same owner.
+    pub fn renew(&mut self, grant: Arc<ReadGrant>) {
+        self.grant = grant;
+    }
+
+    /// First step for the keys of a burst that are read one by one ([`MappedReads::read`]): draws
+    /// the entry near where it lay last, else what says where it lies.
+    #[inline]
+    #[must_use]
+    pub fn prefetch(&self, key: &Key) -> KeyHash {
+        self.reader.prefetch_cached(&self.cache, key)
+    }
+
+    /// Second step: draws near the entries that lay nowhere yet.
+    #[inline]
+    #[must_use]
+    pub fn prefetch_entry(&self, hash: KeyHash) -> KeyHash {
+        if hash.is_placed() { hash } else { self.reader.prefetch_cell(hash) }
+    }
+
+    /// Reads an entry of a slot now, without posting. With the key comes its hash.
+    ///
+    /// # Errors
+    /// As [`RemoteAnswer::found`].
+    #[inline]
+    pub fn read(
+        &mut self,
+        now: Time,
+        slot: SlotId,
+        (key, hash): (&Key, KeyHash),
+    ) -> Result<(Option<Entry>, Time), RemoteError> {
+        let right = self.right(now);
+        let found = self.reader.try_get_placed(&mut self.cache, key, hash);
+        self.under(right, slot, found)
+    }
+
+    /// The right to read at this moment; looked at before the values are.
+    fn right(&self, now: Time) -> Option<Time> {
+        Some(self.grant.valid_until()).filter(|until| *until > now)
+    }
+
+    /// What was found, if it counts. Looked at once the value is in hand: a region whose owner
+    /// changed meanwhile says so, and one whose shard does not hold the slot.
+    #[inline]
+    fn under(
+        &self,
+        right: Option<Time>,
+        slot: SlotId,
+        found: Result<Option<Entry>, ReadError>,
+    ) -> Result<(Option<Entry>, Time), RemoteError> {
+        let entry = found?;
+        match right {
+            Some(_) if self.reader.generation() != self.grant.generation => {
+                Err(RemoteError::Revoked)
+            }
+            Some(_) if !self.reader.holds(slot) => Err(RemoteError::SlotMoved),
+            Some(valid_until) => Ok((entry, valid_until)),
+            None => Err(RemoteError::Revoked),
+        }
+    }
 }
 
 impl RemoteReads for MappedReads {
@@ -93,18 +161,11 @@ impl RemoteReads for MappedReads {
 
     fn flush(&mut self, now: Time) {
         let keys: ArrayVec<Key, READ_BURST> = self.posted.iter().map(|(.., key)| *key).collect();
-        let valid_until = self.grant.valid_until();
+        let right = self.right(now);
         let mut found = [Err(ReadError::Busy); READ_BURST];
         self.reader.try_get_cached(&mut self.cache, &keys, &mut found[..keys.len()]);
-        // After the values are in hand: a region whose owner changed meanwhile says so.
-        let granted = valid_until > now && self.reader.generation() == self.grant.generation;
-        for ((token, slot, _), found) in self.posted.drain(..).zip(found) {
-            let found = match found {
-                Ok(_) if granted && !self.reader.holds(slot) => Err(RemoteError::SlotMoved),
-                Ok(entry) if granted => Ok((entry, valid_until)),
-                Ok(_) => Err(RemoteError::Revoked),
-                Err(error) => Err(error.into()),
-            };
+        for ((token, slot, _), found) in core::mem::take(&mut self.posted).into_iter().zip(found) {
+            let found = self.under(right, slot, found);
             self.answers.push(RemoteAnswer { token, found });
         }
     }
@@ -186,7 +247,7 @@ mod tests {
 
     fn reads(table: &Table, until: Time) -> MappedReads {
         let grant = ReadGrant::new("/dev/null".into(), 7, NodeId(1), until);
-        MappedReads::new(table.reader(), Arc::new(grant), 64)
+        MappedReads::new(table.reader(), Arc::new(grant), 1 << 12)
     }
 
     fn read(reads: &mut MappedReads, numbers: core::ops::Range<u64>) -> Vec<RemoteAnswer> {
@@ -195,6 +256,37 @@ mod tests {
         }
         reads.flush(NOW);
         core::iter::from_fn(|| reads.poll()).collect()
+    }
+
+    /// The same reads, one by one, with and without what a burst does before them.
+    fn read_now(
+        reads: &mut MappedReads,
+        numbers: core::ops::Range<u64>,
+    ) -> Vec<Result<(Option<Entry>, Time), RemoteError>> {
+        let keys: Vec<Key> = numbers.map(key).collect();
+        let near: Vec<KeyHash> = keys.iter().map(|key| reads.prefetch(key)).collect();
+        let near: Vec<KeyHash> = near.into_iter().map(|hash| reads.prefetch_entry(hash)).collect();
+        let mut read = |hash: &dyn Fn(usize) -> KeyHash| {
+            let each = keys.iter().enumerate();
+            each.map(|(at, key)| reads.read(NOW, SlotId(0), (key, hash(at)))).collect::<Vec<_>>()
+        };
+        let prepared = read(&|at| near[at]);
+        assert_eq!(prepared, read(&|_| KeyHash::UNKNOWN));
+        prepared
+    }
+
+    #[test]
+    fn a_read_at_once_finds_what_a_posted_one_finds() {
+        let mut table = table(30);
+        let mut reads = reads(&table, END);
+        for _ in 0..2 {
+            for (found, number) in read_now(&mut reads, 10..42).iter().zip(10..) {
+                assert_eq!(*found, Ok((table.get(&key(number)), END)), "{number}");
+            }
+            // Where it lay is remembered now, and it does not lie there any more.
+            assert!(reads.prefetch(&key(11)).is_placed());
+            table.remove(&key(11));
+        }
     }
 
     #[test]
@@ -224,11 +316,17 @@ mod tests {
         let revoked = |answers: Vec<RemoteAnswer>| {
             answers.len() == 3 && answers.iter().all(|a| a.found == Err(RemoteError::Revoked))
         };
+        let all_revoked = |found: Vec<_>| found.iter().all(|f| *f == Err(RemoteError::Revoked));
         assert!(revoked(read(&mut reads(&table, NOW), 0..3)), "over at this moment");
+        assert!(all_revoked(read_now(&mut reads(&table, NOW), 0..3)), "over at this moment");
         let mut reads = reads(&table, END);
         assert!(!revoked(read(&mut reads, 0..3)));
         table.set_generation(8);
         assert!(revoked(read(&mut reads, 0..3)), "the region is another owner's");
+        assert!(all_revoked(read_now(&mut reads, 0..3)), "the region is another owner's");
+        let later = ReadGrant::new("/dev/null".into(), 8, NodeId(1), END);
+        reads.renew(Arc::new(later));
+        assert!(read_now(&mut reads, 0..3).iter().all(Result::is_ok), "granted anew");
     }
 
     #[test]
@@ -239,5 +337,7 @@ mod tests {
         let answers = read(&mut reads, 28..32);
         assert_eq!(answers.len(), 4);
         assert!(answers.iter().all(|a| a.found == Err(RemoteError::SlotMoved)), "{answers:?}");
+        let found = read_now(&mut reads, 28..32);
+        assert!(found.iter().all(|found| *found == Err(RemoteError::SlotMoved)), "{found:?}");
     }
 }

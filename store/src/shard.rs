@@ -193,7 +193,7 @@ pub(crate) struct Shard {
     pub(crate) node: NodeId,
     pub(crate) replica: Replica,
     pub(crate) view: Arc<ShardView>,
-    parts: ShardParts,
+    pub(crate) parts: ShardParts,
     timing: Timing,
     tenure: Tenure,
     /// The last term in which this node owned the shard.
@@ -311,8 +311,7 @@ impl Shard {
         }
         let now = boot_now();
         for note in notes {
-            let age_ns = u64::from(note.age_ms) * 1_000_000;
-            reads.note_seen(&note.key, Time(now.0.saturating_sub(age_ns)));
+            reads.note_seen(&note.key, note.seen_at(now), note.tally);
         }
         Response::Noted
     }
@@ -357,6 +356,7 @@ impl Shard {
         if to == self.node {
             return Ok(());
         }
+        self.tell_all().await;
         self.tenure.offer(leading.term).map_err(|_| ChangeError::InProgress)?;
         let mut offering = Offering { tenure: &self.tenure, term: None };
         loop {

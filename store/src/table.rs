@@ -15,6 +15,7 @@ use crate::slot_set::SlotSet;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::table_stats::TableStats;
 use crate::table_writer::{Scan, Writer};
+use crate::tally::Tally;
 use crate::timer_wheel::Turned;
 use crate::types::{ShardId, SlotId, Time, Version};
 use core::sync::atomic::Ordering;
@@ -248,12 +249,23 @@ impl Table {
         Some((entry, self.writer.lives.life(cell)))
     }
 
-    /// An entry was seen then; nothing happens if there is none, or if it lives for ever.
-    pub(crate) fn note_seen(&mut self, key: &Key, seen_ms: u64) {
-        let Some((cell, _)) = self.writer.find(key) else { return };
+    /// An entry was seen then, and `tally` is counted from word `at` of its value on. Nothing
+    /// happens if there is none; one that lives for ever is only counted at.
+    pub(crate) fn note_seen(&mut self, key: &Key, seen_ms: u64, (tally, at): (Tally, usize)) {
+        let Some((cell, mut entry)) = self.writer.find(key) else { return };
         let life = self.writer.lives.life(cell);
         if life != Life::ENDLESS {
             self.writer.lives.set(cell, life.seen_at(seen_ms));
+        }
+        if tally.is_zero() {
+            return;
+        }
+        if let Some([packets, bytes]) =
+            entry.value.0.get_mut(at..).and_then(<[u64]>::first_chunk_mut)
+        {
+            *packets = packets.saturating_add(tally.packets());
+            *bytes = bytes.saturating_add(tally.bytes());
+            self.writer.write(cell, Content { key: *key, entry });
         }
     }
 
@@ -306,19 +318,23 @@ impl Table {
         self.writer.lives.marks().map_or(end, |marks| marks.first_from(first, end))
     }
 
-    /// The entry of a cell if it has a lifetime and `wanted` says so of its life and mark.
-    pub(crate) fn marked(
+    /// The entry of a cell if it has a lifetime and `wanted` says so of its life and mark, or if
+    /// something was counted at it and is to be told now, or soon. That is then taken.
+    pub(crate) fn take_marked(
         &self,
         cell: u32,
         wanted: impl FnOnce(Life, Time) -> bool,
-    ) -> Option<(Key, Time)> {
-        let lives = &self.writer.lives;
-        let mark = lives.marks()?.get(cell)?;
-        let life = lives.life(cell);
-        if life == Life::ENDLESS || !wanted(life, mark) {
+        tells_tally: bool,
+    ) -> Option<(Key, Time, Tally)> {
+        let (lives, marks) = (&self.writer.lives, self.writer.lives.marks()?);
+        let mark = marks.get(cell)?;
+        let (life, tally) = (lives.life(cell), marks.tally(cell));
+        let is_due = tally.is_large() || tells_tally && !tally.is_zero();
+        if !is_due && (life == Life::ENDLESS || !wanted(life, mark)) {
             return None;
         }
-        self.writer.content(cell).map(|content| (content.key, mark))
+        let content = self.writer.content(cell)?;
+        Some((content.key, mark, marks.take_tally(cell)))
     }
 
     /// Removes the entry of a key and gives it back.

@@ -17,6 +17,7 @@ use crate::limits::{CAPACITY_MAX, READ_ATTEMPTS};
 use crate::location_cache::LocationCache;
 use crate::lookup::{NOWHERE, View};
 use crate::region::Region;
+use crate::tally::Tally;
 use crate::types::{ShardId, SlotId, Time};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::Arc;
@@ -236,28 +237,38 @@ impl TableReader {
         }
     }
 
-    /// As [`TableReader::get_hashed`], for a packet that keeps the entry alive: leaves a mark that
-    /// it was seen now. Without a lock; between two ticks of the marks nothing is written.
-    #[must_use]
+    /// As [`TableReader::get_hashed`], for packets that keep the entry alive: leaves a mark that it
+    /// was seen now, and counts them. Without a lock; with nothing to count, nothing is written
+    /// between two ticks of the marks.
     #[inline]
-    pub fn get_seen(&self, key: &Key, hash: KeyHash, now: Time) -> Option<Entry> {
-        let hash = self.resolve(key, hash);
-        let Some(marks) = &self.marks else { return self.get_settled(key, hash) };
+    pub fn get_seen(&self, key: &Key, hash: KeyHash, (now, tally): (Time, Tally)) -> Option<Entry> {
+        let Some(marks) = &self.marks else { return self.get_hashed(key, hash) };
+        let (hint, hash) = (hash.cell, self.resolve(key, hash));
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let moves = counter.load(Ordering::Acquire);
-        if let Ok(found) = self.view.look(key, hash, false) {
+        let found = match self.view.entry_at(hint, key, false) {
+            Some(entry) => Ok(Some((hint, entry))),
+            None => self.view.look(key, hash, false),
+        };
+        if let Ok(found) = found {
             let (cell, entry) = found?;
             marks.leave(cell, now);
             // An entry that moved meanwhile may have left without the mark.
             if moves & 1 == 0 && counter.load(Ordering::Relaxed) == moves {
+                marks.count(cell, tally);
                 return Some(entry);
             }
         }
-        self.get_seen_unsettled(key, hash, now)
+        self.get_seen_unsettled(key, hash, (now, tally))
     }
 
     #[cold]
-    fn get_seen_unsettled(&self, key: &Key, hash: u64, now: Time) -> Option<Entry> {
+    fn get_seen_unsettled(
+        &self,
+        key: &Key,
+        hash: u64,
+        (now, tally): (Time, Tally),
+    ) -> Option<Entry> {
         let marks = self.marks.as_ref()?;
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let mut spins = 0;
@@ -271,6 +282,7 @@ impl TableReader {
             // A writer that was put aside in the middle of a move must not hold up a packet. The
             // mark lies where the entry was found, and goes along when the move goes on.
             if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
+                marks.count(cell, tally);
                 return Some(entry);
             }
         }
@@ -429,6 +441,39 @@ impl TableReader {
                 });
             }
         }
+    }
+
+    /// The hash of a key, and where it lay when it was read last; what is needed first is drawn near.
+    #[inline]
+    pub(crate) fn prefetch_cached(&self, cache: &LocationCache, key: &Key) -> KeyHash {
+        let mut hash = self.hash(key);
+        hash.cell = cache.recall(hash.hash);
+        if hash.is_placed() {
+            self.view.prefetch_lines(hash.cell);
+        } else {
+            self.view.prefetch_tags(hash.hash);
+        }
+        hash
+    }
+
+    /// As [`TableReader::try_get_hashed`]; remembers where the key lies.
+    #[inline]
+    pub(crate) fn try_get_placed(
+        &self,
+        cache: &mut LocationCache,
+        key: &Key,
+        hash: KeyHash,
+    ) -> Result<Option<Entry>, ReadError> {
+        let resolved = self.resolve(key, hash);
+        let (cell, entry) = match self.view.entry_at(hash.cell, key, true) {
+            Some(entry) => (hash.cell, entry),
+            None => match self.try_find(key, resolved)? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+        };
+        cache.remember(resolved, cell);
+        Ok(Some(entry))
     }
 
     #[inline]

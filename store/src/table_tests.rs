@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::Endpoint;
+use crate::Tally;
 use crate::layout::KeyHash;
 use crate::location_cache::LocationCache;
 use crate::table_reader::ReadError;
@@ -526,10 +527,16 @@ fn a_mark_is_not_lost_when_its_entry_is_moved() {
     let count = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
+            let mut hints = [KeyHash::UNKNOWN; KEYS as usize];
             for at in 1..=MARKS {
                 let number = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
                 let now = Time(at * MARK_NS);
-                assert!(reader.get_seen(&key(number), KeyHash::UNKNOWN, now).is_some());
+                // A hint of where it lay, mostly an old one.
+                let hint = &mut hints[number as usize];
+                if at % 16 == 0 {
+                    *hint = reader.prefetch_cell(reader.hash(&key(number)));
+                }
+                assert!(reader.get_seen(&key(number), *hint, (now, Tally::ZERO)).is_some());
                 left[number as usize].store(now.0, Ordering::Release);
                 count.store(at, Ordering::Release);
             }

@@ -360,7 +360,7 @@ impl<M: Words> Writer<M> {
         self.write(cell, Content::EMPTY);
     }
 
-    fn write(&self, cell: u32, content: Content) {
+    pub(crate) fn write(&self, cell: u32, content: Content) {
         cell::write(self.view.cell(cell), content);
     }
 

@@ -6,7 +6,8 @@
 #![expect(missing_docs, reason = "rkyv's derive makes resolver fields without a text")]
 
 use crate::key::{Key, Value};
-use crate::types::{LogIndex, PoolId, ShardId, SlotId, Version};
+use crate::tally::Tally;
+use crate::types::{LogIndex, PoolId, ShardId, SlotId, Time, Version};
 use arrayvec::ArrayVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -168,6 +169,16 @@ pub struct SeenNote {
     pub key: Key,
     /// How long before this is said it was last seen.
     pub age_ms: u32,
+    /// What was counted since the last note.
+    pub tally: Tally,
+}
+
+impl SeenNote {
+    /// When the entry was last seen, by the clock of whoever hears of it now.
+    #[must_use]
+    pub const fn seen_at(&self, now: Time) -> Time {
+        Time(now.0.saturating_sub(self.age_ms as u64 * 1_000_000))
+    }
 }
 
 /// Many transactions in one log entry, with the time at which they are decided.

@@ -27,13 +27,16 @@ pub const PARTNERS_MAX: usize = CONDITIONS_MAX - 1;
 
 /// How soon what was seen is known to all replicas, unless told otherwise.
 pub const SOFT_STATE_MS: u64 = 1_000;
+/// Passes over all marks, each so long, in which every tally is told once.
+pub const TALLY_PASSES: u32 = 8;
 
 /// What may be lost of soft state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SoftTerms {
     /// What was seen is replicated within this time; so much is lost with an owner. Less than an
     /// eighth of an entry's life is not worth a message: of a long-lived entry that much may be
-    /// missing. (A new owner knows that it does not know; see `flow_upkeep`.)
+    /// missing. (A new owner knows that it does not know; see `flow_upkeep`.) What was counted is
+    /// replicated within [`TALLY_PASSES`] times as long.
     pub within_ms: u64,
 }
 
@@ -96,6 +99,9 @@ pub struct Upkeep {
     pub blocks: Vec<BlockRecord>,
     /// Whether notes of what was seen are wanted now; the others wait.
     pub wants_seen: bool,
+    /// Nothing else is wanted than all that was seen and counted, at once, from this cell on: the
+    /// owner is about to go. Rises to the cell to go on with.
+    pub tells_all_from: Option<u32>,
     /// Timers that were looked at.
     pub steps: u32,
     /// Cells whose marks were looked at.
@@ -148,6 +154,14 @@ pub struct PoolPort {
 pub trait EntryRules: Send + Sync + fmt::Debug {
     /// What ends when this entry has not been seen for its lifetime. `ending` is empty.
     fn end(&self, key: &Key, entry: &Entry, ending: &mut Ending);
+
+    /// The first of the two words of such an entry's value that count packets and bytes, if it has
+    /// such. They rise by notes of what was seen, without a new version, and stay what they are
+    /// when the value is put anew.
+    fn tally(&self, key: &Key) -> Option<usize> {
+        let _ = key;
+        None
+    }
 
     /// The port that is in use because of this entry: a port in use has one such entry.
     fn port(&self, key: &Key, entry: &Entry) -> Option<PoolPort>;

@@ -8,7 +8,7 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use nearstate_store::clock::boot_now;
-use nearstate_store::driver::{AppHandler, LocalReads, ShardSetup, Store, StoreConfig};
+use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::LinkCompletion;
@@ -16,9 +16,9 @@ use nearstate_store::machine::{Machine, Reply, SnapshotError};
 use nearstate_store::transaction::{Condition, SeenNote};
 use nearstate_store::upkeep::{Upkeep, UpkeepClock};
 use nearstate_store::{
-    Doorbell, Endpoint, Entry, Fill, Key, LogIndex, NodeId, Outcome, Region, RegionIdentity,
-    ShardId, SlotId, SlotSet, SoftTerms, Table, TableReader, TenantId, Time, Transaction,
-    TransactionId, Value, Write, decode_batch,
+    Doorbell, Endpoint, Fill, Key, LogIndex, NodeId, Outcome, Region, RegionIdentity, ShardId,
+    SlotId, SlotSet, SoftTerms, Table, Tally, TenantId, Transaction, TransactionId, Value, Write,
+    decode_batch,
 };
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -92,18 +92,6 @@ impl Machine for Watched {
     }
 }
 
-struct Reads(TableReader);
-
-impl LocalReads for Reads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
-
-    fn note_seen(&self, key: &Key, at: Time) {
-        let _ = self.0.get_seen(key, self.0.hash(key), at);
-    }
-}
-
 struct Nobody;
 
 impl AppHandler for Nobody {
@@ -132,7 +120,7 @@ impl Node {
             id: SHARD,
             machine: Box::new(Watched(machine, seen.clone())),
             check: Watched::check,
-            reads: Some(Arc::new(Reads(reader))),
+            reads: Some(Arc::new(reader)),
             region: None,
             lease: Arc::new(LeaseCell::none()),
             generation: None,
@@ -257,7 +245,7 @@ async fn what_packets_of_another_node_see_reaches_all_replicas_and_is_counted() 
     let mut link = other.store.pipe_link(99, Arc::new(Doorbell::new().unwrap()));
     let told = |node: &Node| node.seen.lock().unwrap().told.iter().any(|n| n.key == key(7));
     until(|| {
-        link.note_seen(SHARD, &key(7), boot_now());
+        link.note_seen(SHARD, &key(7), (boot_now(), Tally::ZERO));
         nodes.iter().all(told).then_some(())
     })
     .await;

@@ -8,8 +8,8 @@ use nearstate_store::slot_move::{MoveEntry, MovedEntry, Piece, Step};
 use nearstate_store::transaction::Batch;
 use nearstate_store::{
     Condition, Endpoint, Key, LocationCache, LogIndex, Machine, Outcome, ReadError, Region,
-    RegionIdentity, RegionStats, ShardId, SlotId, SlotSet, Table, TableReader, TableScan, TenantId,
-    Transaction, TransactionId, Value, Version, Write, decode_batch, encode_batch,
+    RegionIdentity, RegionStats, ShardId, SlotId, SlotSet, Table, TableReader, TableScan, Tally,
+    TenantId, Transaction, TransactionId, Value, Version, Write, decode_batch, encode_batch,
 };
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -53,7 +53,8 @@ pub(crate) fn batch() -> Batch {
         .into_iter()
         .collect(),
     });
-    let note = nearstate_store::transaction::SeenNote { key: key(1), age_ms: 3 };
+    let note =
+        nearstate_store::transaction::SeenNote { key: key(1), age_ms: 3, tally: Tally::packet(9) };
     Batch { time_ms: 1000, transactions: transactions.collect(), seen: vec![note] }
 }
 

@@ -3,19 +3,39 @@
 //!
 //! A mapping ends by its `nat-out` entry, which outbound packets keep alive (RFC 4787 REQ-6); its
 //! `nat-in` entry goes with it, and the port returns to its pool. A balanced flow is two entries,
-//! and either direction keeps both alive. A firewall's flow ends alone, and so does
-//! a remote end's leave to send to a mapping. Pure; what an entry means
-//! is read by the function that wrote it.
+//! and either direction keeps both alive. A firewall's flow ends alone, and so does a remote end's
+//! leave to send to a mapping. Pure; what an entry means is read by the function that wrote it.
 
 use crate::nf::load_balancer::Choice;
 use crate::nf::nat44::Mapping;
 use crate::nf::state_key::{self, KeyKind};
+use nearstate_store::key::VALUE_BYTES;
 use nearstate_store::upkeep::{Ending, EntryRules, PoolPort};
-use nearstate_store::{Endpoint, Entry, Key, Write};
+use nearstate_store::{Endpoint, Entry, Key, Value, Write};
+
+/// The last two words of a value count the packets that kept the entry alive, and their bytes. No
+/// function reads or writes them.
+const TALLY_WORD: usize = VALUE_BYTES / 8 - 2;
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FunctionRules;
+
+/// Packets and bytes that were counted at an entry, if that is done.
+#[must_use]
+pub fn counted(key: &Key, value: &Value) -> Option<(u64, u64)> {
+    let at = FunctionRules.tally(key)?;
+    Some((value.0[at], value.0[at + 1]))
+}
+
+/// A value without them.
+#[must_use]
+pub fn without_counts(key: &Key, mut value: Value) -> Value {
+    if let Some(at) = FunctionRules.tally(key) {
+        value.0[at..at + 2].fill(0);
+    }
+    value
+}
 
 /// IPv4 address and port in network order.
 fn endpoint_bytes(end: Endpoint) -> [u8; 6] {
@@ -48,6 +68,18 @@ impl EntryRules for FunctionRules {
             }
             // It has no lifetime of its own.
             Some(KeyKind::NatIn) | None => {}
+        }
+    }
+
+    fn tally(&self, key: &Key) -> Option<usize> {
+        match KeyKind::of(key)? {
+            KeyKind::Firewall
+            | KeyKind::NatOut
+            | KeyKind::NatFilter
+            | KeyKind::Balance
+            | KeyKind::BalanceReply => Some(TALLY_WORD),
+            // No packet keeps it alive, so none is counted at it.
+            KeyKind::NatIn => None,
         }
     }
 

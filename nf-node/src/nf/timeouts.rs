@@ -32,7 +32,8 @@ pub struct Timeouts {
     pub tcp_transitory_s: u32,
     /// ICMP queries. At least 60.
     pub icmp_s: u32,
-    /// Milliseconds within which what was seen is known to all replicas. At least 1000.
+    /// Milliseconds within which what was seen is known to all replicas, and within eight times of
+    /// which what was counted is. At least 1000.
     pub seen_within_ms: u32,
 }
 

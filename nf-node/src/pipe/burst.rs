@@ -13,7 +13,8 @@ use crate::frame::{BURST_MAX, Burst, Frame};
 use crate::nf::{NetworkFunction, Packet};
 use crate::packet;
 use crate::packet::parsed::Parsed;
-use crate::pipe::walk::{Stop, Way, walk};
+use crate::pipe::parking::Arrived;
+use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{Output, Pipe, Stages};
 use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
@@ -30,6 +31,7 @@ pub(super) struct Lane {
     pub(super) key: Option<Key>,
     /// The hash of that key.
     hash: KeyHash,
+    counted: Counted,
     verdict: Result<(), DropReason>,
     /// The flow as which it is to leave.
     tuple: FlowTuple,
@@ -47,6 +49,7 @@ impl Lanes {
             slot: SlotId(0),
             key: None,
             hash: KeyHash::UNKNOWN,
+            counted: Counted::default(),
             verdict: Err(DropReason::ShortEthernet),
             tuple: FlowTuple {
                 protocol: 0,
@@ -98,6 +101,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         for (lane, frame) in self.lanes.0.iter_mut().zip(frames) {
             let (bytes, side) = (frame.as_slice(), frame.side);
             lane.parsed = packet::parse(bytes);
+            lane.counted = Counted::default();
             let Ok(parsed) = &lane.parsed else { continue };
             lane.slot = self.chain.slot(side, &parsed.tuple);
             let packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
@@ -108,9 +112,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             };
         }
         // By now what was asked for first has come, or is about to.
-        for lane in &self.lanes.0[..frames.len()] {
+        for lane in &mut self.lanes.0[..frames.len()] {
             if lane.parsed.is_ok() {
-                self.access.prefetch_entry(lane.slot, lane.hash);
+                lane.hash = self.access.prefetch_entry(lane.slot, lane.hash);
             }
         }
     }
@@ -121,11 +125,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let (tenant, token) = (chain.tenant(), parking.next_token());
         let mut decided = Decided { count: 0, valid_until: Time(u64::MAX), stopped: None };
         for (lane, frame) in lanes.0[done..].iter_mut().zip(frames) {
-            let Lane { parsed, slot, key: first, hash, verdict, tuple, valid_until } = lane;
+            let Lane { parsed, slot, key: first, hash, counted, .. } = lane;
             let parsed = match parsed {
                 Ok(parsed) => &*parsed,
                 Err(reason) => {
-                    (*verdict, *valid_until) = (Err(*reason), Time(u64::MAX));
+                    (lane.verdict, lane.valid_until) = (Err(*reason), Time(u64::MAX));
                     decided.count += 1;
                     continue;
                 }
@@ -134,7 +138,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let mut packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
             let (mut is_first, mut found_first) = (true, None);
             let mut hash = Some(*hash);
-            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, is_seen| {
+            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, used| {
                 if core::mem::take(&mut is_first) {
                     if first.is_none() {
                         found_first = Some(*key);
@@ -144,21 +148,24 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     }
                 }
                 let wanted = (key, hash.take().unwrap_or(KeyHash::UNKNOWN));
-                let answer = if is_seen {
-                    access.read_seen(now, token, *slot, wanted)
+                let answer = if used.keeps_alive {
+                    access.read_seen((now, counted.tally(used, bytes)), token, *slot, wanted)
                 } else {
                     access.read(now, token, *slot, wanted)
                 };
                 match answer {
                     ReadAnswer::Here { entry, access, valid_until } => {
                         counters.add_accesses(access, 1);
+                        if entry.is_some() {
+                            counted.note(used);
+                        }
                         Ok((entry, valid_until))
                     }
                     ReadAnswer::Later => Err(Stop::Asked(*key)),
                     ReadAnswer::Unavailable => Err(Stop::Unavailable),
                 }
             });
-            *tuple = packet.tuple;
+            lane.tuple = packet.tuple;
             if found_first.is_some() {
                 *first = found_first;
             }
@@ -166,7 +173,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 decided.stopped = Some(way);
                 break;
             };
-            (*verdict, *valid_until) = (decision, until);
+            (lane.verdict, lane.valid_until) = (decision, until);
             decided.valid_until = decided.valid_until.min(until);
             decided.count += 1;
         }
@@ -234,9 +241,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         way: Option<Way>,
         out: &mut impl Output,
     ) {
-        let Lane { parsed, slot, key, .. } = self.lanes.0[lane];
+        let Lane { parsed, slot, key, counted, .. } = self.lanes.0[lane];
         match parsed {
-            Ok(parsed) => self.admit(now, (frame, parsed, slot), way.map(|way| (way, key)), out),
+            Ok(parsed) => {
+                let arrived = Arrived { frame, parsed, slot, counted };
+                self.admit(now, arrived, way.map(|way| (way, key)), out);
+            }
             Err(reason) => self.hand_over(frame, Err(reason), out),
         }
     }

@@ -8,6 +8,7 @@
 
 use crate::frame::Frame;
 use crate::packet::parsed::Parsed;
+use crate::pipe::walk::Counted;
 use crate::pipe::{COMMIT_GIVE_UP_NS, GIVE_UP_NS, STAGES_MAX};
 use crate::state_access::Token;
 use arrayvec::ArrayVec;
@@ -39,12 +40,19 @@ pub(super) struct Answer {
     pub(super) asked: u64,
 }
 
-/// A parked packet, as it came in.
+/// A packet as it came in, and what is known of it.
 #[derive(Debug)]
-pub(super) struct Parked {
+pub(super) struct Arrived {
     pub(super) frame: Frame,
     pub(super) parsed: Parsed,
     pub(super) slot: SlotId,
+    pub(super) counted: Counted,
+}
+
+/// A parked packet.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) arrived: Arrived,
     /// The first key of its way, once it is known.
     pub(super) first_key: Option<Key>,
     /// When it was parked.

@@ -6,11 +6,9 @@
 use crate::counters::Event;
 use crate::frame::Frame;
 use crate::nf::{NetworkFunction, Packet};
-use crate::packet;
-use crate::packet::Verify;
-use crate::packet::parsed::Parsed;
-use crate::pipe::parking::{Answer, Parked, Phase};
-use crate::pipe::walk::{Stop, Way, walk};
+use crate::packet::{self, Verify};
+use crate::pipe::parking::{Answer, Arrived, Parked, Phase};
+use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{
     End, GIVE_UP_NS, LEASES_OVER_MAX, Output, Pipe, QUICK_TRIES, QUICK_TRY_NS, SLOW_TRY_NS,
     SWEEP_NS, Stages, TRANSACTIONS_MAX,
@@ -21,7 +19,7 @@ use crate::verdict::DropReason;
 use arrayvec::ArrayVec;
 use nearstate_placement::FlowTuple;
 use nearstate_store::{
-    Entry, Key, KeyHash, Outcome, Refusal, SlotId, Time, Transaction, TransactionId, Write,
+    Entry, Key, KeyHash, Outcome, Refusal, Time, Transaction, TransactionId, Write,
 };
 
 impl<S: StateAccess, C: Stages> Pipe<S, C> {
@@ -30,14 +28,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     pub(super) fn admit(
         &mut self,
         now: Time,
-        (frame, parsed, slot): (Frame, Parsed, SlotId),
+        arrived: Arrived,
         came: Option<(Way, Option<Key>)>,
         out: &mut impl Output,
     ) {
         let first_key = came.as_ref().and_then(|(_, first_key)| *first_key);
-        let Some(place) = self.take_place(now, (frame, parsed, slot), first_key, out) else {
-            return;
-        };
+        let Some(place) = self.take_place(now, arrived, first_key, out) else { return };
         match came {
             None => self.resume(now, place, out),
             Some((way, _)) => {
@@ -53,12 +49,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     fn take_place(
         &mut self,
         now: Time,
-        (frame, parsed, slot): (Frame, Parsed, SlotId),
+        arrived: Arrived,
         first_key: Option<Key>,
         out: &mut impl Output,
     ) -> Option<u32> {
         if self.parking.is_full() {
-            self.hand_over(frame, Err(DropReason::ParkingFull), out);
+            self.hand_over(arrived.frame, Err(DropReason::ParkingFull), out);
             return None;
         }
         if self.parking.is_empty() {
@@ -66,9 +62,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
         let asked = self.parking.numbered();
         let parked = Parked {
-            frame,
-            parsed,
-            slot,
+            arrived,
             first_key,
             since: now,
             number: 0,
@@ -90,7 +84,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         match packet::parse_with(frame.as_slice(), Verify::Headers) {
             Ok(parsed) => {
                 let slot = self.chain.slot(frame.side, &parsed.tuple);
-                let place = self.take_place(now, (frame, parsed, slot), None, out);
+                // It has been counted on its way out; the way in has entries of its own.
+                let arrived = Arrived { frame, parsed, slot, counted: Counted::default() };
+                let place = self.take_place(now, arrived, None, out);
                 self.ready.extend(place);
             }
             Err(reason) => self.hand_over(frame, Err(reason), out),
@@ -225,7 +221,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let Self { access, chain, counters, changes, parking, claims, .. } = self;
         let (token, numbered) = (parking.token_of(place), parking.numbered());
         let parked = parking.get_mut(place);
-        let Parked { frame, parsed, slot, first_key, answers, asked, .. } = parked;
+        let Parked { arrived, first_key, answers, asked, .. } = parked;
+        let Arrived { frame, parsed, slot, counted } = arrived;
         let (slot, side) = (*slot, frame.side);
         let mut packet = Packet {
             frame: frame.as_slice(),
@@ -235,25 +232,33 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             tuple: parsed.tuple,
         };
         let first = chain.function(side, 0).and_then(|function| function.key(&packet));
-        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, is_seen| {
+        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, used| {
             if first_key.is_none() {
                 *first_key = Some(*key);
                 if claims.is_held(key) {
                     return Err(Stop::Behind(*key));
                 }
             }
+            let seen = (now, counted.tally(used, frame.as_slice()));
             if let Some(answer) = Answer::find(answers, now, key) {
+                if used.keeps_alive && answer.entry.is_some() && !seen.1.is_zero() {
+                    access.saw(seen, slot, key);
+                    counted.note(used);
+                }
                 return Ok((answer.entry, answer.valid_until));
             }
             let wanted = (key, KeyHash::UNKNOWN);
-            let answer = if is_seen {
-                access.read_seen(now, token, slot, wanted)
+            let answer = if used.keeps_alive {
+                access.read_seen(seen, token, slot, wanted)
             } else {
                 access.read(now, token, slot, wanted)
             };
             match answer {
                 ReadAnswer::Here { entry, access, valid_until } => {
                     counters.add_accesses(access, 1);
+                    if entry.is_some() {
+                        counted.note(used);
+                    }
                     Answer { key: *key, entry, valid_until, asked: numbered }.keep_in(answers);
                     Ok((entry, valid_until))
                 }
@@ -296,7 +301,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
         let transaction = Transaction {
             id: TransactionId { client: self.client, serial: self.serial + 1 },
-            slot: parked.slot,
+            slot: parked.arrived.slot,
             conditions: core::mem::take(&mut self.changes.conditions),
             writes: core::mem::take(&mut self.changes.writes),
         };
@@ -353,10 +358,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         None
     }
 
-    /// A packet ends its stay; whoever calls this runs what is ready then. Those who waited behind it become ready, with the reads that were
-    /// asked for after they had come: nothing older may be shown to them.
+    /// A packet ends its stay; whoever calls this runs what is ready then. Those who waited behind
+    /// it become ready, with the reads that were asked for after they had come: nothing older may
+    /// be shown to them.
     fn finish(&mut self, place: u32, end: End, out: &mut impl Output) {
-        let Parked { mut frame, parsed, answers, .. } = self.parking.remove(place);
+        let Parked { arrived, answers, .. } = self.parking.remove(place);
+        let Arrived { mut frame, parsed, .. } = arrived;
         let Self { claims, parking, ready, .. } = self;
         claims.release(place, |heir| {
             let waiter = parking.get_mut(heir);

@@ -5,7 +5,7 @@
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::pipe::{STAGES_MAX, Stages};
 use crate::verdict::{DropReason, Verdict};
-use nearstate_store::{Entry, Key, Time};
+use nearstate_store::{Entry, Key, Tally, Time};
 
 /// How far a packet came.
 #[derive(Debug)]
@@ -35,15 +35,45 @@ pub(super) enum Stop {
     Unavailable,
 }
 
+/// What an entry is read for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Use {
+    /// How many functions come before.
+    stage: usize,
+    /// Whether the packet keeps the entry alive.
+    pub(super) keeps_alive: bool,
+}
+
+/// At which functions a packet has been counted: wherever it is processed again, it counts once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted(u8);
+
+const _: () = assert!(STAGES_MAX <= u8::BITS as usize);
+
+impl Counted {
+    /// What the packet, a frame of so many bytes, counts for.
+    #[inline]
+    pub(super) fn tally(self, of: Use, frame: &[u8]) -> Tally {
+        let bytes = u16::try_from(frame.len()).unwrap_or(u16::MAX);
+        if self.0 >> of.stage & 1 == 0 { Tally::packet(bytes) } else { Tally::ZERO }
+    }
+
+    /// It found the entry, and was counted.
+    #[inline]
+    pub(super) const fn note(&mut self, of: Use) {
+        self.0 |= 1 << of.stage;
+    }
+}
+
 /// Sends a packet through the chain. `first` is the key of the first function, found already.
-/// `read` is told whether the packet keeps the entry alive.
+/// `read` is told what for.
 #[inline(always)]
 pub(super) fn walk<C: Stages>(
     chain: &C,
     now: Time,
     (packet, first): (&mut Packet<'_>, Option<&Key>),
     changes: &mut Changes,
-    mut read: impl FnMut(&Key, bool) -> Result<(Option<Entry>, Time), Stop>,
+    mut read: impl FnMut(&Key, Use) -> Result<(Option<Entry>, Time), Stop>,
 ) -> Way {
     changes.clear();
     let mut valid_until = Time(u64::MAX);
@@ -56,7 +86,10 @@ pub(super) fn walk<C: Stages>(
             later = function.key(packet);
             later.as_ref()
         };
-        let entry = match key.map(|key| read(key, packet.keeps_alive(key))) {
+        let entry = match key.map(|key| {
+            let keeps_alive = packet.keeps_alive(key);
+            read(key, Use { stage, keeps_alive })
+        }) {
             None => None,
             Some(Ok((entry, until))) => {
                 valid_until = valid_until.min(until);

@@ -7,13 +7,12 @@ use crate::nf::entry_rules::FunctionRules;
 use crate::node_config::NodeConfig;
 use nearstate_placement::Map;
 use nearstate_placement::system::SystemMachine;
-use nearstate_store::driver::{LocalReads, RegionAddress, ShardSetup};
+use nearstate_store::driver::{RegionAddress, ShardSetup};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::region::{Region, require_memory};
 use nearstate_store::{
-    Entry, Key, Machine, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table, TableError,
-    TableReader, Time,
+    Machine, RegionError, RegionIdentity, ShardId, SlotId, SlotSet, Table, TableError, TableReader,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,27 +40,6 @@ impl ReplicaView {
     /// The view as a pipe takes it.
     pub(super) fn to_local(&self) -> LocalShard {
         LocalShard { reader: self.reader.clone(), lease: self.lease.clone() }
-    }
-}
-
-struct TableReads(TableReader);
-
-impl LocalReads for TableReads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
-
-    fn holds(&self, slot: SlotId) -> bool {
-        self.0.holds(slot)
-    }
-
-    fn whither(&self, slot: SlotId) -> Option<ShardId> {
-        self.0.whither(slot)
-    }
-
-    fn note_seen(&self, key: &Key, at: Time) {
-        // Whether there is such an entry is not asked here.
-        let _ = self.0.get_seen(key, self.0.hash(key), at);
     }
 }
 
@@ -117,7 +95,7 @@ impl Replicas {
                 id: shard,
                 machine: Box::new(machine),
                 check: FlowMachine::check,
-                reads: Some(Arc::new(TableReads(reader.clone()))),
+                reads: Some(Arc::new(reader.clone())),
                 region: config.shared_memory_reads.then_some(RegionAddress { path }),
                 lease: lease.clone(),
                 generation: Some(Arc::new(move |term| generation.set(term))),

@@ -3,7 +3,7 @@
 use super::{Asked, entry_json, value_words};
 use crate::cli::Ended;
 use clap::Args;
-use nearstate_nf_node::nf::state_key;
+use nearstate_nf_node::nf::{entry_rules, state_key};
 use nearstate_placement::store_api::{HeldEntry, StoreRequest, StoreResponse};
 use nearstate_placement::{FlowTuple, Map};
 use nearstate_store::{Endpoint, Key, TenantId};
@@ -16,7 +16,8 @@ use std::process::ExitCode;
 #[command(
     after_help = "With one endpoint: the NAT entries of it, as an inside and as an external \
     endpoint. With two: also those of the firewall and of the load balancer. Exit code 1 if no \
-    owner holds any."
+    owner holds any. Packets and bytes: those that kept the entry alive, as its owner last told \
+    its copies, which it does within eight times `seen_within_ms`."
 )]
 pub(in crate::cli) struct GetArgs {
     #[command(flatten)]
@@ -106,6 +107,14 @@ fn look(args: &GetArgs, map: &Map, keys: &[Key]) -> (Vec<Holding>, Vec<String>) 
     (found, silent)
 }
 
+/// What was counted at an entry; nothing if nothing is.
+fn counts(held: &HeldEntry) -> String {
+    match entry_rules::counted(&held.key, &held.value) {
+        Some((packets, bytes)) => format!("; {packets} packets, {bytes} bytes"),
+        None => String::new(),
+    }
+}
+
 fn as_text(keys: &[Key], found: &[Holding], silent: &[String]) -> String {
     let mut text = String::new();
     for key in keys {
@@ -118,11 +127,12 @@ fn as_text(keys: &[Key], found: &[Holding], silent: &[String]) -> String {
         for (node, held) in held {
             let part = if held.is_current { "owner" } else { "copy" };
             text.push_str(&format!(
-                "    {part} at {node}: {}, slot {}, version {}: {}\n",
+                "    {part} at {node}: {}, slot {}, version {}: {}{}\n",
                 held.shard,
                 held.slot.0,
                 held.version.0,
-                value_words(held)
+                value_words(held),
+                counts(held)
             ));
         }
     }

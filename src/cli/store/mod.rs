@@ -12,7 +12,7 @@ mod verify;
 use super::Ended;
 use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
 use clap::{Args, Subcommand};
-use nearstate_nf_node::nf::state_key;
+use nearstate_nf_node::nf::{entry_rules, state_key};
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response};
 use nearstate_placement::store_api::{HeldEntry, StoreRequest, StoreResponse};
@@ -85,6 +85,7 @@ impl Asked {
 /// An entry, as JSON.
 fn entry_json(held: &HeldEntry) -> Value {
     let (a, b) = held.key.ends();
+    let (packets, bytes) = entry_rules::counted(&held.key, &held.value).unzip();
     json!({
         "shard": held.shard.0,
         "slot": held.slot.0,
@@ -95,13 +96,16 @@ fn entry_json(held: &HeldEntry) -> Value {
         "about": state_key::words(&held.key),
         "version": held.version.0,
         "value": value_words(held),
+        "packets": packets,
+        "bytes": bytes,
         "is_current": held.is_current,
     })
 }
 
-/// The bytes of a value as digits, without the zeros at its end.
+/// The bytes of a value as digits, without what is counted in it and the zeros at its end.
 fn value_words(held: &HeldEntry) -> String {
-    let bytes = held.value.to_bytes();
+    let value = entry_rules::without_counts(&held.key, held.value);
+    let bytes = value.to_bytes();
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
     bytes[..used].iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -128,6 +132,12 @@ mod tests {
         assert_eq!((&told["kind"], &told["value"]), (&json!("nat-out"), &json!("ab0001")));
         assert_eq!(told["endpoints"][0], "10.0.0.1:1234");
         assert_eq!(told["about"], "the mapping of inside endpoint udp 10.0.0.1:1234");
+        assert_eq!((&told["packets"], &told["bytes"]), (&json!(0), &json!(0)));
+        let counted = Value([0xab, 0, 0, 0, 0, 0, 12, 3456]);
+        let counted = HeldEntry { value: counted, ..held };
+        let told = entry_json(&counted);
+        assert_eq!((&told["value"], &told["packets"]), (&json!("ab"), &json!(12)));
+        assert_eq!(told["bytes"], json!(3456));
         let zero = HeldEntry { value: Value::ZERO, ..held };
         assert_eq!(value_words(&zero), "00");
     }

@@ -14,13 +14,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::{Role, ShardStatus};
-use nearstate_store::driver::{
-    AppHandler, LocalReads, RegionAddress, ShardSetup, Store, StoreConfig, runtime,
-};
+use nearstate_store::driver::{AppHandler, RegionAddress, ShardSetup, Store, StoreConfig, runtime};
 use nearstate_store::flow_machine::FlowMachineConfig;
 use nearstate_store::{
-    Doorbell, Entry, FlowMachine, Key, LeaseCell, LogIndex, Machine, NodeId, Region,
-    RegionIdentity, ShardId, SlotId, SlotSet, Table, TableReader, Term, Time,
+    Doorbell, Entry, FlowMachine, LeaseCell, LogIndex, Machine, NodeId, Region, RegionIdentity,
+    ShardId, SlotId, SlotSet, Table, Term, Time,
 };
 use std::error::Error;
 use std::io::Write as _;
@@ -50,14 +48,6 @@ pub(crate) type Failure = Box<dyn Error>;
 /// The file of a node's table.
 pub(crate) fn region_path(directory: &Path, node: NodeId, shard: ShardId) -> PathBuf {
     directory.join(format!("{}.{}.region", node.0, shard.0))
-}
-
-struct TableReads(TableReader);
-
-impl LocalReads for TableReads {
-    fn get(&self, key: &Key) -> Option<Entry> {
-        self.0.get(key)
-    }
 }
 
 /// Nobody asks.
@@ -140,7 +130,7 @@ fn shard(
         id: shard,
         machine: Box::new(RecordingMachine::new(shard, machine, recorder.clone())),
         check: RecordingMachine::check,
-        reads: Some(Arc::new(TableReads(reader.clone()))),
+        reads: Some(Arc::new(reader.clone())),
         region: Some(RegionAddress { path }),
         lease: lease.clone(),
         generation: Some(Arc::new(move |term| {

@@ -2,8 +2,8 @@
 //! packets in order, each seeing the last mark before it.
 
 use super::world::{
-    OnRead, OnSubmit, Script, Toy, World, is_closed_by, number_of, port_of, run_dry, toy_frame,
-    toy_pipe, turn,
+    FLOW, OnRead, OnSubmit, Script, Toy, World, is_closed_by, number_of, port_of, run_dry,
+    toy_frame, toy_pipe, turn,
 };
 use crate::counters::Event;
 use crate::frame::Burst;
@@ -179,17 +179,25 @@ fn whatever_the_delays_the_verdicts_are_those_of_a_synchronous_run() {
         };
         let (sent, world) = run(toys, seed, *weather, 1500);
         check_order(&sent, &world);
-        let mut marks = [0; 16];
+        let (mut marks, mut counted) = ([0; 16], [0; 16]);
         for (tag, packet) in (0..).zip(&sent) {
             let mark = &mut marks[usize::from(packet.flow)];
             if packet.marks {
                 *mark = u64::from(packet.number);
             }
+            // From its first mark on a flow has an entry, at which each packet counts once.
+            counted[usize::from(packet.flow)] += u64::from(*mark > 0);
             let expected =
                 if is_closed_by(*mark) { Err(DropReason::RuleDenied) } else { Ok(port_of(*mark)) };
             let end = world.ends[&tag].map(|tuple| tuple.destination.port);
             assert_eq!(end, expected, "seed {seed}, flow {} {}", packet.flow, packet.number);
         }
+        let mut found = [0; 16];
+        for (key, tally) in world.counted.iter().filter(|(key, _)| key.kind() == FLOW) {
+            found[usize::from(key.ends().0.port - 2000)] = tally.packets();
+            assert_eq!(tally.bytes(), tally.packets() * 64);
+        }
+        assert_eq!(found, counted, "seed {seed}");
     }
 }
 

@@ -9,8 +9,8 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, KeyHash, LogIndex, Outcome, Refusal, SlotId, TenantId,
-    Time, Transaction, Value, Version, Write,
+    Condition, Endpoint, Entry, Fill, Key, KeyHash, LogIndex, Outcome, Refusal, SlotId, Tally,
+    TenantId, Time, Transaction, Value, Version, Write,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -82,6 +82,8 @@ pub(super) struct World {
     pub(super) room: usize,
     /// How long each of them takes to leave.
     pub(super) leaves_in_ns: u64,
+    /// What was counted at each entry.
+    pub(super) counted: BTreeMap<Key, Tally>,
     /// Called for each packet that leaves, with the entry of its flow.
     pub(super) on_leave: fn(&Packet<'_>, Option<&Entry>),
 }
@@ -99,6 +101,7 @@ impl World {
             left: vec![],
             room: usize::MAX,
             leaves_in_ns: 0,
+            counted: BTreeMap::new(),
             on_leave: |_, _| {},
         }
     }
@@ -141,7 +144,9 @@ impl StateAccess for Shared {
         KeyHash::UNKNOWN
     }
 
-    fn prefetch_entry(&self, _: SlotId, _: KeyHash) {}
+    fn prefetch_entry(&self, _: SlotId, hash: KeyHash) -> KeyHash {
+        hash
+    }
 
     fn read(
         &mut self,
@@ -175,6 +180,26 @@ impl StateAccess for Shared {
         let pending = Pending::Read { token, key: *key, lease_ns };
         world.pending.push((now.plus_ns(after_ns), pending));
         ReadAnswer::Later
+    }
+
+    fn read_seen(
+        &mut self,
+        (now, tally): (Time, Tally),
+        token: Token,
+        slot: SlotId,
+        wanted: (&Key, KeyHash),
+    ) -> ReadAnswer {
+        let answer = self.read(now, token, slot, wanted);
+        if let ReadAnswer::Here { entry: Some(_), .. } = answer {
+            self.saw((now, tally), slot, wanted.0);
+        }
+        answer
+    }
+
+    fn saw(&mut self, (_, tally): (Time, Tally), _: SlotId, key: &Key) {
+        let mut world = self.0.borrow_mut();
+        let counted = world.counted.entry(*key).or_default();
+        *counted = counted.plus(tally);
     }
 
     fn submit(
