@@ -1,5 +1,5 @@
-//! docs/nat-clauses.md is whole and true as far as a program can tell: every clause stands in it
-//! once, and every test that it names exists.
+//! docs/nat-clauses.md and docs/nat-cases.md are whole and true as far as a program can tell: every
+//! clause stands in the first once, and every test that they name exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -97,6 +97,29 @@ fn every_clause_stands_once_and_every_test_that_is_named_exists() {
             other => panic!("{place}: '{other}' is no status"),
         }
     }
+}
+
+#[test]
+fn every_case_that_is_covered_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/nat-cases.md")).unwrap();
+    let mut all = BTreeSet::new();
+    tests(root, &mut all);
+    let mut cases = 0;
+    for line in text.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, case, status, how, _] = cells[..] else { continue };
+        match status {
+            "covered" => assert!(named(how).next().is_some(), "{case}: no test covers it"),
+            "not covered" => assert!(how.len() > 10, "{case}: why not?"),
+            _ => continue,
+        }
+        cases += 1;
+        for name in named(how) {
+            assert!(all.contains(name), "{case}: {name} is no test");
+        }
+    }
+    assert!(cases > 30, "{cases} cases were found");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Chains: order, affinity, configuration errors, and real frames there and back.
 
 use super::*;
+use crate::nf::nat_filter::Filtering;
 use crate::nf::test_store::{
     ACK, FIN, RST, SYN, SYN_ACK, TestStore, echo, end, error, tcp, tuple, udp,
 };
@@ -287,15 +288,25 @@ proptest! {
     /// again in the same way, and all state it reads lies in its own slot. The store checks it.
     #[test]
     fn any_packets_through_every_chain(
-        which in 0..5usize,
+        which in 0..8usize,
         packets in proptest::collection::vec(
             (any::<bool>(), 0..5u8, 0..4u8, 0..3u16, any::<bool>(), 0..5usize), 1..60)
     ) {
-        let chains: [&[&str]; 5] = [
-            &["firewall"], &["nat"], &["firewall", "nat"], &["load-balancer"],
-            &["firewall", "load-balancer"],
+        use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
+        let chains: [(&[&str], Filtering); 8] = [
+            (&["firewall"], EndpointIndependent),
+            (&["nat"], EndpointIndependent),
+            (&["nat"], AddressDependent),
+            (&["nat"], AddressAndPortDependent),
+            (&["firewall", "nat"], EndpointIndependent),
+            (&["firewall", "nat"], AddressDependent),
+            (&["load-balancer"], EndpointIndependent),
+            (&["firewall", "load-balancer"], EndpointIndependent),
         ];
-        let chain = chain(chains[which]);
+        let (functions, filtering) = chains[which];
+        let mut config = ChainConfig::named(functions).unwrap();
+        config.nat.iter_mut().for_each(|nat| nat.filtering = filtering);
+        let chain = Chain::new(&config, 64).unwrap();
         let mut store = TestStore::new(&chain);
         for (outbound, kind, host, port, six, flags) in packets {
             let near = if six {
