@@ -32,6 +32,9 @@ const P99: &str = "commit_p99_us";
 
 type Failure = Box<dyn Error>;
 
+/// How long flows live that nobody sees: UDP (RFC 4787 REQ-5).
+const TTL_S: u32 = 300;
+
 /// The key of a client's flow.
 pub(crate) fn flow_key(client: u64, serial: u64) -> Key {
     let [.., s2, s1, s0] = serial.to_be_bytes();
@@ -55,7 +58,12 @@ fn new_flow(client: u64, serial: u64) -> Transaction {
         id: TransactionId { client, serial },
         slot: slot_of(serial),
         conditions: ArrayVec::from_iter([Condition::Absent(key)]),
-        writes: ArrayVec::from_iter([Write::Put { key, value, fill: Fill::default(), ttl_s: 0 }]),
+        writes: ArrayVec::from_iter([Write::Put {
+            key,
+            value,
+            fill: Fill::default(),
+            ttl_s: TTL_S,
+        }]),
     }
 }
 

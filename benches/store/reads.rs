@@ -11,7 +11,7 @@ use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::table_reader::READ_BURST;
 use nearstate_store::{
     Endpoint, Entry, Key, ReadError, Region, RegionIdentity, ShardId, SlotId, SlotSet, Table,
-    TableReader, TenantId, Value, Version,
+    TableReader, Tally, TenantId, Time, Value, Version,
 };
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher};
@@ -285,15 +285,22 @@ fn shared(report: &mut Report) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a replica grows by, for each flow, when it is filled to 80 %: its region and all that its
-/// machine keeps beside it.
+/// What a replica grows by, for each flow, when its cells are filled to 80 %, which is its capacity,
+/// and a packet of each flow has been counted: its region and all that its machine keeps beside it.
 fn bytes_per_flow(entries: u64) -> Result<f64, Failure> {
     let before = resident_bytes()?;
-    let region = Region::anonymous(Table::bytes_for(capacity(entries))?)?;
-    let table = Table::format(Arc::new(region), IDENTITY, capacity(entries), 0x5eed)?;
+    let region = Region::anonymous(Table::bytes_for(entries as u32)?)?;
+    let table = Table::format(Arc::new(region), IDENTITY, entries as u32, 0x5eed)?;
     let slots = SlotSet::all(crate::replica::SLOTS);
     let mut machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: vec![] });
     crate::commits::fill(&mut machine, entries);
+    let (reader, seen) = (machine.reader(), (Time(1), Tally::packet(64)));
+    for serial in 1..=entries {
+        let key = crate::commits::flow_key(1, serial);
+        if reader.get_seen(&key, reader.hash(&key), seen).is_none() {
+            return Err(format!("flow {serial} is not there").into());
+        }
+    }
     let after = resident_bytes()?;
     let table = machine.table_stats();
     println!("  {table:?}");

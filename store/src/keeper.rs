@@ -141,6 +141,10 @@ impl Shard {
     /// As much as there is time for.
     pub(crate) async fn tell_all(&self) {
         let Some(term) = self.owned_term() else { return };
+        if self.replica.disk_is_full() {
+            // Nothing can be told.
+            return;
+        }
         let mut work = Upkeep { tells_all_from: Some(0), ..Upkeep::new() };
         let all = async {
             loop {
