@@ -378,7 +378,7 @@ impl fmt::Display for TraceRecord {
                 "waits     until most replicas have that, then goes through the chain once more",
             ),
             Self::TurnsRound => f.write_str(
-                "turns     round: it goes to an end of the NAT's own, and is taken in as from outside",
+                "turns     round: it goes to an end of the NAT's own, and is taken in from outside",
             ),
             Self::Leaves(departure) => departure.fmt(f),
             Self::Waits => f.write_str("waits     for the store"),

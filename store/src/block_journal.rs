@@ -52,7 +52,8 @@ impl fmt::Display for BlockRecord {
         let what = if is_given { "given" } else { "free" };
         write!(
             f,
-            "block={address}:{port}-{last} holder={holder} pool={} slot={} time_ms={time_ms} {what}",
+            "block={address}:{port}-{last} holder={holder} pool={} slot={} \
+             time_ms={time_ms} {what}",
             pool.0, slot.0
         )
     }

@@ -10,13 +10,16 @@ use crate::layout::KeyHash;
 use crate::machine::{Machine, Reply};
 use crate::table::Table;
 use crate::table_reader::RegionIdentity;
-use crate::transaction::{Batch, Fill, Outcome, Refusal, Take, Transaction, TransactionId, Write};
+use crate::transaction::{Batch, Fill, Outcome, Take, Transaction, TransactionId, Write};
 use crate::types::{LogIndex, PoolId, ShardId, SlotId, TenantId};
 use crate::upkeep::PoolPort;
 use crate::{Endpoint, PoolSpec, Region, SlotSet, Tally};
 use core::net::Ipv4Addr;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+
+#[path = "flow_upkeep_block_tests.rs"]
+mod blocks;
 
 const SOFT: SoftTerms = SoftTerms { within_ms: 500 };
 const POOL: PoolId = PoolId(4);
@@ -346,40 +349,6 @@ fn ports_come_back_with_their_mapping_and_rest() {
     let report = shard.replicas[0].pool_check().unwrap();
     assert_eq!(report, PoolReport::default());
     assert_eq!(shard.replicas[0].pool_counts(), BTreeMap::new());
-}
-
-/// R6888-14, R6888-12.
-#[test]
-fn every_block_is_recorded_once_when_it_is_given_and_once_when_it_is_free() {
-    let mut shard = Shard::new(2, 200);
-    for number in 0..60 {
-        assert!(matches!(shard.write(&take(number)), Outcome::Committed(_)));
-    }
-    let mut refused = take(77);
-    let Write::Put { ttl_s, .. } = &mut refused[2] else { unreachable!() };
-    *ttl_s = u32::MAX;
-    assert_eq!(shard.write(&refused), Outcome::Refused(Refusal::Malformed));
-    let given = shard.work(false).blocks;
-    let held = shard.replicas[0].pool_check().unwrap().blocks_held;
-    assert!(held >= 5 && given.len() as u64 == held, "{held} blocks: {given:?}");
-    assert!(given.iter().all(|record| record.is_given && record.pool == POOL));
-    let mut blocks: Vec<_> = given.iter().map(|record| (record.first, record.holder)).collect();
-    blocks.sort_unstable();
-    assert!(blocks.windows(2).all(|pair| pair[0].0 != pair[1].0), "each once");
-    // Ports that rest are their holder's still.
-    shard.time_ms += 21_000;
-    assert_eq!(shard.upkeep().len(), 60);
-    assert_eq!(shard.work(false).blocks, []);
-    // The owner dies before it has said that they are free.
-    shard.time_ms += 120_000;
-    shard.apply(vec![], vec![]);
-    shard.change_owner(1);
-    let free = shard.work(false).blocks;
-    assert!(free.iter().all(|record| !record.is_given), "{free:?}");
-    let mut freed: Vec<_> = free.iter().map(|record| (record.first, record.holder)).collect();
-    freed.sort_unstable();
-    assert_eq!(freed, blocks);
-    assert_eq!(shard.work(false).blocks, [], "each once");
 }
 
 #[test]

@@ -97,26 +97,6 @@ fn configurations_that_cannot_be_are_refused() {
             "port_blocks_per_subscriber is 0",
         ),
         (
-            change(base(&["nat"]), &|c| {
-                let any = "10.0.0.0/8".parse().unwrap();
-                c.nat.as_mut().unwrap().untranslated = vec![any; 65];
-            }),
-            64,
-            "untranslated has 65 prefixes; at most 64 are looked through",
-        ),
-        (
-            change(base(&["nat"]), &|c| {
-                let mapping = StaticConfig {
-                    external: "203.0.113.9".parse().unwrap(),
-                    inside: "10.0.0.9".parse().unwrap(),
-                    protocol: None,
-                };
-                c.nat.as_mut().unwrap().static_mappings = vec![mapping; 2];
-            }),
-            64,
-            "the static mappings of 203.0.113.9 overlap",
-        ),
-        (
             change(base(&["firewall"]), &|c| {
                 c.firewall.as_mut().unwrap().rules.push("allow everything".to_owned());
             }),
@@ -133,6 +113,24 @@ fn configurations_that_cannot_be_are_refused() {
         let error = Chain::new(&config, slots).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn exceptions_of_a_nat_that_cannot_be_are_refused() {
+    let refusal = |change: &dyn Fn(&mut NatConfig)| {
+        let mut config = ChainConfig::named(&["nat"]).unwrap();
+        change(config.nat.as_mut().unwrap());
+        Chain::new(&config, 64).unwrap_err().to_string()
+    };
+    let said = refusal(&|nat| nat.untranslated = vec!["10.0.0.0/8".parse().unwrap(); 65]);
+    assert!(said.contains("untranslated has 65 prefixes; at most 64 are looked through"), "{said}");
+    let mapping = StaticConfig {
+        external: "203.0.113.9".parse().unwrap(),
+        inside: "10.0.0.9".parse().unwrap(),
+        protocol: None,
+    };
+    let said = refusal(&|nat| nat.static_mappings = vec![mapping; 2]);
+    assert!(said.contains("the static mappings of 203.0.113.9 overlap"), "{said}");
 }
 
 #[test]

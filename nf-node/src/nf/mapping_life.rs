@@ -186,79 +186,83 @@ mod tests {
         }
     }
 
+    use Life as L;
+    use Segment::{Fin, Other, Reset, Syn, SynAck};
+    use Sender::{Inside as I, InsideToAnother as A, Outside as O};
+
+    /// What it is about, and segments with the life after each.
+    type Row = (&'static str, &'static [(Sender, Segment, Life)]);
+
+    const LIVES: &[Row] = &[
+        (
+            "opened, used, closed by the inside",
+            &[
+                (O, SynAck, L::Opening),
+                (I, Other, L::Established),
+                (O, Other, L::Established),
+                (I, Fin, L::FinInside),
+                (O, Other, L::FinInside),
+                (O, Fin, L::Closing),
+                (I, Other, L::Closing),
+            ],
+        ),
+        (
+            "closed by the remote end; the last acknowledgement is the inside's",
+            &[
+                (I, Other, L::Established),
+                (O, Fin, L::FinOutside),
+                (I, Other, L::FinOutside),
+                (I, Fin, L::Closing),
+                (O, Other, L::Closing),
+                (I, Syn, L::Opening),
+            ],
+        ),
+        (
+            "a forged reset: the next segment from inside gives the long time back",
+            &[
+                (I, Other, L::Established),
+                (O, Reset, L::Reset),
+                (O, Other, L::Reset),
+                (I, Other, L::Established),
+                (O, Reset, L::Reset),
+                (I, Fin, L::FinInside),
+            ],
+        ),
+        ("refused", &[(O, Reset, L::Opening), (I, Syn, L::Opening), (I, Reset, L::Opening)]),
+        (
+            "reset by the inside, and opened again to another",
+            &[(I, Other, L::Established), (I, Reset, L::Reset), (A, Syn, L::Opening)],
+        ),
+        (
+            "simultaneous open",
+            &[(O, Syn, L::Opening), (I, SynAck, L::Opening), (I, Other, L::Established)],
+        ),
+        (
+            "several at a time",
+            &[
+                (A, Syn, L::ManyOpening),
+                (A, Syn, L::ManyOpening),
+                (I, Other, L::Many),
+                (I, Fin, L::Many),
+                (O, Fin, L::Many),
+                (O, Reset, L::Many),
+            ],
+        ),
+        (
+            "a stranger's connection that is answered counts, one that is refused does not",
+            &[
+                (I, Other, L::Established),
+                (A, Reset, L::Established),
+                (A, SynAck, L::Many),
+                (A, Reset, L::Many),
+            ],
+        ),
+    ];
+
     /// R7857-1, R7857-2, R7857-3.
     #[test]
     fn whole_lives_of_mappings() {
-        use Life as L;
-        use Segment::{Fin, Other, Reset, Syn, SynAck};
-        use Sender::{Inside as I, InsideToAnother as A, Outside as O};
-        type Row = (&'static str, &'static [(Sender, Segment, Life)]);
-        let rows: &[Row] = &[
-            (
-                "opened, used, closed by the inside",
-                &[
-                    (O, SynAck, L::Opening),
-                    (I, Other, L::Established),
-                    (O, Other, L::Established),
-                    (I, Fin, L::FinInside),
-                    (O, Other, L::FinInside),
-                    (O, Fin, L::Closing),
-                    (I, Other, L::Closing),
-                ],
-            ),
-            (
-                "closed by the remote end; the last acknowledgement is the inside's",
-                &[
-                    (I, Other, L::Established),
-                    (O, Fin, L::FinOutside),
-                    (I, Other, L::FinOutside),
-                    (I, Fin, L::Closing),
-                    (O, Other, L::Closing),
-                    (I, Syn, L::Opening),
-                ],
-            ),
-            (
-                "a forged reset: the next segment from inside gives the long time back",
-                &[
-                    (I, Other, L::Established),
-                    (O, Reset, L::Reset),
-                    (O, Other, L::Reset),
-                    (I, Other, L::Established),
-                    (O, Reset, L::Reset),
-                    (I, Fin, L::FinInside),
-                ],
-            ),
-            ("refused", &[(O, Reset, L::Opening), (I, Syn, L::Opening), (I, Reset, L::Opening)]),
-            (
-                "reset by the inside, and opened again to another",
-                &[(I, Other, L::Established), (I, Reset, L::Reset), (A, Syn, L::Opening)],
-            ),
-            (
-                "simultaneous open",
-                &[(O, Syn, L::Opening), (I, SynAck, L::Opening), (I, Other, L::Established)],
-            ),
-            (
-                "several at a time",
-                &[
-                    (A, Syn, L::ManyOpening),
-                    (A, Syn, L::ManyOpening),
-                    (I, Other, L::Many),
-                    (I, Fin, L::Many),
-                    (O, Fin, L::Many),
-                    (O, Reset, L::Many),
-                ],
-            ),
-            (
-                "a stranger's connection that is answered counts, one that is refused does not",
-                &[
-                    (I, Other, L::Established),
-                    (A, Reset, L::Established),
-                    (A, SynAck, L::Many),
-                    (A, Reset, L::Many),
-                ],
-            ),
-        ];
-        for (what, steps) in rows {
+        for (what, steps) in LIVES {
             let mut life = Life::Opening;
             for (number, (from, segment, expected)) in steps.iter().enumerate() {
                 life = turn(life, *from, *segment).map_or(life, |turn| turn.life);

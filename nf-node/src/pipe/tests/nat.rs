@@ -137,8 +137,8 @@ fn a_service_behind_a_static_mapping_is_reached_from_inside_as_from_outside() {
     assert_eq!(web.source, service);
 }
 
-/// R6888-4, R6888-8, R6888-11, R4787-3, bad input 53: what is used up is refused to the new, kept for
-/// the old, and free again only after its rest.
+/// R6888-4, R6888-8, R6888-11, R4787-3, bad input 53: what is used up is refused to the new, kept
+/// for the old, and free again only after its rest.
 #[test]
 fn who_has_used_up_its_ports_gets_no_more_and_keeps_what_it_has() {
     let mut pipe = pipe("port_blocks_per_subscriber = 1", 16);
