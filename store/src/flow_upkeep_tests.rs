@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::batch::encode_batch;
+use crate::block_journal::BLOCK_RECORDS_AT_ONCE;
 use crate::flow_machine::FlowMachineConfig;
 use crate::key::{ENDPOINT_V4, KEY_ENDPOINT_A, Value};
 use crate::layout::KeyHash;
@@ -16,6 +17,9 @@ use crate::{Endpoint, PoolSpec, Region, SlotSet, Tally};
 use core::net::Ipv4Addr;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+
+#[path = "flow_upkeep_block_tests.rs"]
+mod blocks;
 
 const SOFT: SoftTerms = SoftTerms { within_ms: 500 };
 const POOL: PoolId = PoolId(4);
@@ -176,6 +180,8 @@ impl Shard {
             assert!(work.steps <= TIMERS_AT_ONCE && work.cells <= CELLS_AT_ONCE);
             all.expiries.append(&mut work.expiries);
             all.seen.append(&mut work.seen);
+            assert!(work.blocks.len() <= BLOCK_RECORDS_AT_ONCE);
+            all.blocks.append(&mut work.blocks);
             if !work.is_more {
                 return all;
             }
