@@ -21,6 +21,7 @@ use crate::outcome_memory::{OutcomeMemory, Recall};
 use crate::plan::{Plan, Planned};
 use crate::pool::{PoolCounts, SlotPool};
 use crate::pool_spec::PoolSpec;
+use crate::pool_use::PoolUsage;
 use crate::slot_move::{self, MoveEntry, TakeOut, TakenOut};
 use crate::slot_set::SlotSet;
 use crate::snapshot::{self, Meta};
@@ -29,8 +30,8 @@ use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
 use crate::tally::Tally;
 use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, Write};
-use crate::types::{LogIndex, PoolId, SlotId, Version};
-use crate::upkeep::{Upkeep, UpkeepClock};
+use crate::types::{LogIndex, PoolId, SlotId, Time, Version};
+use crate::upkeep::{EntryTimer, Upkeep, UpkeepClock};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The hash key of [`Machine::state_hash`]: the same on all replicas.
@@ -503,6 +504,14 @@ impl Machine for FlowMachine {
 
     fn upkeep(&mut self, clock: &UpkeepClock, work: &mut Upkeep) {
         self.keep(clock, work);
+    }
+
+    fn pool_usage(&self, holders_max: usize) -> PoolUsage {
+        self.count_pools(holders_max)
+    }
+
+    fn entry_timers(&self, keys: &[Key], now: Time) -> Vec<Option<EntryTimer>> {
+        keys.iter().map(|key| self.entry_timer(key, now)).collect()
     }
 
     fn outcomes_remembered(&self) -> u64 {
