@@ -281,7 +281,7 @@ fn check_explain(node: &Node) {
     assert!(packets[1]["packet"].as_str().unwrap().contains("-> 198.19.0."), "{said:#}");
     let (well, text) = ask_of(node, &["explain"], &flow);
     assert!(well && text.contains("owned by ") && text.contains("ends in "), "{text}");
-    assert!(text.contains("1 packets and 43 bytes"), "{text}");
+    assert!(text.contains("packets 1, bytes 43"), "{text}");
     let (well, text) = ask_of(node, &["explain"], &["tcp", "10.0.0.9:1", "192.0.2.1:80"]);
     assert!(!well && text.contains("no node") && text.contains("commit"), "{text}");
 }

@@ -146,7 +146,9 @@ fn as_text(map: &Map, keys: &[Key], found: &[Holding]) -> String {
         text.push_str(&format!("    {}\n", place(map, newest, &held)));
         text.push_str(&format!("    version {}: {}\n", newest.version.0, value_words(newest)));
         if let Some((packets, bytes)) = entry_rules::counted(key, &newest.value) {
-            text.push_str(&format!("    {packets} packets and {bytes} bytes kept it alive\n"));
+            text.push_str(&format!(
+                "    packets {packets}, bytes {bytes}: those that kept it alive\n"
+            ));
         }
         if let Some(timer) = newest.timer {
             text.push_str(&format!("    {}\n", life(timer)));
@@ -241,7 +243,7 @@ mod tests {
         ];
         let text = as_text(&Map::unformed(), &[key], &found);
         assert!(text.contains("owned by n2, copies at n1 (version 7), n3"), "{text}");
-        assert!(text.contains("version 9:") && text.contains("0 packets"), "{text}");
+        assert!(text.contains("version 9:") && text.contains("packets 0"), "{text}");
         assert!(as_text(&Map::unformed(), &[key], &[]).contains("no node"));
     }
 }

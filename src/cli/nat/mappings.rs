@@ -112,7 +112,7 @@ fn as_text(held: &HeldEntry) -> String {
     };
     let counted = entry_rules::counted(&held.key, &held.value);
     let counted = counted
-        .map_or(String::new(), |(packets, bytes)| format!("  {packets} packets, {bytes} bytes"));
+        .map_or(String::new(), |(packets, bytes)| format!("  packets {packets}, bytes {bytes}"));
     format!("{protocol:<5} {inside:<21} -> {external:<21}{counted}")
 }
 
@@ -143,7 +143,7 @@ mod tests {
         let line = as_text(&held);
         let parts: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(parts[..4], ["udp", "10.0.0.1:4000", "->", "198.19.0.1:2050"]);
-        assert!(line.ends_with("3 packets, 300 bytes"), "{line}");
+        assert!(line.ends_with("packets 3, bytes 300"), "{line}");
         assert_eq!(as_json(&held)["external"], "198.19.0.1:2050");
         let asked = |inside: &str| {
             use clap::Parser;

@@ -49,7 +49,7 @@ pub(super) fn run(args: &GetArgs) -> Ended {
 /// What was counted at an entry; nothing if nothing is.
 fn counts(held: &HeldEntry) -> String {
     match entry_rules::counted(&held.key, &held.value) {
-        Some((packets, bytes)) => format!("; {packets} packets, {bytes} bytes"),
+        Some((packets, bytes)) => format!("; packets {packets}, bytes {bytes}"),
         None => String::new(),
     }
 }
