@@ -10,7 +10,6 @@ mod stat;
 mod verify;
 
 use super::Ended;
-use super::asked::Asked;
 use clap::Subcommand;
 use nearstate_nf_node::nf::{entry_rules, state_key};
 use nearstate_placement::store_api::HeldEntry;
