@@ -31,8 +31,7 @@ use crate::snapshot::{self, Meta};
 use crate::table::Table;
 use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
-use crate::tally::Tally;
-use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, WRITES_MAX, Write};
+use crate::transaction::{Condition, Outcome, Refusal, Transaction, WRITES_MAX, Write};
 use crate::types::{LogIndex, PoolId, SlotId, Time, Version};
 use crate::upkeep::{EntryTimer, Upkeep, UpkeepClock};
 use arrayvec::ArrayVec;
@@ -94,7 +93,7 @@ pub struct FlowMachine {
     pub(crate) moving: Moving,
     /// No state.
     pub(crate) moves: Arc<MoveBoard>,
-    stats: FlowMachineStats,
+    pub(crate) stats: FlowMachineStats,
     /// No state: what is to be logged of it.
     pub(crate) journal: BlockJournal,
     pub(crate) keeping: Keeping,
@@ -334,35 +333,6 @@ impl FlowMachine {
                 self.resting[usize::from(*at)].push_back((until_ms, slot));
             }
         }
-    }
-
-    /// What was counted stays: whoever puts a value has read it before the last note.
-    fn keep_tally(&self, key: &Key, value: &mut Value) {
-        if let Some(at) = self.keeping.tally_word(key)
-            && let Some(old) = self.table.get(key)
-            && let (Some(new), Some(old)) =
-                (value.0.get_mut(at..at + 2), old.value.0.get(at..at + 2))
-        {
-            new.copy_from_slice(old);
-        }
-    }
-
-    /// Notes what was seen, as the proposer says it.
-    fn note_seen(&mut self, note: SeenNote) {
-        let seen_ms = self.time_ms.saturating_sub(note.age_ms.into());
-        let counted = match self.keeping.tally_word(&note.key) {
-            Some(at) => (note.tally, at),
-            None => (Tally::ZERO, 0),
-        };
-        self.table.note_seen(&note.key, seen_ms, counted);
-        // What was copied before it was counted is copied again.
-        if self.moving.is_watched()
-            && !counted.0.is_zero()
-            && let Some(entry) = self.table.get(&note.key)
-        {
-            self.moving.note_change(entry.slot, &note.key);
-        }
-        self.stats.seen_notes += 1;
     }
 
     fn meta(&self) -> Meta {

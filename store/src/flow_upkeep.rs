@@ -23,7 +23,7 @@ use crate::upkeep::{
     CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, EntryTimer, Expiry, PlainRules, SoftTerms,
     TALLY_PASSES, TIMERS_AT_ONCE, Upkeep, UpkeepClock,
 };
-use crate::{Entry, Key};
+use crate::{Entry, Key, Tally, Value};
 use std::sync::Arc;
 
 /// How far the marks have been looked through.
@@ -89,13 +89,6 @@ impl Knowledge {
     }
 }
 
-impl Keeping {
-    /// See [`EntryRules::tally`].
-    pub(crate) fn tally_word(&self, key: &Key) -> Option<usize> {
-        self.rules.tally(key)
-    }
-}
-
 impl FlowMachine {
     /// The same machine, whose entries end as these rules say.
     #[must_use]
@@ -123,6 +116,35 @@ impl FlowMachine {
         let pools = pools.map(|((at, _), pool)| (&self.specs[usize::from(*at)], pool));
         let entries = self.table.iter().filter(|(_, entry)| held(entry.slot));
         pool_check(entries, pools, &*self.keeping.rules)
+    }
+
+    /// What was counted stays: whoever puts a value has read it before the last note.
+    pub(crate) fn keep_tally(&self, key: &Key, value: &mut Value) {
+        if let Some(at) = self.keeping.rules.tally(key)
+            && let Some(old) = self.table.get(key)
+            && let (Some(new), Some(old)) =
+                (value.0.get_mut(at..at + 2), old.value.0.get(at..at + 2))
+        {
+            new.copy_from_slice(old);
+        }
+    }
+
+    /// Notes what was seen, as the proposer says it.
+    pub(crate) fn note_seen(&mut self, note: SeenNote) {
+        let seen_ms = self.time_ms.saturating_sub(note.age_ms.into());
+        let counted = match self.keeping.rules.tally(&note.key) {
+            Some(at) => (note.tally, at),
+            None => (Tally::ZERO, 0),
+        };
+        self.table.note_seen(&note.key, seen_ms, counted);
+        // What was copied before it was counted is copied again.
+        if self.moving.is_watched()
+            && !counted.0.is_zero()
+            && let Some(entry) = self.table.get(&note.key)
+        {
+            self.moving.note_change(entry.slot, &note.key);
+        }
+        self.stats.seen_notes += 1;
     }
 
     /// How long an entry lives, and since when nobody has seen it: by the mark on this node, else

@@ -134,7 +134,8 @@ impl MachineHandle {
         looked.await.ok()?
     }
 
-    /// See [`Machine::take_out`]: so many questions between the same two entries, on another thread.
+    /// See [`Machine::take_out`]: so many questions between the same two entries, on another
+    /// thread.
     /// `None` if the machine has stopped.
     pub(crate) async fn take_out<const N: usize>(
         &self,
