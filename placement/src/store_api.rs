@@ -128,7 +128,8 @@ pub struct StateHash {
     pub ports: Option<PortUse>,
 }
 
-/// How the ports of a replica's pools are used: what is live or rests was given out and is not free.
+/// How the ports of a replica's pools are used: what is live or rests was given out and is not
+/// free.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortUse {
     /// In use, each for one entry.

@@ -100,7 +100,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits for the nodes, sends all packets, and meanwhile moves slots and kills a node, as planned.
+    /// Waits for the nodes, sends all packets, and meanwhile moves slots and kills a node, as
+    /// planned.
     pub(crate) fn go(mut self, plan: &DemoPlan) -> Result<ClusterRun, DemoError> {
         let nodes = usize::from(plan.nodes);
         self.wait_until(READY_MAX_MS, "not all nodes are ready", |run| {

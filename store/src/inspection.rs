@@ -30,7 +30,8 @@ impl Store {
     }
 
     /// Looks at a shard's machine; with its hash and its pools, which takes scans of all that it
-    /// holds (some 100 ms a million entries). `None` if there is no such shard here, or it has stopped.
+    /// holds (some 100 ms a million entries). `None` if there is no such shard here, or it has
+    /// stopped.
     pub async fn inspect(&self, shard: ShardId, with_hash: bool) -> Option<Inspection> {
         let replica = &self.shards.get(&shard)?.replica;
         let looked = replica.look(move |machine| {

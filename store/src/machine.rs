@@ -129,8 +129,8 @@ pub trait Machine: Send + 'static {
         0
     }
 
-    /// Whether every port in use has its entry, and every entry its port; `None` if it has no pools.
-    /// Scans everything.
+    /// Whether every port in use has its entry, and every entry its port; `None` if it has no
+    /// pools. Scans everything.
     fn check_pools(&self) -> Option<Result<PoolReport, PoolLeak>> {
         None
     }
