@@ -1,9 +1,10 @@
 //! The examples of configurations: they can be used, and the annotated one is whole and true.
 
-use nearstate_nf_node::chain_config::ChainConfig;
+use nearstate_nf_node::chain_config::{ChainConfig, ServiceProtocol};
 use nearstate_nf_node::node_config::{
     self, Durability, NodeConfig, PortConfig, SHARDS_MAX, Start, TimingConfig,
 };
+use nearstate_nf_node::static_config::StaticConfig;
 use std::path::Path;
 use std::process::Command;
 
@@ -72,6 +73,11 @@ fn all_keys() -> Vec<String> {
     let names = ["firewall", "nat"];
     let mut chain = ChainConfig::named(&names).unwrap();
     chain.load_balancer = ChainConfig::named(&["load-balancer"]).unwrap().load_balancer;
+    chain.nat.as_mut().unwrap().static_mappings = vec![StaticConfig {
+        external: "198.19.0.1:443".parse().unwrap(),
+        inside: "10.0.0.5:8443".parse().unwrap(),
+        protocol: Some(ServiceProtocol::Tcp),
+    }];
     let starts = [
         Start::Form { slots: 2, shards: 1, replicas: 1 },
         Start::Join { seeds: vec!["127.0.0.1:1".parse().unwrap()] },
@@ -129,6 +135,8 @@ fn the_annotated_example_has_every_key_and_the_true_ranges() {
         ("characters of a name", node_config::NAME_BYTES_MAX),
         ("rules", nearstate_nf_node::nf::rules::RULES_MAX),
         ("addresses", nearstate_store::pool_spec::ADDRESSES_MAX),
+        ("prefixes", nearstate_nf_node::nf::nat44::UNTRANSLATED_MAX),
+        ("static mappings", nearstate_placement::static_map::STATIC_MAPPINGS_MAX),
         ("blocks", nearstate_store::pool_spec::BLOCKS_PER_ADDRESS as usize),
         ("places", nearstate_nf_node::maglev::TABLE_SIZE_MAX as usize),
     ] {

@@ -285,8 +285,9 @@ fn shared(report: &mut Report) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a replica grows by, for each flow, when its cells are filled to 80 %, which is its capacity,
-/// and a packet of each flow has been counted: its region and all that its machine keeps beside it.
+/// What a replica grows by, for each flow, when its cells are filled to 80 %, which is its
+/// capacity, and a packet of each flow has been counted: its region and all that its machine keeps
+/// beside it.
 fn bytes_per_flow(entries: u64) -> Result<f64, Failure> {
     let before = resident_bytes()?;
     let region = Region::anonymous(Table::bytes_for(entries as u32)?)?;

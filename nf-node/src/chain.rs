@@ -16,25 +16,27 @@ use crate::chain_config::{
 use crate::maglev::Share;
 use crate::nf::firewall::Firewall;
 use crate::nf::load_balancer::{Balancing, LoadBalancer, Service};
-use crate::nf::nat44::Nat44;
+use crate::nf::nat_filter::NatFilter;
+use crate::nf::nat44::{Nat44, UNTRANSLATED_MAX};
 use crate::nf::rules::RuleSet;
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::Parsed;
 use crate::verdict::Verdict;
-use nearstate_placement::{Affinity, FlowTuple, Side, Steering};
+use nearstate_placement::{Affinity, FlowTuple, Side, StaticMap, StaticMapping, Steering};
 use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
 use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
 
 /// The pool of a chain's NAT.
 const NAT_POOL: PoolId = PoolId(0);
 
-// A function stands once in a chain, so a packet asks for no more than all of them together.
+// A function stands once in a chain, and NAT and balancer are never in one chain, so a packet asks
+// for no more than the firewall and one of them together.
 const _: () = assert!(
-    Firewall::CONDITIONS_MAX + Nat44::CONDITIONS_MAX + LoadBalancer::CONDITIONS_MAX
-        <= CONDITIONS_MAX
+    Firewall::CONDITIONS_MAX + NatFilter::CONDITIONS_MAX + Nat44::CONDITIONS_MAX <= CONDITIONS_MAX
 );
-// NAT and balancer are never in one chain.
-const _: () = assert!(Firewall::WRITES_MAX + Nat44::WRITES_MAX <= WRITES_MAX);
+const _: () = assert!(Firewall::CONDITIONS_MAX + LoadBalancer::CONDITIONS_MAX <= CONDITIONS_MAX);
+const _: () =
+    assert!(Firewall::WRITES_MAX + NatFilter::WRITES_MAX + Nat44::WRITES_MAX <= WRITES_MAX);
 const _: () = assert!(Firewall::WRITES_MAX + LoadBalancer::WRITES_MAX <= WRITES_MAX);
 
 /// The functions there are: a closed list, so that the packet path makes no indirect call.
@@ -42,6 +44,8 @@ const _: () = assert!(Firewall::WRITES_MAX + LoadBalancer::WRITES_MAX <= WRITES_
 pub enum Function {
     /// The stateful firewall.
     Firewall(Firewall),
+    /// What a NAT lets in.
+    NatFilter(NatFilter),
     /// NAT44.
     Nat44(Nat44),
     /// The load balancer.
@@ -52,6 +56,7 @@ impl NetworkFunction for Function {
     fn name(&self) -> &'static str {
         match self {
             Self::Firewall(function) => function.name(),
+            Self::NatFilter(function) => function.name(),
             Self::Nat44(function) => function.name(),
             Self::LoadBalancer(function) => function.name(),
         }
@@ -61,6 +66,7 @@ impl NetworkFunction for Function {
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         match self {
             Self::Firewall(function) => function.key(packet),
+            Self::NatFilter(function) => function.key(packet),
             Self::Nat44(function) => function.key(packet),
             Self::LoadBalancer(function) => function.key(packet),
         }
@@ -76,6 +82,7 @@ impl NetworkFunction for Function {
     ) -> Verdict {
         match self {
             Self::Firewall(function) => function.process(now, packet, state, changes),
+            Self::NatFilter(function) => function.process(now, packet, state, changes),
             Self::Nat44(function) => function.process(now, packet, state, changes),
             Self::LoadBalancer(function) => function.process(now, packet, state, changes),
         }
@@ -84,6 +91,7 @@ impl NetworkFunction for Function {
     fn describe(&self, key: &Key, entry: Option<&Entry>) -> String {
         match self {
             Self::Firewall(function) => function.describe(key, entry),
+            Self::NatFilter(function) => function.describe(key, entry),
             Self::Nat44(function) => function.describe(key, entry),
             Self::LoadBalancer(function) => function.describe(key, entry),
         }
@@ -99,6 +107,8 @@ pub struct Chain {
     pools: Vec<PoolSpec>,
     affinity: Affinity,
     soft: SoftTerms,
+    /// Where in `functions` the NAT is.
+    nat: Option<usize>,
 }
 
 impl Chain {
@@ -113,29 +123,34 @@ impl Chain {
         check_functions(config)?;
         let timeouts = config.timeouts;
         timeouts.check()?;
-        let mut functions = Vec::with_capacity(config.functions.len());
+        let mut functions = Vec::with_capacity(config.functions.len() + 1);
         let mut pools = vec![];
         for name in &config.functions {
             let missing = || ChainConfigError::NoSection(*name);
-            functions.push(match name {
+            let function = match name {
                 FunctionName::Firewall => {
                     let firewall = firewall(config.firewall.as_ref())?;
                     Function::Firewall(firewall.with_timeouts(timeouts))
                 }
                 FunctionName::Nat => {
-                    let nat = nat(config.nat.as_ref().ok_or_else(missing)?, slots)?;
+                    let section = config.nat.as_ref().ok_or_else(missing)?;
+                    let nat = nat(section, slots)?.with_timeouts(timeouts);
                     pools.push(nat.pool().clone());
-                    Function::Nat44(nat.with_timeouts(timeouts))
+                    let filter = NatFilter::new(&nat, section.filtering, timeouts);
+                    functions.extend(filter.map(Function::NatFilter));
+                    Function::Nat44(nat)
                 }
                 FunctionName::LoadBalancer => {
                     let section = config.load_balancer.as_ref().ok_or_else(missing)?;
                     Function::LoadBalancer(load_balancer(section)?.with_timeouts(timeouts))
                 }
-            });
+            };
+            functions.push(function);
         }
-        let affinity = affinity(&config.functions);
-        let soft = timeouts.soft();
-        Ok(Self { tenant: TenantId(config.tenant), slots, functions, pools, affinity, soft })
+        let (affinity, soft) = (affinity(&config.functions), timeouts.soft());
+        let nat = functions.iter().position(|function| matches!(function, Function::Nat44(_)));
+        let tenant = TenantId(config.tenant);
+        Ok(Self { tenant, slots, functions, pools, affinity, soft, nat })
     }
 
     /// The function that a packet from this side passes at this stage, counted from 0; `None`
@@ -176,6 +191,23 @@ impl Chain {
         self.tenant
     }
 
+    fn nat(&self) -> Option<&Nat44> {
+        match self.functions.get(self.nat?)? {
+            Function::Nat44(nat) => Some(nat),
+            _ => None,
+        }
+    }
+
+    /// Whether a packet that came in on this side, and is this flow behind the chain, comes back:
+    /// it goes to an end of the chain's own NAT (hairpinning, RFC 4787 REQ-9). It is then taken in
+    /// once more, as from outside.
+    #[must_use]
+    #[inline]
+    pub fn turns_round(&self, side: Side, tuple: &FlowTuple) -> bool {
+        side == Side::Inside
+            && self.nat().is_some_and(|nat| nat.is_own(tuple.protocol, &tuple.destination))
+    }
+
     /// The NAT's pools.
     #[must_use]
     pub fn pools(&self) -> &[PoolSpec] {
@@ -197,7 +229,9 @@ impl Chain {
     /// The steering of this chain's packets.
     #[must_use]
     pub fn steering(&self, seed: u32) -> Steering {
+        let static_map = self.nat().map(|nat| nat.static_map().clone()).unwrap_or_default();
         Steering::new(seed, self.slots, self.affinity, self.pools.clone())
+            .with_static_map(static_map)
     }
 
     /// A packet on its way into this chain.
@@ -296,7 +330,16 @@ fn nat(section: &NatConfig, slots: u32) -> Result<Nat44, ChainConfigError> {
     let addresses = ranges.flat_map(|range| range.addresses()).take(most).collect();
     let pool = PoolSpec::new(NAT_POOL, addresses, slots, blocks)?;
     let hold_down_ms = u64::from(section.port_hold_down_s) * 1000;
-    Ok(Nat44::new(pool.with_hold_down(hold_down_ms)?))
+    let mappings = section
+        .static_mappings
+        .iter()
+        .map(|mapping| mapping.checked(&pool))
+        .collect::<Result<Vec<StaticMapping>, ChainConfigError>>()?;
+    if section.untranslated.len() > UNTRANSLATED_MAX {
+        return Err(ChainConfigError::Untranslated(section.untranslated.len()));
+    }
+    let nat = Nat44::new(pool.with_hold_down(hold_down_ms)?);
+    Ok(nat.with_exceptions(StaticMap::new(&mappings)?, section.untranslated.clone()))
 }
 
 fn load_balancer(section: &LoadBalancerConfig) -> Result<LoadBalancer, ChainConfigError> {

@@ -7,6 +7,12 @@
 //! addresses = ["198.19.0.0/24", "203.0.113.7"]
 //! port_blocks_per_subscriber = 256
 //! port_hold_down_s = 120              # a returned port rests; 120 to 3600
+//! filtering = "endpoint-independent"  # or "address-dependent", "address-and-port-dependent"
+//! untranslated = ["10.0.0.0/8"]       # destinations that are reached as it is
+//! [[nat.static]]                      # an end that is always the same, see `static_config`
+//! external = "198.19.0.1:443"
+//! inside = "10.0.0.5:8443"
+//! protocol = "tcp"
 //!
 //! [timeouts]                          # seconds since the last packet, and their least values
 //! udp_s = 300                         # 120
@@ -30,11 +36,15 @@
 
 use crate::maglev::TABLE_SIZE;
 use crate::nf::load_balancer::LoadBalancerError;
-use crate::nf::rules::RuleSetError;
+use crate::nf::nat_filter::Filtering;
+use crate::nf::nat44::UNTRANSLATED_MAX;
+use crate::nf::rules::{Prefix, RuleSetError};
 use crate::nf::timeouts::Timeouts;
+use crate::static_config::StaticConfig;
 use core::fmt;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::str::FromStr;
+use nearstate_placement::static_map::StaticMapError;
 use nearstate_store::limits::PORT_HOLD_DOWN_MS;
 use nearstate_store::pool_spec::{ADDRESSES_MAX, PoolSpecError};
 use serde::{Deserialize, Serialize};
@@ -128,6 +138,15 @@ pub struct NatConfig {
     /// REQ-8).
     #[serde(default = "port_hold_down_s")]
     pub port_hold_down_s: u32,
+    /// Who may send to a mapping (RFC 4787 REQ-8).
+    #[serde(default)]
+    pub filtering: Filtering,
+    /// Destinations that inside hosts reach untranslated (RFC 6888 REQ-6).
+    #[serde(default)]
+    pub untranslated: Vec<Prefix>,
+    /// External ends that always belong to an inside one.
+    #[serde(default, rename = "static", skip_serializing_if = "Vec::is_empty")]
+    pub static_mappings: Vec<StaticConfig>,
 }
 
 const fn port_hold_down_s() -> u32 {
@@ -333,6 +352,20 @@ pub enum ChainConfigError {
     /// Nobody could have a port.
     #[error("port_blocks_per_subscriber is 0, so no host could have a port; give at least 1")]
     NoBlocks,
+    /// A static mapping is wrong.
+    #[error("the NAT's static mapping of {external}: {why}")]
+    Static {
+        /// Its external end.
+        external: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Static mappings that cannot be together.
+    #[error(transparent)]
+    StaticMap(#[from] StaticMapError),
+    /// Too many destinations.
+    #[error("untranslated has {0} prefixes; at most {UNTRANSLATED_MAX} are looked through")]
+    Untranslated(usize),
     /// State would end too soon, or hardly ever.
     #[error("[timeouts] {key} is {found}; it must be {least} to {most}")]
     Timeout {
@@ -367,6 +400,9 @@ impl ChainConfig {
             addresses: vec![AddressRange { first: Ipv4Addr::new(198, 19, 0, 0), length: 24 }],
             port_blocks_per_subscriber: 256,
             port_hold_down_s: port_hold_down_s(),
+            filtering: Filtering::default(),
+            untranslated: vec![],
+            static_mappings: vec![],
         };
         let has = |function| functions.contains(&function);
         let mut firewall = FirewallConfig::default();
@@ -407,6 +443,15 @@ mod tests {
         [nat]
         addresses = ["198.19.0.0/30", "203.0.113.7"]
         port_hold_down_s = 600
+        filtering = "address-dependent"
+        untranslated = ["10.0.0.0/8", "192.0.2.7"]
+        [[nat.static]]
+        external = "203.0.113.9"
+        inside = "10.0.0.9"
+        [[nat.static]]
+        external = "198.19.0.1:443"
+        inside = "10.0.0.5:8443"
+        protocol = "tcp"
         [timeouts]
         udp_s = 180
         [firewall]
@@ -428,6 +473,9 @@ mod tests {
         assert_eq!(config.functions, [FunctionName::Firewall, FunctionName::Nat]);
         let nat = config.nat.as_ref().unwrap();
         assert_eq!((nat.port_blocks_per_subscriber, nat.port_hold_down_s), (64, 600));
+        assert_eq!(nat.filtering, Filtering::AddressDependent);
+        assert_eq!(nat.untranslated[1].to_string(), "192.0.2.7");
+        assert_eq!(nat.static_mappings.len(), 2);
         assert_eq!(config.timeouts, Timeouts { udp_s: 180, ..Timeouts::default() });
         let addresses: Vec<_> = nat.addresses.iter().flat_map(|range| range.addresses()).collect();
         let expected: Vec<Ipv4Addr> =
@@ -453,6 +501,7 @@ mod tests {
             ("functions = []\n[nat]\naddresses = ['10.0.0/24']", "it is not an IPv4 address"),
             ("functions = []\n[nat]\naddresses = ['10.0.0.0/x']", "'x' is no prefix length"),
             ("functions = []\n[nat]\naddresses = []\nports = 4", "unknown field `ports`"),
+            ("functions = []\n[nat]\naddresses = []\nfiltering = 'none'", "unknown variant `none`"),
             ("functions = []\n[firewall]\nrule = []", "unknown field `rule`"),
             ("functions = []\n[timeouts]\ntcp = 9", "unknown field `tcp`"),
             ("functions = []\n[load_balancer]\nservices = []", "unknown field `services`"),

@@ -36,6 +36,8 @@ events! {
     PacketsIn = "packets_in",
     /// Packets that left.
     PacketsOut = "packets_out",
+    /// Packets from inside to an end of the NAT's own, taken in again as from outside.
+    Hairpins = "hairpins",
     /// Transactions that took effect.
     Commits = "commits",
     /// Transactions whose condition did not hold.

@@ -84,8 +84,8 @@ pub trait StateAccess {
         wanted: (&Key, KeyHash),
     ) -> ReadAnswer;
 
-    /// Reads an entry for a packet that keeps it alive. If it is found at once its owner learns that
-    /// it was seen, and what to count, soon and without anybody waiting for that.
+    /// Reads an entry for a packet that keeps it alive. If it is found at once its owner learns
+    /// that it was seen, and what to count, soon and without anybody waiting for that.
     fn read_seen(
         &mut self,
         (now, _tally): (Time, Tally),

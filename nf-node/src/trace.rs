@@ -105,6 +105,9 @@ pub enum TraceRecord {
     Writes(Write),
     /// It waits for its transaction, then is processed again from the start.
     Commits,
+    /// It goes to an end of the NAT's own, and is taken in again as from outside; what follows is
+    /// that.
+    TurnsRound,
     /// It leaves.
     Leaves(Departure),
     /// It waits for a store that does not answer.
@@ -137,16 +140,23 @@ pub fn trace_packet(
         vec![TraceRecord::Parsed { side, bytes, transport, tuple }, TraceRecord::Steered { slot }];
     let way = Way { chain, now, slot, side, frame, parsed: &parsed };
     let mut changes = Changes::default();
-    let Some(tuple) = way.walk(&mut changes, read, &mut records) else { return records };
-    if changes.is_empty() {
-        records.push(TraceRecord::Leaves(way.departure(tuple, None)));
-        return records;
+    let Some(mut tuple) = way.walk(&mut changes, read, &mut records) else { return records };
+    let mut after_commit = None;
+    if !changes.is_empty() {
+        let imagined = Imagined::commit(chain, slot, &changes);
+        records.extend(changes.conditions.into_iter().map(TraceRecord::Requires));
+        records.extend(changes.writes.into_iter().map(TraceRecord::Writes));
+        records.push(TraceRecord::Commits);
+        let Some(again) = way.once_more(&imagined, read) else { return records };
+        (tuple, after_commit) = (again, Some(imagined.taken()));
     }
-    let imagined = Imagined::commit(chain, slot, &changes);
-    records.extend(changes.conditions.into_iter().map(TraceRecord::Requires));
-    records.extend(changes.writes.into_iter().map(TraceRecord::Writes));
-    records.push(TraceRecord::Commits);
-    records.extend(way.once_more(&imagined, read).map(TraceRecord::Leaves));
+    if chain.turns_round(side, &tuple) {
+        records.push(TraceRecord::TurnsRound);
+        let frame = way.rewritten(tuple);
+        records.extend(trace_packet(chain, steering, now, (side.opposite(), &frame), read));
+    } else {
+        records.push(TraceRecord::Leaves(way.departure(tuple, after_commit)));
+    }
     records
 }
 
@@ -202,7 +212,7 @@ impl Way<'_> {
     }
 
     /// Through the chain again, over what the commit would have made.
-    fn once_more(&self, imagined: &Imagined, read: Read<'_>) -> Option<Departure> {
+    fn once_more(&self, imagined: &Imagined, read: Read<'_>) -> Option<FlowTuple> {
         let mut over = |slot, key: &Key| {
             let found = read(slot, key)?;
             Some(Found { entry: imagined.entry(key, found.entry), ..found })
@@ -210,13 +220,18 @@ impl Way<'_> {
         let mut changes = Changes::default();
         let tuple = self.walk(&mut changes, &mut over, &mut Vec::new())?;
         // Processing is a fixed point, unless the imagined port is one that the function refuses.
-        changes.is_empty().then(|| self.departure(tuple, Some(imagined.taken())))
+        changes.is_empty().then_some(tuple)
+    }
+
+    fn rewritten(&self, tuple: FlowTuple) -> Vec<u8> {
+        let mut frame = self.frame.to_vec();
+        rewrite::apply(&mut frame, self.parsed, &tuple);
+        frame
     }
 
     /// The frame as it would leave, parsed again.
     fn departure(&self, tuple: FlowTuple, after_commit: Option<Option<Endpoint>>) -> Departure {
-        let mut frame = self.frame.to_vec();
-        rewrite::apply(&mut frame, self.parsed, &tuple);
+        let frame = self.rewritten(tuple);
         let packet = packet::parse(&frame).ok().map(|parsed| (parsed.transport, parsed.tuple));
         let (side, before) = (self.side.opposite(), self.parsed.tuple);
         Departure { side, bytes: frame.len(), packet, before, after_commit }
@@ -362,6 +377,9 @@ impl fmt::Display for TraceRecord {
             Self::Commits => f.write_str(
                 "waits     until most replicas have that, then goes through the chain once more",
             ),
+            Self::TurnsRound => f.write_str(
+                "turns     round: it goes to an end of the NAT's own, and is taken in from outside",
+            ),
             Self::Leaves(departure) => departure.fmt(f),
             Self::Waits => f.write_str("waits     for the store"),
             Self::Dropped(reason) => write!(f, "dropped   {reason}"),
@@ -391,6 +409,27 @@ mod tests {
 
     const INSIDE: ([u8; 4], u16) = ([10, 0, 0, 7], 4000);
     const OUTSIDE: ([u8; 4], u16) = ([192, 0, 2, 1], 53);
+
+    #[test]
+    fn a_packet_to_an_end_of_the_nat_turns_round_and_is_followed() {
+        let chain = chain(
+            "functions = [\"nat\"]\n[nat]\naddresses = [\"198.19.0.0/28\"]\n\
+             [[nat.static]]\nexternal = \"198.19.0.1:53\"\ninside = \"10.0.0.9:5353\"\n\
+             protocol = \"udp\"",
+        );
+        let nothing = Found { entry: None, shard: ShardId(1), access: Some(Access::Local) };
+        let frame = udp(INSIDE, ([198, 19, 0, 1], 53));
+        let packet = (Side::Inside, &frame[..]);
+        let records =
+            trace_packet(&chain, &chain.steering(7), Time(5), packet, &mut |_, _| Some(nothing));
+        let text = words(&records);
+        assert!(records.contains(&TraceRecord::TurnsRound), "{text}");
+        let Some(TraceRecord::Leaves(departure)) = records.last() else { panic!("{text}") };
+        assert_eq!(departure.side, Side::Inside);
+        let (_, tuple) = departure.packet.unwrap();
+        assert_eq!(tuple.destination, Endpoint::v4([10, 0, 0, 9], 5353), "{text}");
+        assert!(chain.pools()[0].holds(tuple.source.ipv4().unwrap()), "{text}");
+    }
 
     #[test]
     fn a_new_flow_through_firewall_and_nat_asks_for_one_transaction() {

@@ -87,8 +87,8 @@ drop_reasons! {
     IcmpUnrelated = "icmp-unrelated",
     /// From outside to a NAT address, and no mapping there.
     NoMapping = "no-mapping",
-    /// From inside to a NAT address.
-    Hairpin = "hairpin",
+    /// From outside to a mapping whose inside end has sent nothing there, so it is not let in.
+    Filtered = "filtered",
     /// From inside, and its source is one of the NAT's own addresses: a forgery or a loop.
     NatSource = "nat-source",
     /// No port is left for this flow.

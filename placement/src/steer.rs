@@ -5,6 +5,7 @@
 //! for an XDP program, and with published test vectors.
 
 use crate::flow::{FlowKey, FlowTuple, Side};
+use crate::static_map::StaticMap;
 use nearstate_store::{PoolSpec, SlotId, TenantId};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,8 @@ pub const SLOTS_MAX: u32 = 65_536;
 pub enum Affinity {
     /// The canonical five-tuple: both directions of a flow agree.
     FiveTuple,
-    /// The host on the inside; from the outside to a NAT address, the port block that it falls in.
+    /// The host on the inside; from the outside to a NAT address, the port block that it falls in,
+    /// or the host that a static mapping gives it to.
     InsideHost,
     /// The endpoint on the outside: what a load balancer needs, whose clients are outside and whose
     /// answers come from a backend that the client never named.
@@ -45,6 +47,7 @@ pub struct Steering {
     slots: u32,
     affinity: Affinity,
     pools: Vec<PoolSpec>,
+    static_map: StaticMap,
 }
 
 impl Steering {
@@ -57,7 +60,13 @@ impl Steering {
     pub fn new(seed: u32, slots: u32, affinity: Affinity, pools: Vec<PoolSpec>) -> Self {
         assert!(slots.is_power_of_two(), "slots are a power of two");
         assert!(slots <= SLOTS_MAX, "a slot number has 16 bits");
-        Self { seed, slots, affinity, pools }
+        Self { seed, slots, affinity, pools, static_map: StaticMap::default() }
+    }
+
+    /// The same steering for a NAT that has these static mappings.
+    #[must_use]
+    pub fn with_static_map(self, static_map: StaticMap) -> Self {
+        Self { static_map, ..self }
     }
 
     /// Slots of the cluster.
@@ -82,6 +91,11 @@ impl Steering {
             }
             (Affinity::InsideHost, Side::Outside) => {
                 let destination = &tuple.destination;
+                if !self.static_map.is_empty()
+                    && let Some(host) = self.static_map.inside_of(tuple.protocol, destination)
+                {
+                    return self.slot_of_host(tenant, &host.address);
+                }
                 destination
                     .ipv4()
                     .and_then(|v4| self.pools.iter().find_map(|p| p.slot_of(v4, destination.port)))
@@ -134,6 +148,7 @@ fn load_words(words: &mut [u32], bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::static_map::StaticMapping;
     use nearstate_store::{Endpoint, PoolId};
 
     #[test]
@@ -163,6 +178,28 @@ mod tests {
             let back = steering.slot(TenantId(0), Side::Outside, &tuple().reversed());
             assert_eq!(out, back, "{affinity:?}");
         }
+    }
+
+    #[test]
+    fn a_packet_to_a_static_mapping_goes_to_the_slot_of_its_host() {
+        let addresses = (0..8).map(|i| [198, 19, 0, i].into()).collect();
+        let pool = PoolSpec::new(PoolId(0), addresses, 1024, 4).unwrap();
+        let mapping = StaticMapping {
+            external: [198, 19, 0, 1].into(),
+            inside: [10, 0, 0, 1].into(),
+            port: Some((17, 443, 1000)),
+        };
+        let steering = Steering::new(7, 1024, Affinity::InsideHost, vec![pool])
+            .with_static_map(StaticMap::new(&[mapping]).unwrap());
+        let inwards = FlowTuple {
+            protocol: 17,
+            source: tuple().destination,
+            destination: Endpoint::v4([198, 19, 0, 1], 443),
+        };
+        let host = steering.slot(TenantId(0), Side::Inside, &tuple());
+        assert_eq!(steering.slot(TenantId(0), Side::Outside, &inwards), host);
+        let other = FlowTuple { protocol: 6, ..inwards };
+        assert_ne!(steering.slot(TenantId(0), Side::Outside, &other), host);
     }
 
     #[test]

@@ -69,6 +69,7 @@ fn is_forgotten(ours: Outcome<'_>, theirs: Outcome<'_>) -> bool {
         reason,
         DropReason::NoState
             | DropReason::NoMapping
+            | DropReason::Filtered
             | DropReason::TcpMidstream
             | DropReason::TcpState
             | DropReason::IcmpUnrelated

@@ -9,6 +9,7 @@
 
 use crate::Entry;
 use crate::batch::{BatchReader, check_batch, empty_transaction};
+use crate::block_journal::{BlockJournal, BlockRecord};
 use crate::cell::VERSION_MAX;
 use crate::flow_moves::Moving;
 use crate::flow_upkeep::Keeping;
@@ -30,9 +31,11 @@ use crate::table::Table;
 use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
 use crate::tally::Tally;
-use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, Write};
+use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, WRITES_MAX, Write};
 use crate::types::{LogIndex, PoolId, SlotId, Version};
 use crate::upkeep::{Upkeep, UpkeepClock};
+use arrayvec::ArrayVec;
+use core::net::Ipv4Addr;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -91,6 +94,8 @@ pub struct FlowMachine {
     /// No state.
     pub(crate) moves: Arc<MoveBoard>,
     stats: FlowMachineStats,
+    /// No state: what is to be logged of it.
+    pub(crate) journal: BlockJournal,
     pub(crate) keeping: Keeping,
     /// Room for transactions that are read ahead. No state.
     ahead: Vec<Transaction>,
@@ -121,6 +126,7 @@ impl FlowMachine {
             moves: Arc::default(),
             time_ms: 0,
             stats: FlowMachineStats::default(),
+            journal: BlockJournal::default(),
             keeping: Keeping::default(),
             ahead: Vec::new(),
         }
@@ -179,7 +185,45 @@ impl FlowMachine {
         for at in 0..self.resting.len() {
             while let Some((_, slot)) = self.resting[at].pop_front_if(|(until, _)| *until <= now_ms)
             {
-                self.slot_pool(at as u8, slot).1.wake(now_ms);
+                let mut freed = Vec::new();
+                let tell = &mut |block, holder| freed.push((block, holder));
+                self.slot_pool(at as u8, slot).1.wake_and_tell(now_ms, tell);
+                freed.into_iter().for_each(|block| self.note_block(at as u8, slot, block, false));
+            }
+        }
+    }
+
+    /// Notes for the log that a block has changed hands.
+    fn note_block(
+        &mut self,
+        at: u8,
+        slot: SlotId,
+        (block, holder): (u32, [u8; 16]),
+        is_given: bool,
+    ) {
+        let spec = &self.specs[usize::from(at)];
+        let (pool, first, time_ms) = (spec.id(), spec.block_start(block), self.time_ms);
+        self.journal.push(BlockRecord { time_ms, pool, slot, first, holder, is_given });
+    }
+
+    /// Notes the blocks that the ports of a plan were the first of.
+    fn note_taken(&mut self, slot: SlotId, plan: &Plan) {
+        let mut noted: ArrayVec<u32, WRITES_MAX> = ArrayVec::new();
+        for (at, protocol, endpoint) in &plan.taken {
+            let spec = &self.specs[usize::from(*at)];
+            let block_of = |[a, b, c, d, high, low]: [u8; 6]| {
+                spec.block_of(Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low]))
+            };
+            let mine = block_of(*endpoint);
+            let same = plan.taken.iter().filter(|(pool, _, e)| pool == at && block_of(*e) == mine);
+            let taken = same.count() as u32;
+            let Some(pool) = self.pools.get(&(*at, slot)) else { continue };
+            let Some(fresh) = pool.fresh_block(spec, (*protocol, *endpoint), taken) else {
+                continue;
+            };
+            if !noted.contains(&fresh.0) {
+                noted.push(fresh.0);
+                self.note_block(*at, slot, fresh, true);
             }
         }
     }
@@ -261,6 +305,9 @@ impl FlowMachine {
 
     /// Does what was planned; that cannot fail.
     fn carry_out(&mut self, slot: SlotId, plan: &Plan) {
+        if !plan.taken.is_empty() {
+            self.note_taken(slot, plan);
+        }
         plan.entries.iter().for_each(|(key, _)| self.moving.note_change(slot, key));
         let removed = plan.entries.iter().filter(|(_, planned)| planned.is_none());
         for (key, _) in removed {

@@ -145,6 +145,7 @@ impl FlowMachine {
             return self.tell_all(known, from, work);
         }
         self.end_expired(known, work);
+        work.is_more |= self.journal.hand_out((clock.term, since_ms), &mut work.blocks);
         if work.wants_seen {
             self.tell_seen(known, work);
         }

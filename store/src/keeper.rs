@@ -5,7 +5,7 @@
 //! machine's business ([`crate::flow_upkeep`]). The machine is asked for small pieces of work, and
 //! other tasks run in between. Expiries go the way of all transactions. Notes of what was seen go
 //! in entries of their own, one at a time, and wait when the group has much to do: packets never
-//! wait for them.
+//! wait for them. Records of port blocks go to the log of the process.
 
 #![expect(clippy::disallowed_methods, reason = "looks every now and then")]
 
@@ -28,6 +28,8 @@ use tokio::time::{sleep, timeout};
 const EVERY: Duration = Duration::from_millis(64);
 /// How long what was proposed is waited for. Whatever came of it then, the timers come up again.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What records of blocks are logged as; see [`crate::block_journal`].
+const BLOCK_LOG: &str = "nearstate::blocks";
 /// The number of this task among the askers of its node.
 const CLIENT: u64 = 0xffff;
 
@@ -121,6 +123,9 @@ impl Shard {
             let time_ms = self.replica.time().stamp(term, now, wall_ms());
             if !self.replica.upkeep(&UpkeepClock { time_ms, now, term }, work) {
                 return;
+            }
+            for record in work.blocks.drain(..) {
+                tracing::debug!(target: BLOCK_LOG, shard = %self.id, "{record}");
             }
             let expiries = self.expire(work.expiries.drain(..), ids);
             let told = self.tell(term, &mut work.seen);

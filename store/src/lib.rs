@@ -1,6 +1,7 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
 pub mod batch;
+pub mod block_journal;
 pub mod cell;
 pub mod client;
 pub mod clock;

@@ -1,9 +1,10 @@
 //! How the owner of a shard learns what the packets of other nodes have seen there.
 //!
 //! A packet thread leaves a note in a bounded queue, once in a while for each flow, with what was
-//! counted of it since; full is counted, and costs a flow a little of its life. A task sends what has collected, every now and then, to
-//! the owners, which mark it in their tables as if they had seen it themselves. A note that does
-//! not get through is sent again, with its age, as long as it is young enough to matter.
+//! counted of it since; full is counted, and costs a flow a little of its life. A task sends what
+//! has collected, every now and then, to the owners, which mark it in their tables as if they had
+//! seen it themselves. A note that does not get through is sent again, with its age, as long as it
+//! is young enough to matter.
 //!
 //! The edge: it sleeps and reads the clock. Packets never wait for it.
 

@@ -26,7 +26,7 @@ pub(crate) struct Planned {
 pub(crate) struct Plan {
     /// Each key once, with what it will be; nothing is "absent".
     pub(crate) entries: ArrayVec<(Key, Option<Planned>), WRITES_MAX>,
-    taken: ArrayVec<PlannedPort, WRITES_MAX>,
+    pub(crate) taken: ArrayVec<PlannedPort, WRITES_MAX>,
     pub(crate) returned: ArrayVec<PlannedPort, WRITES_MAX>,
 }
 

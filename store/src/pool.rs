@@ -113,7 +113,22 @@ impl SlotPool {
         let held = self.blocks.get_mut(&block).expect("a taken port's block has a holder");
         assert!(held.live[class] >> bit & 1 == 1, "only a live port is undone");
         held.live[class] &= !(1 << bit);
-        self.free_if_unused(block);
+        let _ = self.free_if_unused(block);
+    }
+
+    /// Block and holder of a port that was just taken, if the block was free before: these `taken`
+    /// ports are all that is used of it.
+    pub(crate) fn fresh_block(
+        &self,
+        spec: &PoolSpec,
+        (protocol, endpoint): (u8, [u8; 6]),
+        taken: u32,
+    ) -> Option<(u32, [u8; 16])> {
+        let (number, _, _) = self.locate(spec, protocol, endpoint)?;
+        let block = self.blocks.get(&number)?;
+        let ones = |words: [u64; CLASSES]| words.iter().map(|w| w.count_ones()).sum::<u32>();
+        let is_fresh = ones(block.live) == taken && ones(block.resting) == 0;
+        is_fresh.then_some((number, block.holder))
     }
 
     /// Whether a port is one of this slot's.
@@ -214,11 +229,18 @@ impl SlotPool {
 
     /// Ends the rest of ports whose time has come.
     pub(crate) fn wake(&mut self, now_ms: u64) {
+        self.wake_and_tell(now_ms, &mut |_, _| {});
+    }
+
+    /// The same; tells blocks that are free again, and who had them.
+    pub(crate) fn wake_and_tell(&mut self, now_ms: u64, tell: &mut dyn FnMut(u32, [u8; 16])) {
         while let Some(port) = self.resting.front().copied().filter(|p| p.until_ms <= now_ms) {
             self.resting.pop_front();
             let block = self.blocks.get_mut(&port.block).expect("a resting port has its block");
             block.resting[usize::from(port.class)] &= !(1 << port.bit);
-            self.free_if_unused(port.block);
+            if let Some(holder) = self.free_if_unused(port.block) {
+                tell(port.block, holder);
+            }
         }
     }
 
@@ -283,18 +305,20 @@ impl SlotPool {
         self.run.contains(&block).then_some((block, class, u32::from(port % BLOCK_PORTS)))
     }
 
-    fn free_if_unused(&mut self, number: u32) {
-        let Some(block) = self.blocks.get(&number) else { return };
+    /// Frees a block that is not used any more; who had it.
+    fn free_if_unused(&mut self, number: u32) -> Option<[u8; 16]> {
+        let block = self.blocks.get(&number)?;
         if block.live != [0; CLASSES] || block.resting != [0; CLASSES] {
-            return;
+            return None;
         }
-        let theirs =
-            self.holders.get_mut(&block.holder).expect("a held block stands with its holder");
+        let holder = block.holder;
+        let theirs = self.holders.get_mut(&holder).expect("a held block stands with its holder");
         theirs.retain(|other| *other != number);
         if theirs.is_empty() {
-            self.holders.remove(&block.holder);
+            self.holders.remove(&holder);
         }
         self.blocks.remove(&number);
+        Some(holder)
     }
 }
 

@@ -443,7 +443,8 @@ impl TableReader {
         }
     }
 
-    /// The hash of a key, and where it lay when it was read last; what is needed first is drawn near.
+    /// The hash of a key, and where it lay when it was read last; what is needed first is drawn
+    /// near.
     #[inline]
     pub(crate) fn prefetch_cached(&self, cache: &LocationCache, key: &Key) -> KeyHash {
         let mut hash = self.hash(key);

@@ -6,6 +6,7 @@
 //! How much is done at a time is bounded, so that commits never wait long behind it.
 
 use crate::Entry;
+use crate::block_journal::BlockRecord;
 use crate::key::Key;
 use crate::limits::SEEN_NOTES_MAX;
 use crate::transaction::{
@@ -93,6 +94,9 @@ pub struct Upkeep {
     pub expiries: Vec<Expiry>,
     /// What was seen, at most [`SEEN_NOTES_MAX`].
     pub seen: Vec<SeenNote>,
+    /// Blocks of ports that have changed hands, for the log, at most
+    /// [`crate::block_journal::BLOCK_RECORDS_AT_ONCE`].
+    pub blocks: Vec<BlockRecord>,
     /// Whether notes of what was seen are wanted now; the others wait.
     pub wants_seen: bool,
     /// Nothing else is wanted than all that was seen and counted, at once, from this cell on: the
@@ -121,6 +125,7 @@ impl Upkeep {
     pub fn clear(&mut self) {
         self.expiries.clear();
         self.seen.clear();
+        self.blocks.clear();
         (self.steps, self.cells, self.is_more) = (0, 0, false);
     }
 }

@@ -1,6 +1,8 @@
 //! What ends with an entry, and what holds a port.
 
 use super::*;
+use crate::nf::mapping_life::Life;
+use crate::nf::nat44::Remote;
 use nearstate_store::{PoolId, SlotId, TenantId, Version};
 
 const TENANT: TenantId = TenantId(3);
@@ -17,7 +19,9 @@ fn ending(key: Key, value: nearstate_store::Value) -> (Ending, Option<PoolPort>)
 
 #[test]
 fn a_mapping_ends_with_both_entries_and_its_port_comes_back() {
-    let mapping = |to| Mapping { to, pool: PoolId(2), is_established: true }.encode();
+    let mapping = |to| {
+        Mapping { to, pool: PoolId(2), life: Life::Established, remote: Remote::of(&C) }.encode()
+    };
     let (out, back) = (state_key::nat_out(TENANT, 6, A), state_key::nat_in(TENANT, 6, B));
     let endpoint = [198, 19, 0, 9, 4, 210];
     let (ends, port) = ending(out, mapping(B));
@@ -42,6 +46,11 @@ fn a_balanced_flow_ends_when_neither_direction_is_seen_and_a_flow_of_the_firewal
     }
     let tuple = nearstate_placement::FlowTuple { protocol: 17, source: A, destination: C };
     let flow = state_key::firewall(TENANT, &tuple);
-    let (ends, _) = ending(flow, nearstate_store::Value::ZERO);
-    assert_eq!((ends.writes[..].to_vec(), ends.partners.len()), (vec![Write::Delete(flow)], 0));
+    for alone in [flow, state_key::nat_filter(TENANT, 17, A, C)] {
+        let (ends, _) = ending(alone, nearstate_store::Value::ZERO);
+        assert_eq!(
+            (ends.writes[..].to_vec(), ends.partners.len()),
+            (vec![Write::Delete(alone)], 0)
+        );
+    }
 }

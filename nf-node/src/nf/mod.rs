@@ -14,7 +14,9 @@
 pub mod entry_rules;
 pub mod firewall;
 pub mod load_balancer;
+pub mod mapping_life;
 pub mod nat44;
+pub mod nat_filter;
 pub mod rules;
 pub mod state_key;
 pub mod tcp_state;
@@ -49,7 +51,8 @@ pub struct Packet<'a> {
 impl Packet<'_> {
     /// Whether this packet keeps the entry of a key alive. ICMP errors do not (RFC 4787 REQ-12,
     /// RFC 5508 REQ-6), and neither do resets (RFC 7857 section 9). A mapping lives by its outbound
-    /// packets: what comes in from outside need not be wanted (RFC 4787 REQ-6).
+    /// packets, and so does the leave of a remote end to send to it: what comes in from outside
+    /// need not be wanted (RFC 4787 REQ-6).
     #[must_use]
     #[inline]
     pub fn keeps_alive(&self, key: &Key) -> bool {
@@ -58,7 +61,9 @@ impl Packet<'_> {
             Transport::Tcp { flags } => flags & RST == 0,
             Transport::Udp | Transport::Echo { .. } => true,
         };
-        counts && key.kind() != KeyKind::NatIn as u8
+        counts
+            && key.kind() != KeyKind::NatIn as u8
+            && (self.side == Side::Inside || key.kind() != KeyKind::NatFilter as u8)
     }
 }
 
@@ -139,6 +144,10 @@ mod tests {
                 assert_eq!(packet.keeps_alive(&key), expected, "{parsed:?}");
             }
             assert!(!packet.keeps_alive(&state_key::nat_in(tenant, 17, end(b))));
+            let leave = state_key::nat_filter(tenant, 17, end(a), end(b));
+            assert_eq!(packet.keeps_alive(&leave), expected, "{parsed:?}");
+            let inwards = Packet { side: Side::Outside, ..packet };
+            assert!(!inwards.keeps_alive(&leave), "{parsed:?}");
         }
     }
 }

@@ -3,31 +3,43 @@
 //! The mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): an inside endpoint has one
 //! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are
 //! made in one transaction together with the port they need, so neither exists without the other
-//! and no port has two holders (RFC 4787 REQ-3). Filtering is endpoint-independent too (REQ-8): a
-//! firewall in the chain is what makes it stricter.
+//! and no port has two holders (RFC 4787 REQ-3). Whoever knows a mapping may send to it, unless a
+//! [`NatFilter`](crate::nf::nat_filter::NatFilter) or a firewall stands behind (REQ-8).
 //!
 //! What it never does: make, refresh or end a mapping because of an ICMP error (RFC 4787 REQ-12,
 //! RFC 5508 REQ-6) or of a packet from outside; pick a port itself (the store's pool does, in the
-//! transaction); let an inside address leave untranslated. IPv6 passes as it is, and so does a
-//! packet from outside to an address that is not of the pool: such addresses are routed, and
-//! whether they may be reached is the firewall's business.
+//! transaction); let an inside address leave untranslated, but to the destinations that are
+//! configured so (RFC 6888 REQ-6). IPv6 passes as it is, and so does a packet from outside to an
+//! address that is not the NAT's: such addresses are routed, and whether they may be reached is the
+//! firewall's business.
+//!
+//! *Hairpinning* (RFC 4787 REQ-9). A packet from inside to one of the NAT's own external ends is
+//! translated as one that leaves, so it carries its external source (REQ-9a); then it is taken in
+//! as one from outside, and goes to whoever has that end. The two halves need state of two slots,
+//! each reads its own; [`Nat44::is_own`] tells a pipe when to turn a packet round.
+//!
+//! *Static mappings* are configuration ([`StaticMap`]): they need no state, always are, and let in
+//! whoever sends there.
 //!
 //! A mapping lives as long as its inside endpoint sends ([`crate::nf::timeouts`]). One of TCP is
-//! transitory until an inside segment shows that a connection was established; from then on it
-//! keeps the long time: other connections may use it, so the end of one says nothing.
+//! made by a SYN from inside only (RFC 6146 section 3.5.2.2), and its connection says how long it
+//! lives ([`crate::nf::mapping_life`], RFC 7857 section 2). Both directions need to know how far
+//! that has come, so both entries say it, and both are written when it moves.
 //!
 //! Both entries have a value of one layout. In `nat-out` the endpoint is the external one, in
-//! `nat-in` the inside one:
+//! `nat-in` the inside one; the remote end is the one whose connection is followed:
 //!
 //! ```text
-//! byte  0                 16         18     19           20
-//!       address           port       pool   established  zero
-//!       16, IPv4-mapped   2, network 1      1            44
+//! byte  0                 16         18     19     20     24        28         30
+//!       address           port       pool   life   zero   remote    its port   zero
+//!       16, IPv4-mapped   2, network 1      1      4      4, IPv4   2, network 34
 //! ```
 
 #[cfg(test)]
 mod tests;
 
+use crate::nf::mapping_life::{self, Life};
+use crate::nf::rules::Prefix;
 use crate::nf::state_key::{self, KeyKind, NAT_IN_FILL};
 use crate::nf::tcp_state::Segment;
 use crate::nf::timeouts::Timeouts;
@@ -35,10 +47,10 @@ use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::{IpVersion, Transport};
 use crate::verdict::{DropReason, Verdict};
 use core::net::Ipv4Addr;
-use nearstate_placement::Side;
+use nearstate_placement::{FlowTuple, Side, StaticMap};
 use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, Time, Value, Write,
+    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value, Write,
 };
 
 /// Where a `nat-out` value takes the external endpoint: the layout begins with an endpoint.
@@ -51,8 +63,28 @@ pub struct Mapping {
     pub to: Endpoint,
     /// The pool that the external port goes back to when the mapping ends.
     pub pool: PoolId,
-    /// A TCP connection through it has been established.
-    pub is_established: bool,
+    /// How far its connections have come.
+    pub life: Life,
+    /// Whose connection is followed; nobody's but of TCP.
+    pub remote: Remote,
+}
+
+/// An IPv4 endpoint as it stands in a mapping: the six bytes of its address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Remote(u64);
+
+impl Remote {
+    /// Bits of a word that are it.
+    const BITS: u64 = (1 << 48) - 1;
+
+    /// The remote end that is this IPv4 endpoint.
+    #[must_use]
+    #[inline]
+    pub fn of(end: &Endpoint) -> Self {
+        let [.., a, b, c, d] = end.address;
+        let [high, low] = end.port.to_be_bytes();
+        Self(u64::from_le_bytes([a, b, c, d, high, low, 0, 0]))
+    }
 }
 
 impl Mapping {
@@ -62,30 +94,37 @@ impl Mapping {
         let mut bytes = [0; VALUE_BYTES];
         bytes[..18].copy_from_slice(&self.to.to_bytes());
         bytes[18] = self.pool.0;
-        bytes[19] = u8::from(self.is_established);
+        bytes[19] = self.life as u8;
+        bytes[24..32].copy_from_slice(&self.remote.0.to_le_bytes());
         Value::from_bytes(&bytes)
     }
 
     /// Reads a value of [`Mapping::encode`].
     #[must_use]
+    #[inline]
     pub fn decode(value: &Value) -> Self {
-        let [w0, w1, w2, ..] = value.0;
+        let [w0, w1, w2, w3, ..] = value.0;
         let mut address = [0; 16];
         address[..8].copy_from_slice(&w0.to_le_bytes());
         address[8..].copy_from_slice(&w1.to_le_bytes());
-        let [high, low, pool, established, ..] = w2.to_le_bytes();
+        let [high, low, pool, life, ..] = w2.to_le_bytes();
         let to = Endpoint { address, port: u16::from_be_bytes([high, low]) };
-        Self { to, pool: PoolId(pool), is_established: established != 0 }
+        let life = Life::from_number(life);
+        Self { to, pool: PoolId(pool), life, remote: Remote(w3 & Remote::BITS) }
     }
 }
 
 /// What is to be done with a packet before any state is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// Its source is to be translated.
     Out,
     /// Its destination is to be translated.
     In,
+    /// Its source has this external end, always.
+    OutAs(Endpoint),
+    /// Its destination belongs to this inside end, always.
+    InTo(Endpoint),
     /// It is no business of the NAT.
     Pass,
     /// It goes nowhere.
@@ -101,7 +140,13 @@ pub struct Nat44 {
     lowest: Ipv4Addr,
     highest: Ipv4Addr,
     timeouts: Timeouts,
+    static_map: StaticMap,
+    /// Destinations that are reached untranslated.
+    untranslated: Vec<Prefix>,
 }
+
+/// Destinations that a NAT may be told to leave alone.
+pub const UNTRANSLATED_MAX: usize = 64;
 
 impl Nat44 {
     /// Most conditions that one packet asks for.
@@ -115,7 +160,28 @@ impl Nat44 {
         // A pool has at least one address: `PoolSpec::new` sees to it.
         let addresses = pool.addresses();
         let (lowest, highest) = (addresses[0], addresses[addresses.len() - 1]);
-        Self { pool, lowest, highest, timeouts: Timeouts::default() }
+        let (timeouts, static_map) = (Timeouts::default(), StaticMap::default());
+        Self { pool, lowest, highest, timeouts, static_map, untranslated: vec![] }
+    }
+
+    /// The same NAT with these mappings, and with destinations that it leaves alone.
+    #[must_use]
+    pub fn with_exceptions(self, static_map: StaticMap, untranslated: Vec<Prefix>) -> Self {
+        Self { static_map, untranslated, ..self }
+    }
+
+    /// The mappings that always are.
+    #[must_use]
+    pub const fn static_map(&self) -> &StaticMap {
+        &self.static_map
+    }
+
+    /// Whether a packet to this end, when it has left, comes back to this NAT.
+    #[must_use]
+    #[inline]
+    pub fn is_own(&self, protocol: u8, end: &Endpoint) -> bool {
+        end.ipv4().is_some_and(|address| self.in_pool(address))
+            || (!self.static_map.is_empty() && self.static_map.inside_of(protocol, end).is_some())
     }
 
     /// The same NAT with other times.
@@ -125,8 +191,8 @@ impl Nat44 {
     }
 
     /// Seconds that a mapping lives (RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2).
-    const fn ttl_s(&self, protocol: u8, is_established: bool) -> u32 {
-        if protocol == 6 && !is_established {
+    const fn ttl_s(&self, protocol: u8, life: Life) -> u32 {
+        if life.is_transitory() {
             self.timeouts.tcp_transitory_s
         } else {
             self.timeouts.of_protocol(protocol)
@@ -143,28 +209,50 @@ impl Nat44 {
         (self.lowest..=self.highest).contains(&address) && self.pool.holds(address)
     }
 
-    fn way(&self, packet: &Packet<'_>) -> Way {
+    /// What is to be done with a packet that came in as this flow.
+    pub(crate) fn way(&self, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
         if packet.parsed.version != IpVersion::V4 {
             return Way::Pass;
         }
-        let (Some(source), Some(destination)) =
-            (packet.tuple.source.ipv4(), packet.tuple.destination.ipv4())
+        let (Some(source), Some(destination)) = (tuple.source.ipv4(), tuple.destination.ipv4())
         else {
             return Way::Pass;
         };
+        let static_end = |find: fn(&StaticMap, u8, &Endpoint) -> Option<Endpoint>, end| {
+            if self.static_map.is_empty() {
+                None
+            } else {
+                find(&self.static_map, tuple.protocol, end)
+            }
+        };
         match packet.side {
-            Side::Inside if self.in_pool(destination) => Way::Refused(DropReason::Hairpin),
             // An inside host that uses an address of ours is a forgery or a loop.
             Side::Inside if self.in_pool(source) => Way::Refused(DropReason::NatSource),
-            Side::Inside => Way::Out,
-            Side::Outside if !self.in_pool(destination) => Way::Pass,
-            // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a query
-            // from outside has no host behind the NAT that it is meant for.
-            Side::Outside if packet.parsed.transport == (Transport::Echo { request: true }) => {
-                Way::Refused(DropReason::NoMapping)
+            Side::Inside if self.is_untranslated(tuple) => Way::Pass,
+            Side::Inside => {
+                static_end(StaticMap::external_of, &tuple.source).map_or(Way::Out, Way::OutAs)
             }
-            Side::Outside => Way::In,
+            Side::Outside => match static_end(StaticMap::inside_of, &tuple.destination) {
+                Some(inside) => Way::InTo(inside),
+                None if !self.in_pool(destination) => Way::Pass,
+                // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a
+                // query from outside has no host behind the NAT that it is meant for.
+                None if packet.parsed.transport == (Transport::Echo { request: true }) => {
+                    Way::Refused(DropReason::NoMapping)
+                }
+                None => Way::In,
+            },
         }
+    }
+
+    /// Whether a packet from inside goes where the NAT is told to leave packets alone (RFC 6888
+    /// REQ-6). Its own ends are never such a place.
+    #[inline]
+    fn is_untranslated(&self, tuple: &FlowTuple) -> bool {
+        let to = &tuple.destination;
+        !self.untranslated.is_empty()
+            && self.untranslated.iter().any(|prefix| prefix.holds(&to.address))
+            && !self.is_own(tuple.protocol, to)
     }
 
     /// Asks for a mapping: the port, and the two entries that it is filled into.
@@ -173,7 +261,11 @@ impl Nat44 {
         let inside = packet.tuple.source;
         let out = state_key::nat_out(tenant, protocol, inside);
         let pool = self.pool.id();
-        let is_established = shows_established(packet.parsed.transport);
+        let (life, remote) = match protocol {
+            6 => (Life::Opening, Remote::of(&packet.tuple.destination)),
+            _ => (Life::Plain, Remote::default()),
+        };
+        let mapping = |to| Mapping { to, pool, life, remote }.encode();
         changes.conditions.push(Condition::Absent(out));
         changes.writes.push(Write::Take(Take {
             pool,
@@ -183,13 +275,13 @@ impl Nat44 {
         }));
         changes.writes.push(Write::Put {
             key: out,
-            value: Mapping { to: Endpoint::v4([0; 4], 0), pool, is_established }.encode(),
+            value: mapping(Endpoint::v4([0; 4], 0)),
             fill: Fill { key_at: None, value_at: Some(VALUE_FILL) },
-            ttl_s: self.ttl_s(protocol, is_established),
+            ttl_s: self.ttl_s(protocol, life),
         });
         changes.writes.push(Write::Put {
             key: state_key::nat_in_unfilled(tenant, protocol),
-            value: Mapping { to: inside, pool, is_established: false }.encode(),
+            value: mapping(inside),
             fill: Fill { key_at: Some(NAT_IN_FILL), value_at: None },
             // It ends with the other entry.
             ttl_s: 0,
@@ -197,21 +289,61 @@ impl Nat44 {
         Verdict::Commit
     }
 
-    /// Asks for the long time of an established connection, if this packet shows the first one.
-    fn establish(&self, packet: &Packet<'_>, entry: &Entry, changes: &mut Changes) {
-        let mapping = Mapping::decode(&entry.value);
-        if mapping.is_established || !shows_established(packet.parsed.transport) {
+    /// What a TCP segment from inside makes of its mapping's life.
+    #[inline]
+    fn follow_inside(
+        &self,
+        packet: &Packet<'_>,
+        (entry, mapping): (&Entry, &Mapping),
+        changes: &mut Changes,
+    ) {
+        let Transport::Tcp { flags } = packet.parsed.transport else { return };
+        let to = Remote::of(&packet.tuple.destination);
+        let turn =
+            mapping_life::from_inside(mapping.life, to == mapping.remote, Segment::of(flags));
+        let Some(turn) = turn else { return };
+        let remote = if turn.is_followed { to } else { mapping.remote };
+        let moved = Mapping { life: turn.life, remote, ..*mapping };
+        let key = state_key::nat_out(packet.tenant, 6, packet.tuple.source);
+        changes.conditions.push(Condition::Version(key, entry.version));
+        self.move_on(packet.tenant, (packet.tuple.source, mapping.to), moved, changes);
+    }
+
+    /// What a TCP segment from outside makes of it.
+    #[inline]
+    fn follow_outside(
+        &self,
+        packet: &Packet<'_>,
+        (entry, mapping): (&Entry, &Mapping),
+        changes: &mut Changes,
+    ) {
+        let Transport::Tcp { flags } = packet.parsed.transport else { return };
+        let segment = Segment::of(flags);
+        let Some(turn) = mapping_life::from_outside(mapping.life, segment) else { return };
+        if Remote::of(&packet.tuple.source) != mapping.remote {
             return;
         }
-        let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
-        let key = state_key::nat_out(tenant, protocol, packet.tuple.source);
+        let moved = Mapping { life: turn.life, ..*mapping };
+        let external = packet.tuple.destination;
+        let key = state_key::nat_in(packet.tenant, 6, external);
         changes.conditions.push(Condition::Version(key, entry.version));
-        changes.writes.push(Write::Put {
-            key,
-            value: Mapping { is_established: true, ..mapping }.encode(),
-            fill: Fill::default(),
-            ttl_s: self.ttl_s(protocol, true),
-        });
+        self.move_on(packet.tenant, (mapping.to, external), moved, changes);
+    }
+
+    /// Asks for both entries of a mapping of TCP to be written.
+    fn move_on(
+        &self,
+        tenant: TenantId,
+        (inside, external): (Endpoint, Endpoint),
+        mapping: Mapping,
+        changes: &mut Changes,
+    ) {
+        let mut put = |key, to, ttl_s| {
+            let value = Mapping { to, ..mapping }.encode();
+            changes.writes.push(Write::Put { key, value, fill: Fill::default(), ttl_s });
+        };
+        put(state_key::nat_out(tenant, 6, inside), external, self.ttl_s(6, mapping.life));
+        put(state_key::nat_in(tenant, 6, external), inside, 0);
     }
 }
 
@@ -222,10 +354,10 @@ impl NetworkFunction for Nat44 {
 
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         let (tenant, tuple) = (packet.tenant, &packet.tuple);
-        match self.way(packet) {
+        match self.way(packet, tuple) {
             Way::Out => Some(state_key::nat_out(tenant, tuple.protocol, tuple.source)),
             Way::In => Some(state_key::nat_in(tenant, tuple.protocol, tuple.destination)),
-            Way::Pass | Way::Refused(_) => None,
+            Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => None,
         }
     }
 
@@ -236,16 +368,27 @@ impl NetworkFunction for Nat44 {
         state: Option<&Entry>,
         changes: &mut Changes,
     ) -> Verdict {
-        match (self.way(packet), state) {
+        match (self.way(packet, &packet.tuple), state) {
             (Way::Pass, _) => Verdict::Forward,
             (Way::Refused(reason), _) => Verdict::Drop(reason),
+            (Way::OutAs(external), _) => {
+                translate_source(packet, external);
+                Verdict::Forward
+            }
+            (Way::InTo(inside), _) => {
+                translate_destination(packet, inside);
+                Verdict::Forward
+            }
             (Way::Out, Some(entry)) => {
-                self.establish(packet, entry, changes);
-                translate_source(packet, Mapping::decode(&entry.value).to);
+                let mapping = Mapping::decode(&entry.value);
+                self.follow_inside(packet, (entry, &mapping), changes);
+                translate_source(packet, mapping.to);
                 Verdict::Forward
             }
             (Way::In, Some(entry)) => {
-                translate_destination(packet, Mapping::decode(&entry.value).to);
+                let mapping = Mapping::decode(&entry.value);
+                self.follow_outside(packet, (entry, &mapping), changes);
+                translate_destination(packet, mapping.to);
                 Verdict::Forward
             }
             (Way::Out, None) => match refuses_to_open(packet.parsed.transport) {
@@ -264,7 +407,8 @@ impl NetworkFunction for Nat44 {
         let (end, _) = key.ends();
         match (KeyKind::of(key), entry.map(|entry| Mapping::decode(&entry.value))) {
             (Some(KeyKind::NatOut), Some(mapping)) => {
-                format!("inside endpoint {end} is mapped to {} of {}", mapping.to, mapping.pool)
+                let Mapping { to, pool, life, .. } = mapping;
+                format!("inside endpoint {end} is mapped to {to} of {pool}; {}", life.name())
             }
             (Some(KeyKind::NatOut), None) => format!("inside endpoint {end} has no mapping"),
             (Some(KeyKind::NatIn), Some(mapping)) => {
@@ -283,21 +427,12 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
         Transport::IcmpError { .. } => Some(DropReason::IcmpUnrelated),
         // A reply to a query that did not come through a mapping.
         Transport::Echo { request: false } => Some(DropReason::NoMapping),
-        // A reset ends a connection; a mapping made for it would serve nothing. Any other segment
-        // may have one: which connections may be picked up in the middle is for a firewall to say.
-        Transport::Tcp { flags } if Segment::of(flags) == Segment::Reset => {
+        // Only a SYN begins a connection (RFC 6146 section 3.5.2.2, state CLOSED): a mapping made
+        // for anything else would serve nothing, or one that began elsewhere.
+        Transport::Tcp { flags } if Segment::of(flags) != Segment::Syn => {
             Some(DropReason::TcpMidstream)
         }
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { request: true } => None,
-    }
-}
-
-/// Whether a packet from inside shows an established TCP connection: anything behind the handshake
-/// but a reset.
-const fn shows_established(transport: Transport) -> bool {
-    match transport {
-        Transport::Tcp { flags } => matches!(Segment::of(flags), Segment::Other | Segment::Fin),
-        Transport::Udp | Transport::Echo { .. } | Transport::IcmpError { .. } => false,
     }
 }
 

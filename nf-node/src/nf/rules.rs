@@ -23,6 +23,7 @@ use core::net::IpAddr;
 use core::str::FromStr;
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::Endpoint;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Rules that one firewall may have.
@@ -64,7 +65,8 @@ impl RuleProtocol {
 }
 
 /// Addresses that share their first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Prefix {
     address: IpAddr,
     /// Bits that count, of 32 or 128.
@@ -93,7 +95,9 @@ impl Prefix {
         Ok(Self { address, length, bits, mask })
     }
 
-    fn holds(&self, address: &[u8; 16]) -> bool {
+    /// Whether this is one of the addresses; an IPv4 address is given IPv4-mapped.
+    #[must_use]
+    pub fn holds(&self, address: &[u8; 16]) -> bool {
         u128::from_be_bytes(*address) & self.mask == self.bits
     }
 }
@@ -135,6 +139,20 @@ impl FromStr for Prefix {
             Some(text) => text.parse().map_err(|_| format!("'{text}' is not a prefix length"))?,
         };
         Self::new(address, length).map_err(|error| error.to_string())
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> Self {
+        prefix.to_string()
     }
 }
 

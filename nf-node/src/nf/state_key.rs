@@ -10,6 +10,7 @@
 //! 3 firewall       smaller endpoint      larger endpoint
 //! 4 balance        client                virtual endpoint
 //! 5 balance-reply  client                backend
+//! 6 nat-filter     inside endpoint       remote endpoint; port 0: all of that address
 //! ```
 
 use core::fmt;
@@ -38,12 +39,20 @@ pub enum KeyKind {
     Balance = 4,
     /// The virtual endpoint that a backend's answer to a client comes from.
     BalanceReply = 5,
+    /// A remote end that may send to an inside endpoint through its mapping.
+    NatFilter = 6,
 }
 
 impl KeyKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 5] =
-        [Self::NatOut, Self::NatIn, Self::Firewall, Self::Balance, Self::BalanceReply];
+    pub const ALL: [Self; 6] = [
+        Self::NatOut,
+        Self::NatIn,
+        Self::Firewall,
+        Self::Balance,
+        Self::BalanceReply,
+        Self::NatFilter,
+    ];
 
     /// The kind of a key, `None` if no network function makes such keys.
     #[must_use]
@@ -60,6 +69,7 @@ impl KeyKind {
             Self::Firewall => "firewall",
             Self::Balance => "balance",
             Self::BalanceReply => "balance-reply",
+            Self::NatFilter => "nat-filter",
         }
     }
 }
@@ -91,6 +101,12 @@ pub fn words(key: &Key) -> String {
         Some(KeyKind::BalanceReply) => {
             format!("the service that backend {b} answers {protocol} client {a} for")
         }
+        Some(KeyKind::NatFilter) if b.port == 0 => {
+            format!("leave for {} to send to inside endpoint {protocol} {a}", b.ip())
+        }
+        Some(KeyKind::NatFilter) => {
+            format!("leave for {b} to send to inside endpoint {protocol} {a}")
+        }
         None => format!("an entry of kind {} about {protocol} {a} and {b}", key.kind()),
     };
     if key.tenant() != TenantId(0) {
@@ -116,6 +132,13 @@ pub fn nat_in(tenant: TenantId, protocol: u8, external: Endpoint) -> Key {
 #[must_use]
 pub fn nat_in_unfilled(tenant: TenantId, protocol: u8) -> Key {
     nat_in(tenant, protocol, TO_BE_FILLED)
+}
+
+/// The key of a remote end's leave to send to an inside endpoint. Port 0 stands for all ports of
+/// the remote address.
+#[must_use]
+pub fn nat_filter(tenant: TenantId, protocol: u8, inside: Endpoint, remote: Endpoint) -> Key {
+    Key::new(KeyKind::NatFilter as u8, protocol, tenant, (inside, remote))
 }
 
 /// The key of a flow that a firewall sees: the same for both directions.

@@ -85,7 +85,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 // Only now is it worth to know which of them are late.
                 return self.finish_late(after, (frames, done, count), stopped, out);
             }
-            self.let_go(frames, done, count, out);
+            self.let_go(now, (frames, done, count), out);
             done += count;
             if let Some(way) = stopped {
                 let frame = frames.remove(0);
@@ -181,17 +181,30 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     /// Pass 3: the first `count` packets go.
-    fn let_go(&self, frames: &mut Burst, done: usize, count: usize, out: &mut impl Output) {
+    fn let_go(
+        &mut self,
+        now: Time,
+        (frames, done, count): (&mut Burst, usize, usize),
+        out: &mut impl Output,
+    ) {
         for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
             let end = match (&lane.verdict, &lane.parsed) {
                 (Ok(()), Ok(parsed)) => {
                     rewrite::apply(frame.as_mut_slice(), parsed, &lane.tuple);
-                    frame.side = frame.side.opposite();
+                    let side = frame.side;
+                    frame.side = side.opposite();
+                    if self.chain.turns_round(side, &lane.tuple) {
+                        self.turned.push_back(frame);
+                        continue;
+                    }
                     Ok(lane.valid_until)
                 }
                 (Err(reason), _) | (_, Err(reason)) => Err(*reason),
             };
             self.hand_over(frame, end, out);
+        }
+        if !self.turned.is_empty() {
+            self.run_ready(now, out);
         }
     }
 
@@ -213,7 +226,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let on_time = decided.iter().position(is_late).unwrap_or(count);
         let late = decided.iter().filter(|lane| is_late(lane)).count();
         self.counters.add(Event::LeasesOver, late as u64);
-        self.let_go(frames, done, on_time, out);
+        self.let_go(after, (frames, done, on_time), out);
         for lane in done + on_time.. {
             let Some(frame) = frames.pop_at(0) else { break };
             self.park(after, (frame, lane), None, out);

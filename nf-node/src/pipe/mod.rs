@@ -6,6 +6,10 @@
 //! packet of its flow) leaves the burst and is *parked* (`parking`); answers and deadlines take
 //! it up again (`resume`). Packets of one flow never overtake each other (`claims`).
 //!
+//! A packet from inside to one of the NAT's own ends has two halves (hairpinning): when the first,
+//! outward one is done, the packet is taken in once more, as from outside. Each half is decided
+//! under leases of its own, as if a router outside had sent it back.
+//!
 //! **Invariant.** Every packet that comes in leaves once or is dropped once, with a counted reason.
 //! **Invariant.** No packet leaves before every change that its way asked for is committed, nor
 //! after the right to use what was read for it has ended.
@@ -25,7 +29,7 @@ use crate::chain::{Chain, Function};
 use crate::chain_config::FunctionName;
 use crate::cluster_access::STORE_PATIENCE_MS;
 use crate::counters::{Counters, Event};
-use crate::frame::Frame;
+use crate::frame::{BURST_MAX, Frame};
 use crate::nf::{Changes, NetworkFunction};
 
 use crate::pipe::burst::Lanes;
@@ -38,13 +42,14 @@ use nearstate_store::{SlotId, TenantId, Time};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Stages that a packet passes at most: a chain has no more functions than there are.
+/// Stages that a packet passes at most: each function stands once in a chain, and a NAT may have a
+/// filter.
 pub const STAGES_MAX: usize = 4;
 /// Packets that a pipe parks unless told otherwise.
 pub const PARKED_MAX: usize = 4096;
 /// Transactions that are sent for one packet before it is dropped as contended.
 pub const TRANSACTIONS_MAX: u8 = 8;
-const _: () = assert!(FunctionName::ALL.len() <= STAGES_MAX, "each stands once in a chain");
+const _: () = assert!(FunctionName::ALL.len() < STAGES_MAX, "all of them, and a filter");
 /// Times that one packet is processed again at once because a lease ended under it.
 pub const LEASES_OVER_MAX: u8 = 4;
 /// Tries that come after a short wait; later ones come after a long one.
@@ -77,6 +82,12 @@ pub trait Stages {
 
     /// The slot of a packet.
     fn slot(&self, side: Side, tuple: &FlowTuple) -> SlotId;
+
+    /// Whether a packet from this side that is this flow behind the chain is to be taken in again,
+    /// as from the other side.
+    fn turns_round(&self, _side: Side, _tuple: &FlowTuple) -> bool {
+        false
+    }
 }
 
 /// A chain with the steering of its packets.
@@ -122,6 +133,11 @@ impl Stages for SteeredChain {
     #[inline]
     fn slot(&self, side: Side, tuple: &FlowTuple) -> SlotId {
         self.steering.slot(self.chain.tenant(), side, tuple)
+    }
+
+    #[inline]
+    fn turns_round(&self, side: Side, tuple: &FlowTuple) -> bool {
+        self.chain.turns_round(side, tuple)
     }
 }
 
@@ -178,6 +194,8 @@ pub struct Pipe<S, C = SteeredChain> {
     claims: Claims,
     /// Parked packets that are to be processed now.
     ready: VecDeque<u32>,
+    /// Packets that have passed the chain and are to be taken in once more, as from outside.
+    turned: VecDeque<Frame>,
     /// Parked packets that are tried again: after a short wait, after a long one. In the order of
     /// their time, as the wait is the same for all of a queue.
     retries: [VecDeque<(Time, u32)>; 2],
@@ -199,6 +217,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             parking: Parking::new(places),
             claims: Claims::new(places, settings.seed),
             ready: VecDeque::with_capacity(places),
+            // A burst's, and those of all that is ready.
+            turned: VecDeque::with_capacity(BURST_MAX + places),
             retries: [VecDeque::with_capacity(places), VecDeque::with_capacity(places)],
             sweep_at: None,
         }

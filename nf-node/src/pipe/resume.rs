@@ -4,9 +4,11 @@
 //! waits for is its [`Phase`]; when it is done, those that waited behind it are processed in order.
 
 use crate::counters::Event;
+use crate::frame::Frame;
 use crate::nf::{NetworkFunction, Packet};
+use crate::packet::{self, Verify};
 use crate::pipe::parking::{Answer, Arrived, Parked, Phase};
-use crate::pipe::walk::{Stop, Way, walk};
+use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{
     End, GIVE_UP_NS, LEASES_OVER_MAX, Output, Pipe, QUICK_TRIES, QUICK_TRY_NS, SLOW_TRY_NS,
     SWEEP_NS, Stages, TRANSACTIONS_MAX,
@@ -30,8 +32,30 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         came: Option<(Way, Option<Key>)>,
         out: &mut impl Output,
     ) {
+        let first_key = came.as_ref().and_then(|(_, first_key)| *first_key);
+        let Some(place) = self.take_place(now, arrived, first_key, out) else { return };
+        match came {
+            None => self.resume(now, place, out),
+            Some((way, _)) => {
+                if let Some(end) = self.settle(now, place, way) {
+                    self.finish(place, end, out);
+                    self.run_ready(now, out);
+                }
+            }
+        }
+    }
+
+    /// The place of a packet that is parked; `None` if there was none and it was dropped.
+    fn take_place(
+        &mut self,
+        now: Time,
+        arrived: Arrived,
+        first_key: Option<Key>,
+        out: &mut impl Output,
+    ) -> Option<u32> {
         if self.parking.is_full() {
-            return self.hand_over(arrived.frame, Err(DropReason::ParkingFull), out);
+            self.hand_over(arrived.frame, Err(DropReason::ParkingFull), out);
+            return None;
         }
         if self.parking.is_empty() {
             self.sweep_at = Some(now.plus_ns(SWEEP_NS));
@@ -39,7 +63,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let asked = self.parking.numbered();
         let parked = Parked {
             arrived,
-            first_key: came.as_ref().and_then(|(_, first_key)| *first_key),
+            first_key,
             since: now,
             number: 0,
             phase: Phase::Waiting,
@@ -50,14 +74,22 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         };
         let place = self.parking.insert(parked);
         self.counters.note_parked(self.parking.len());
-        match came {
-            None => self.resume(now, place, out),
-            Some((way, _)) => {
-                if let Some(end) = self.settle(now, place, way) {
-                    self.finish(place, end, out);
-                    self.run_ready(now, out);
-                }
+        Some(place)
+    }
+
+    /// Takes in a packet whose first half is done. It is checked again, as what comes from outside
+    /// is; its checksums were.
+    fn turn_round(&mut self, now: Time, frame: Frame, out: &mut impl Output) {
+        self.counters.add(Event::Hairpins, 1);
+        match packet::parse_with(frame.as_slice(), Verify::Headers) {
+            Ok(parsed) => {
+                let slot = self.chain.slot(frame.side, &parsed.tuple);
+                // It has been counted on its way out; the way in has entries of its own.
+                let arrived = Arrived { frame, parsed, slot, counted: Counted::default() };
+                let place = self.take_place(now, arrived, None, out);
+                self.ready.extend(place);
             }
+            Err(reason) => self.hand_over(frame, Err(reason), out),
         }
     }
 
@@ -137,10 +169,17 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         self.run_ready(now, out);
     }
 
-    fn run_ready(&mut self, now: Time, out: &mut impl Output) {
-        while let Some(place) = self.ready.pop_front() {
-            if let Some(end) = self.process(now, place, out) {
-                self.finish(place, end, out);
+    /// Processes what is ready, and what turns round, until nothing is.
+    pub(super) fn run_ready(&mut self, now: Time, out: &mut impl Output) {
+        loop {
+            if let Some(place) = self.ready.pop_front() {
+                if let Some(end) = self.process(now, place, out) {
+                    self.finish(place, end, out);
+                }
+            } else if let Some(frame) = self.turned.pop_front() {
+                self.turn_round(now, frame, out);
+            } else {
+                return;
             }
         }
     }
@@ -319,8 +358,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         None
     }
 
-    /// A packet ends its stay. Those who waited behind it become ready, with the reads that were
-    /// asked for after they had come: nothing older may be shown to them.
+    /// A packet ends its stay; whoever calls this runs what is ready then. Those who waited behind
+    /// it become ready, with the reads that were asked for after they had come: nothing older may
+    /// be shown to them.
     fn finish(&mut self, place: u32, end: End, out: &mut impl Output) {
         let Parked { arrived, answers, .. } = self.parking.remove(place);
         let Arrived { mut frame, parsed, .. } = arrived;
@@ -338,7 +378,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let end = match end {
             End::Leave(tuple, valid_until) => {
                 rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
-                frame.side = frame.side.opposite();
+                let side = frame.side;
+                frame.side = side.opposite();
+                if self.chain.turns_round(side, &tuple) {
+                    return self.turned.push_back(frame);
+                }
                 Ok(valid_until)
             }
             End::Drop(reason) => Err(reason),
