@@ -39,7 +39,7 @@ fn slots_move_back_and_forth_under_the_packets_and_nobody_notices() {
     for (steer, kill) in [("random", "--no-kill"), ("owner", "--no-kill"), ("random", "--kill 60")]
     {
         // Every slot has flows, and those that move have some hundred packets while they do.
-        let words = "--flows 3000 --packets 60000 --chain firewall,nat --moves 64";
+        let words = "--flows 800 --packets 24000 --chain firewall,nat --moves 32";
         let output = demo(&format!("{words} --steer {steer} {kill} --json -")).output().unwrap();
         let report = report(&output);
         let count = |key: &str| report[key].as_u64().unwrap();
@@ -50,7 +50,7 @@ fn slots_move_back_and_forth_under_the_packets_and_nobody_notices() {
         assert!(count("slots_moved") > 0, "{steer}: none while packets flowed: {report:#}");
         let told = String::from_utf8(output.stderr).unwrap();
         let arrived = told.lines().filter(|line| line.contains("8 slots moved to")).count();
-        assert_eq!(arrived, 8, "{steer}: all that were ordered have arrived: {told}");
+        assert_eq!(arrived, 4, "{steer}: all that were ordered have arrived: {told}");
     }
 }
 

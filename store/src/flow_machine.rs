@@ -31,7 +31,7 @@ use crate::snapshot::{self, Meta};
 use crate::table::Table;
 use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
-use crate::transaction::{Condition, Outcome, Refusal, Transaction, WRITES_MAX, Write};
+use crate::transaction::{Condition, Outcome, Refusal, Transaction, WRITES_MAX, keys_of};
 use crate::types::{LogIndex, PoolId, SlotId, Time, Version};
 use crate::upkeep::{EntryTimer, Upkeep, UpkeepClock};
 use arrayvec::ArrayVec;
@@ -382,24 +382,6 @@ impl FlowMachine {
         source.end()?;
         Ok(pools)
     }
-}
-
-/// The keys whose entries a transaction looks at, some of them twice.
-fn keys_of(transaction: &Transaction) -> impl Iterator<Item = &Key> {
-    let conditions = transaction.conditions.iter().map(|condition| match condition {
-        Condition::Absent(key)
-        | Condition::Present(key)
-        | Condition::Version(key, _)
-        | Condition::Expired(key, _) => key,
-    });
-    let writes = transaction.writes.iter().filter_map(|write| match write {
-        Write::Put { key, .. }
-        | Write::Delete(key)
-        | Write::Touch(key)
-        | Write::Add { key, .. } => Some(key),
-        Write::Take(_) | Write::Return { .. } => None,
-    });
-    conditions.chain(writes)
 }
 
 /// Whether all entries could have been written by a machine with this meta.

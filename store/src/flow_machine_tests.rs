@@ -4,7 +4,7 @@ use super::*;
 use crate::batch::encode_batch;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX};
 use crate::table_reader::RegionIdentity;
-use crate::transaction::{Batch, Fill, SeenNote, Take, TransactionId, WRITES_MAX};
+use crate::transaction::{Batch, Fill, SeenNote, Take, TransactionId, WRITES_MAX, Write};
 use crate::types::{ShardId, TenantId};
 use crate::{Endpoint, Region};
 use arrayvec::ArrayVec;

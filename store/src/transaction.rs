@@ -192,3 +192,21 @@ pub struct Batch {
     /// What was seen, before any of them; no entry's version rises by that.
     pub seen: Vec<SeenNote>,
 }
+
+/// The keys whose entries a transaction looks at, some of them twice.
+pub(crate) fn keys_of(transaction: &Transaction) -> impl Iterator<Item = &Key> {
+    let conditions = transaction.conditions.iter().map(|condition| match condition {
+        Condition::Absent(key)
+        | Condition::Present(key)
+        | Condition::Version(key, _)
+        | Condition::Expired(key, _) => key,
+    });
+    let writes = transaction.writes.iter().filter_map(|write| match write {
+        Write::Put { key, .. }
+        | Write::Delete(key)
+        | Write::Touch(key)
+        | Write::Add { key, .. } => Some(key),
+        Write::Take(_) | Write::Return { .. } => None,
+    });
+    conditions.chain(writes)
+}

@@ -135,16 +135,14 @@ impl MachineHandle {
     }
 
     /// See [`Machine::take_out`]: so many questions between the same two entries, on another
-    /// thread.
-    /// `None` if the machine has stopped.
+    /// thread, because a snapshot may just be made. Each is a small piece of work, so the turn is
+    /// not taken: entries would wait for that thread to begin. `None` if the machine has stopped.
     pub(crate) async fn take_out<const N: usize>(
         &self,
         asks: [TakeOut; N],
     ) -> Option<[TakenOut; N]> {
-        let (applied, turn) = (self.applied.clone(), self.turn.clone());
-        let turn = turn.lock_owned().await;
+        let applied = self.applied.clone();
         let taken = spawn_blocking(move || {
-            let _turn = turn;
             let mut applied = applied.lock().ok()?;
             Some(asks.map(|ask| applied.machine.take_out(ask)))
         });
