@@ -1,5 +1,5 @@
-//! `nearstate store`, as an operator uses it: on real nodes that hold flows, and on the files that
-//! they leave.
+//! `nearstate store`, `nat` and `explain`, as an operator uses them: on real nodes that hold flows,
+//! and on the files that they leave.
 
 use nearstate_nf_node::packet::{PacketBuilder, parse};
 use nearstate_nf_node::port::shm::{ShmEvent, ShmPeer};
@@ -76,12 +76,22 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 /// Runs a command about a node; what it prints, and whether it succeeds.
-fn ask(node: &Node, command: &str, more: &[&str]) -> (bool, String) {
-    let first = ["store", command, "--node", &node.listen, "--cluster", CLUSTER];
-    let output = run(&[&first, more].concat());
+fn ask_of(node: &Node, command: &[&str], more: &[&str]) -> (bool, String) {
+    let which = ["--node", &node.listen, "--cluster", CLUSTER];
+    let output = run(&[command, &which, more].concat());
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() || !said.is_empty(), "{command}: {:?}", output.stderr);
+    assert!(output.status.success() || !said.is_empty(), "{command:?}: {:?}", output.stderr);
     (output.status.success(), said)
+}
+
+fn ask(node: &Node, command: &str, more: &[&str]) -> (bool, String) {
+    ask_of(node, &["store", command], more)
+}
+
+fn json_of(node: &Node, command: &[&str], more: &[&str]) -> Value {
+    let (well, said) = ask_of(node, command, &[more, &["--json"]].concat());
+    assert!(well, "{said}");
+    serde_json::from_str(&said).unwrap()
 }
 
 fn ask_json(node: &Node, command: &str, more: &[&str]) -> (bool, Value) {
@@ -198,6 +208,9 @@ fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
     assert_eq!(listed(&["--shard", &full, "--slot", &slot]).0, one);
     assert_eq!(listed(&["--shard", &full, "--slot", "65535"]).0.len(), 0);
 
+    check_nat(&second);
+    check_explain(&first);
+
     let damaged = directory.join(format!("{CLUSTER}.n2.disk"));
     let in_use = run(&["store", "verify", &damaged.display().to_string()]);
     assert_eq!(in_use.status.code(), Some(1));
@@ -206,6 +219,71 @@ fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
     second.stop();
     first.stop();
     check_files(directory, &damaged);
+}
+
+/// One inside host has a block, a port of it for each flow, and a mapping.
+fn check_nat(node: &Node) {
+    let pools = json_of(node, &["nat", "pools"], &["--interval", "0"]);
+    let pool = &pools["pools"][0];
+    assert_eq!(pools["pools"].as_array().unwrap().len(), 1, "{pools:#}");
+    assert_eq!((&pool["blocks_held"], &pool["live"]["udp"]), (&1.into(), &FLOWS.into()));
+    assert!(pool["full_in_s"].is_null(), "one look says nothing of growth: {pools:#}");
+    let (well, said) = ask_of(node, &["nat", "pools"], &["--interval", "1"]);
+    assert!(well && said.contains("full in") && said.contains("0.0"), "{said}");
+
+    let held = json_of(node, &["nat", "subscribers"], &[]);
+    let (one, is_all) = (&held["subscribers"][0], &held["is_all"]);
+    assert_eq!((&one["subscriber"], &one["live"]), (&"10.0.0.1".into(), &FLOWS.into()));
+    assert_eq!((held["subscribers"].as_array().unwrap().len(), is_all), (1, &true.into()));
+
+    let mappings = |more: &[&str]| {
+        let said = json_of(node, &["nat", "mappings"], more);
+        (said["mappings"].as_array().unwrap().clone(), said["is_all"] == true)
+    };
+    let (all, is_all) = mappings(&[]);
+    assert_eq!((all.len(), is_all), (usize::from(FLOWS), true));
+    let external = |one: &Value| one["external"].as_str().unwrap().to_owned();
+    assert!(all.iter().all(|one| external(one).starts_with("198.19.0.")), "{all:#?}");
+    let (some, is_all) = mappings(&["--limit", "7"]);
+    assert_eq!((some.len(), is_all), (7, false));
+    assert_eq!(mappings(&["--inside", "10.0.0.1"]).0, all);
+    assert_eq!(mappings(&["--inside", "10.0.0.2"]), (Vec::new(), true));
+}
+
+/// A flow is told with its entries, their timers and what was counted, and what becomes of its
+/// packets.
+fn check_explain(node: &Node) {
+    let flow = ["udp", "10.0.0.1:2003", "192.0.2.1:53"];
+    // Its one packet counted at the mapping and at the firewall's entry; the owner tells that soon.
+    let counted = |said: &Value| {
+        let entries = said["entries"].as_array().unwrap().clone();
+        let told = entries.iter().filter(|entry| entry["packets"] == 1 && entry["bytes"] == 43);
+        told.count() == 4
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let said = loop {
+        let said = json_of(node, &["explain"], &flow);
+        if counted(&said) {
+            break said;
+        }
+        assert!(Instant::now() < deadline, "{said:#}");
+    };
+    let entries = said["entries"].as_array().unwrap();
+    for kind in ["nat-out", "nat-in", "firewall"] {
+        let of_kind = entries.iter().filter(|entry| entry["kind"] == kind);
+        let owned: Vec<&Value> = of_kind.filter(|entry| entry["is_current"] == true).collect();
+        assert_eq!(owned.len(), 1, "{kind}: {said:#}");
+        assert_eq!(owned[0]["ttl_s"], if kind == "nat-in" { 0 } else { 300 }, "{said:#}");
+    }
+    let packets = said["packets"].as_array().unwrap();
+    let lines = |at: usize| packets[at]["trace"].to_string();
+    assert!(lines(0).contains("leaves") && lines(1).contains("leaves"), "{said:#}");
+    assert!(packets[1]["packet"].as_str().unwrap().contains("-> 198.19.0."), "{said:#}");
+    let (well, text) = ask_of(node, &["explain"], &flow);
+    assert!(well && text.contains("owned by ") && text.contains("ends in "), "{text}");
+    assert!(text.contains("packets 1, bytes 43"), "{text}");
+    let (well, text) = ask_of(node, &["explain"], &["tcp", "10.0.0.9:1", "192.0.2.1:80"]);
+    assert!(!well && text.contains("no node") && text.contains("commit"), "{text}");
 }
 
 /// Two stopped nodes' files are whole, and a flipped bit is found.

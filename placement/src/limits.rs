@@ -43,6 +43,8 @@ pub const SCAN_ENTRIES_MAX: usize = 1024;
 pub const SCAN_CELLS_MAX: u32 = 1 << 18;
 /// Keys that may be asked for at once.
 pub const GET_KEYS_MAX: usize = 16;
+/// Holders of ports that are listed of a shard.
+pub const HOLDERS_MAX: usize = 1024;
 /// Distances and probes that a table's counts have.
 pub const DISTANCES_MAX: usize = 64;
 /// Longest wait that a request for a newer map may ask for.

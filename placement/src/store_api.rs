@@ -7,7 +7,8 @@
 
 use crate::archive::{DecodeError, limit};
 use crate::limits;
-use nearstate_store::{Key, LogIndex, ShardId, SlotId, Value, Version};
+use nearstate_store::limits::POOLS_MAX;
+use nearstate_store::{Key, LogIndex, PoolId, ShardId, SlotId, Value, Version};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// What may be asked about a store.
@@ -30,6 +31,8 @@ pub enum StoreRequest {
     Get(Vec<Key>),
     /// The hash of a shard's state, and the log index that it belongs to.
     Hash(ShardId),
+    /// How the ports of a shard's pools are used.
+    Pools(ShardId),
 }
 
 /// What a node answers; nothing (`None`) where it has no such replica.
@@ -43,6 +46,8 @@ pub enum StoreResponse {
     Get(Vec<HeldEntry>),
     /// To [`StoreRequest::Hash`].
     Hash(Option<StateHash>),
+    /// To [`StoreRequest::Pools`].
+    Pools(Option<HeldPools>),
 }
 
 /// A shard's replica, as far down as it can be seen from outside.
@@ -106,6 +111,62 @@ pub struct HeldEntry {
     pub version: Version,
     /// Its slot.
     pub slot: SlotId,
+    /// How long it lives; only an owner that was asked for the entry says so.
+    pub timer: Option<HeldTimer>,
+}
+
+/// How long an entry lives.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldTimer {
+    /// Seconds after it was last seen; 0 is without end.
+    pub ttl_s: u32,
+    /// For how long nobody has seen it, as far as its owner knows.
+    pub idle_ms: u64,
+}
+
+/// How the ports of a shard's pools are used.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct HeldPools {
+    /// Whether this node owned the shard after it had looked: then it is the current use.
+    pub is_current: bool,
+    /// By pool.
+    pub pools: Vec<HeldPool>,
+    /// Who has most blocks comes first; at most [`limits::HOLDERS_MAX`].
+    pub holders: Vec<PortHolder>,
+    /// How many holders there are in all.
+    pub holders_count: u32,
+}
+
+/// What a shard gives out of one pool. Three port spaces: TCP, UDP, ICMP identifiers.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldPool {
+    /// The pool.
+    pub pool: PoolId,
+    /// Blocks of the shard's slots.
+    pub blocks: u32,
+    /// Blocks with a holder.
+    pub blocks_held: u32,
+    /// Most blocks that a holder may have in one slot.
+    pub blocks_per_holder_max: u16,
+    /// Ports in use.
+    pub live: [u64; 3],
+    /// Returned ports that rest.
+    pub resting: [u64; 3],
+}
+
+/// What one holder has of a pool in a shard.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortHolder {
+    /// Of which pool.
+    pub pool: PoolId,
+    /// The address, IPv4 as IPv4-mapped.
+    pub holder: [u8; 16],
+    /// Its blocks.
+    pub blocks: u32,
+    /// Its ports in use.
+    pub live: u64,
+    /// Its returned ports that rest.
+    pub resting: u64,
 }
 
 /// A piece of a listing.
@@ -147,7 +208,7 @@ impl StoreRequest {
                 limit("entries of a listing", *entries as usize, limits::SCAN_ENTRIES_MAX)
             }
             Self::Get(keys) => limit("keys", keys.len(), limits::GET_KEYS_MAX),
-            Self::Stat(_) | Self::Hash(_) => Ok(()),
+            Self::Stat(_) | Self::Hash(_) | Self::Pools(_) => Ok(()),
         }
     }
 }
@@ -164,6 +225,10 @@ impl StoreResponse {
                 limit("entries", found.len(), limits::GET_KEYS_MAX * limits::SHARDS_MAX)
             }
             Self::Hash(_) => Ok(()),
+            Self::Pools(held) => held.iter().try_for_each(|held| {
+                limit("pools", held.pools.len(), POOLS_MAX)?;
+                limit("holders", held.holders.len(), limits::HOLDERS_MAX)
+            }),
         }
     }
 }
@@ -190,7 +255,19 @@ mod tests {
             value: Value([number; 8]),
             version: Version(number),
             slot: SlotId(3),
+            timer: Some(HeldTimer { ttl_s: 300, idle_ms: 1 << 40 }),
         }
+    }
+
+    fn pools(holders: usize) -> Response {
+        let pool = PoolId(1);
+        let (live, resting) = ([1, 2, 3], [4, 5, 6]);
+        let counts =
+            HeldPool { pool, blocks: 9, blocks_held: 8, blocks_per_holder_max: 7, live, resting };
+        let holder = PortHolder { pool, holder: [9; 16], blocks: 1, live: 2, resting: 3 };
+        let (pools, holders) = (vec![counts], vec![holder; holders]);
+        let held = HeldPools { is_current: true, pools, holders, holders_count: 9999 };
+        Response::Store(StoreResponse::Pools(Some(held)))
     }
 
     fn scan(entries: u32) -> Request {
@@ -208,6 +285,7 @@ mod tests {
         for request in [
             one(StoreRequest::Stat(ShardId(2))),
             one(StoreRequest::Hash(ShardId(0))),
+            one(StoreRequest::Pools(ShardId(1))),
             scan(limits::SCAN_ENTRIES_MAX as u32),
             get(limits::GET_KEYS_MAX),
         ] {
@@ -231,10 +309,13 @@ mod tests {
             Response::Store(StoreResponse::Get(vec![held(1)])),
             Response::Store(StoreResponse::Hash(Some(hash))),
             Response::Store(StoreResponse::Stat(None)),
+            pools(limits::HOLDERS_MAX),
         ] {
             assert_eq!(Response::decode(&response.encode()), Ok(response));
         }
-        let decoded = Response::decode(&piece(limits::SCAN_ENTRIES_MAX + 1).encode());
-        assert!(matches!(decoded, Err(DecodeError::Limit { .. })));
+        for response in [piece(limits::SCAN_ENTRIES_MAX + 1), pools(limits::HOLDERS_MAX + 1)] {
+            let decoded = Response::decode(&response.encode());
+            assert!(matches!(decoded, Err(DecodeError::Limit { .. })));
+        }
     }
 }

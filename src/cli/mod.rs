@@ -4,8 +4,12 @@
 //! standard error with what to do about them; the exit code is 0 only for success, 2 for a command
 //! line that makes no sense.
 
+mod asked;
 mod chain_list;
 mod demo;
+mod explain;
+mod named_flow;
+mod nat;
 mod node;
 mod slots;
 mod status;
@@ -48,6 +52,11 @@ enum Command {
     /// Look into the stores of running nodes, and check the files of stopped ones
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Show how external ports are used, and the mappings that use them
+    #[command(subcommand)]
+    Nat(nat::NatCommand),
+    /// Tell everything about one flow: its entries, their timers, and what becomes of its packets
+    Explain(explain::ExplainArgs),
     /// Tell one packet's way through chain and store, in words; nothing is changed
     Trace(trace::TraceArgs),
 }
@@ -64,6 +73,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Slots(args) => slots::run(&args),
         Command::Store(command) => store::run(&command),
+        Command::Nat(command) => nat::run(&command),
+        Command::Explain(args) => explain::run(&args),
         Command::Trace(args) => trace::run(&args),
     };
     ended.unwrap_or_else(|error| {

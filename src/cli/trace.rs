@@ -91,7 +91,7 @@ pub(super) fn run(args: &TraceArgs) -> Ended {
     Ok(ExitCode::SUCCESS)
 }
 
-fn trace_at(
+pub(super) fn trace_at(
     cluster: &ClusterName,
     node: &NodeAddress,
     side: Side,

@@ -24,6 +24,7 @@ use crate::plan::{Plan, Planned};
 use crate::pool::{PoolCounts, SlotPool};
 use crate::pool_check::{PoolLeak, PoolReport};
 use crate::pool_spec::PoolSpec;
+use crate::pool_use::PoolUsage;
 use crate::slot_move::{self, MoveEntry, TakeOut, TakenOut};
 use crate::slot_set::SlotSet;
 use crate::snapshot::{self, Meta};
@@ -32,8 +33,8 @@ use crate::table_reader::TableReader;
 use crate::table_stats::TableStats;
 use crate::tally::Tally;
 use crate::transaction::{Condition, Outcome, Refusal, SeenNote, Transaction, WRITES_MAX, keys_of};
-use crate::types::{LogIndex, PoolId, SlotId, Version};
-use crate::upkeep::{Upkeep, UpkeepClock};
+use crate::types::{LogIndex, PoolId, SlotId, Time, Version};
+use crate::upkeep::{EntryTimer, Upkeep, UpkeepClock};
 use arrayvec::ArrayVec;
 use core::net::Ipv4Addr;
 use std::collections::{BTreeMap, VecDeque};
@@ -454,9 +455,7 @@ impl Machine for FlowMachine {
         if slot_move::is_move(payload) {
             let entry = MoveEntry::decode(payload).expect("the payload was checked");
             self.pass_time(entry.time_ms);
-            let reply = self.move_step(entry);
-            self.show_moves();
-            return Reply::System(reply.encode());
+            return Reply::System(self.move_step(entry).encode());
         }
         let mut reader = BatchReader::new(payload).expect("the payload was checked");
         self.pass_time(reader.time_ms());
@@ -555,6 +554,14 @@ impl Machine for FlowMachine {
 
     fn check_pools(&self) -> Option<Result<PoolReport, PoolLeak>> {
         Some(self.pool_check())
+    }
+
+    fn pool_usage(&self, holders_max: usize) -> PoolUsage {
+        self.count_pools(holders_max)
+    }
+
+    fn entry_timers(&self, keys: &[Key], now: Time) -> Vec<Option<EntryTimer>> {
+        keys.iter().map(|key| self.entry_timer(key, now)).collect()
     }
 
     fn outcomes_remembered(&self) -> u64 {

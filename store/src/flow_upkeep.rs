@@ -20,8 +20,8 @@ use crate::pool_check::{PoolLeak, PoolReport, pool_check};
 use crate::transaction::{Condition, SeenNote};
 use crate::types::{SlotId, Term, Time};
 use crate::upkeep::{
-    CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, Expiry, PlainRules, SoftTerms, TALLY_PASSES,
-    TIMERS_AT_ONCE, Upkeep, UpkeepClock,
+    CELLS_AT_ONCE, EXPIRIES_MAX, Ending, EntryRules, EntryTimer, Expiry, PlainRules, SoftTerms,
+    TALLY_PASSES, TIMERS_AT_ONCE, Upkeep, UpkeepClock,
 };
 use crate::{Entry, Key};
 use std::sync::Arc;
@@ -123,6 +123,15 @@ impl FlowMachine {
         let pools = pools.map(|((at, _), pool)| (&self.specs[usize::from(*at)], pool));
         let entries = self.table.iter().filter(|(_, entry)| held(entry.slot));
         pool_check(entries, pools, &*self.keeping.rules)
+    }
+
+    /// How long an entry lives, and since when nobody has seen it: by the mark on this node, else
+    /// by what the log says.
+    pub(crate) fn entry_timer(&self, key: &Key, now: Time) -> Option<EntryTimer> {
+        let (_, life, mark) = self.table.seen(key)?;
+        let told_ms = crate::machine::Machine::time_ms(self).saturating_sub(life.seen_ms());
+        let idle_ms = mark.map_or(told_ms, |mark| told_ms.min(now.since_ns(mark) / 1_000_000));
+        Some(EntryTimer { ttl_s: life.ttl_s(), idle_ms })
     }
 
     /// Entries with a timer.

@@ -4,10 +4,14 @@
 //! be compared with other replicas'. Commits of the shard wait meanwhile; the connections and
 //! heartbeats of the node do not. It changes nothing.
 
+use crate::clock::boot_now;
 use crate::disk::Durability;
 use crate::driver::Store;
+use crate::key::Key;
 use crate::pool_check::{PoolLeak, PoolReport};
+use crate::pool_use::PoolUsage;
 use crate::types::{LogIndex, ShardId};
+use crate::upkeep::EntryTimer;
 
 /// What a replica's machine holds, at one log index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,23 @@ impl Store {
     #[must_use]
     pub const fn is_durable(&self) -> bool {
         matches!(self.config.durability, Durability::Disk(_))
+    }
+
+    /// How the ports of a shard's pools are used, with so many holders at most.
+    pub async fn pool_usage(&self, shard: ShardId, holders_max: usize) -> Option<PoolUsage> {
+        let replica = &self.shards.get(&shard)?.replica;
+        Some(replica.look(move |machine| machine.pool_usage(holders_max)).await?.1)
+    }
+
+    /// How long each of these entries of a shard lives.
+    pub async fn entry_timers(
+        &self,
+        shard: ShardId,
+        keys: Vec<Key>,
+    ) -> Option<Vec<Option<EntryTimer>>> {
+        let replica = &self.shards.get(&shard)?.replica;
+        let now = boot_now();
+        Some(replica.look(move |machine| machine.entry_timers(&keys, now)).await?.1)
     }
 
     /// Looks at a shard's machine; with its hash and its pools, which takes scans of all that it

@@ -39,6 +39,7 @@ mod plan;
 pub mod pool;
 pub mod pool_check;
 pub mod pool_spec;
+pub mod pool_use;
 mod raft;
 pub mod region;
 pub mod remote_read;

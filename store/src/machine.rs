@@ -3,12 +3,14 @@
 //! Replication knows payloads only as bytes. Two machines exist: the flow machine
 //! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
 
+use crate::key::Key;
 use crate::move_board::MoveBoard;
 use crate::pool_check::{PoolLeak, PoolReport};
+use crate::pool_use::PoolUsage;
 use crate::slot_move::{TakeOut, TakenOut};
 use crate::transaction::Outcome;
-use crate::types::{LogIndex, Term};
-use crate::upkeep::{Upkeep, UpkeepClock};
+use crate::types::{LogIndex, Term, Time};
+use crate::upkeep::{EntryTimer, Upkeep, UpkeepClock};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -122,6 +124,19 @@ pub trait Machine: Send + 'static {
     /// Where it says what it has a part in of moves; a machine without slots never says anything.
     fn moves(&self) -> Arc<MoveBoard> {
         Arc::default()
+    }
+
+    /// How the ports of its pools are used, with so many holders at most. Takes a scan.
+    fn pool_usage(&self, holders_max: usize) -> PoolUsage {
+        let _ = holders_max;
+        PoolUsage::default()
+    }
+
+    /// How long each of these entries lives, as far as this replica knows at a time of its node's
+    /// clock; `None` if there is no such entry.
+    fn entry_timers(&self, keys: &[Key], now: Time) -> Vec<Option<EntryTimer>> {
+        let _ = now;
+        vec![None; keys.len()]
     }
 
     /// How many outcomes of transactions it remembers; 0 if it is no machine of transactions.

@@ -173,6 +173,11 @@ impl SlotPool {
         })
     }
 
+    /// The blocks with a holder.
+    pub(crate) fn held_blocks(&self) -> impl Iterator<Item = &Block> + '_ {
+        self.blocks.values()
+    }
+
     /// Counts by a scan of all blocks.
     #[must_use]
     pub fn counts(&self) -> PoolCounts {

@@ -130,6 +130,15 @@ impl Upkeep {
     }
 }
 
+/// How long an entry lives, for people who look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryTimer {
+    /// Seconds after it was last seen; 0 is without end.
+    pub ttl_s: u32,
+    /// For how long nobody has seen it, as far as is known.
+    pub idle_ms: u64,
+}
+
 /// What ends together with an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ending {

@@ -5,13 +5,16 @@
 
 use super::answers::Answers;
 use super::replicas::ReplicaView;
-use nearstate_placement::limits::{SCAN_CELLS_MAX, SCAN_ENTRIES_MAX};
+use nearstate_placement::limits::{HOLDERS_MAX, SCAN_CELLS_MAX, SCAN_ENTRIES_MAX};
 use nearstate_placement::store_api::{
-    HeldEntry, PortUse, ScanPiece, StateHash, StoreRequest, StoreResponse, StoreStat, TableStat,
+    HeldEntry, HeldPool, HeldPools, HeldTimer, PortHolder, PortUse, ScanPiece, StateHash,
+    StoreRequest, StoreResponse, StoreStat, TableStat,
 };
 use nearstate_store::clock::boot_now;
 use nearstate_store::driver::Store;
 use nearstate_store::pool_check::PoolReport;
+use nearstate_store::pool_use::{HolderUse, PoolUse};
+use nearstate_store::upkeep::EntryTimer;
 use nearstate_store::{Entry, Key, LogIndex, RegionStats, ShardId, TableReader, TableScan};
 
 impl Answers {
@@ -26,8 +29,9 @@ impl Answers {
                 let scan = TableScan { from, entries_max, cells_max: SCAN_CELLS_MAX, slot };
                 StoreResponse::Scan(self.scan(shard, scan).await)
             }
-            StoreRequest::Get(keys) => StoreResponse::Get(self.held(&keys)),
+            StoreRequest::Get(keys) => StoreResponse::Get(self.held(keys).await),
             StoreRequest::Hash(shard) => StoreResponse::Hash(self.state_hash(shard).await),
+            StoreRequest::Pools(shard) => StoreResponse::Pools(self.held_pools(shard).await),
         }
     }
 
@@ -75,20 +79,47 @@ impl Answers {
         Some(ScanPiece { entries: found.into_iter().map(held).collect(), next })
     }
 
-    fn held(&self, keys: &[Key]) -> Vec<HeldEntry> {
+    async fn held(&self, keys: Vec<Key>) -> Vec<HeldEntry> {
         let mut all = Vec::new();
         for (number, view) in (0..).zip(&self.replicas) {
             let shard = ShardId(number);
-            let Some(view) = view.as_ref().filter(|_| self.store_of(shard).is_some()) else {
-                continue;
-            };
-            let found = keys.iter().filter_map(|key| Some((key, view.reader.get(key)?)));
-            let found: Vec<_> = found.collect();
+            let (Some(view), Some(store)) = (view.as_ref(), self.store_of(shard)) else { continue };
+            let found = keys.iter().filter_map(|key| Some((*key, view.reader.get(key)?)));
+            let found: Vec<(Key, Entry)> = found.collect();
             // After the reads.
             let is_current = view.is_current();
-            all.extend(found.into_iter().map(|found| held_entry(shard, is_current, found)));
+            let wanted =
+                if is_current { found.iter().map(|(key, _)| *key).collect() } else { vec![] };
+            let timers = match wanted.is_empty() {
+                true => Vec::new(),
+                false => store.entry_timers(shard, wanted).await.unwrap_or_default(),
+            };
+            for (at, (key, entry)) in found.iter().enumerate() {
+                let timer = timers.get(at).copied().flatten();
+                let timer = timer.map(|EntryTimer { ttl_s, idle_ms }| HeldTimer { ttl_s, idle_ms });
+                all.push(HeldEntry { timer, ..held_entry(shard, is_current, (key, *entry)) });
+            }
         }
         all
+    }
+
+    async fn held_pools(&self, shard: ShardId) -> Option<HeldPools> {
+        let view = self.replica(shard)?;
+        let usage = self.store_of(shard)?.pool_usage(shard, HOLDERS_MAX).await?;
+        let pool = |one: PoolUse| {
+            let PoolUse { pool, blocks, blocks_held, blocks_per_holder_max, live, resting } = one;
+            HeldPool { pool, blocks, blocks_held, blocks_per_holder_max, live, resting }
+        };
+        let holder = |one: HolderUse| {
+            let HolderUse { pool, holder, blocks, live, resting } = one;
+            PortHolder { pool, holder, blocks, live, resting }
+        };
+        Some(HeldPools {
+            is_current: view.is_current(),
+            pools: usage.pools.into_iter().map(pool).collect(),
+            holders: usage.holders.into_iter().map(holder).collect(),
+            holders_count: usage.holders_count,
+        })
     }
 
     async fn state_hash(&self, shard: ShardId) -> Option<StateHash> {
@@ -113,7 +144,7 @@ impl ReplicaView {
 
 fn held_entry(shard: ShardId, is_current: bool, (key, entry): (&Key, Entry)) -> HeldEntry {
     let Entry { value, version, slot } = entry;
-    HeldEntry { shard, is_current, key: *key, value, version, slot }
+    HeldEntry { shard, is_current, key: *key, value, version, slot, timer: None }
 }
 
 async fn count(reader: TableReader) -> Option<TableStat> {

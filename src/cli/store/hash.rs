@@ -4,8 +4,8 @@
 //! Hashes can be compared where they are of the same log index. A shard that is being written is at
 //! another index at each node, so the nodes are asked several times.
 
-use super::Asked;
 use crate::cli::Ended;
+use crate::cli::asked::Asked;
 use crate::cli::status_table::screen_width;
 use crate::cli::text_table::{Align, TextTable, grouped};
 use clap::Args;

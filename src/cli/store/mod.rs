@@ -10,15 +10,10 @@ mod stat;
 mod verify;
 
 use super::Ended;
-use crate::ask::{AskError, ClusterName, NODE_ADDRESS, NodeAddress, ask, ask_at};
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use nearstate_nf_node::nf::{entry_rules, state_key};
-use nearstate_placement::Map;
-use nearstate_placement::api::{Request, Response};
-use nearstate_placement::store_api::{HeldEntry, StoreRequest, StoreResponse};
-use nearstate_store::Epoch;
+use nearstate_placement::store_api::HeldEntry;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 
 /// What may be asked about a store.
 #[derive(Debug, Subcommand)]
@@ -46,44 +41,8 @@ pub(super) fn run(command: &StoreCommand) -> Ended {
     }
 }
 
-/// Which node is asked, and how the answer is shown.
-#[derive(Debug, Args)]
-struct Asked {
-    /// Where a node listens
-    #[arg(long, value_name = NODE_ADDRESS)]
-    node: NodeAddress,
-    #[command(flatten)]
-    cluster: ClusterName,
-    /// Print JSON instead of text
-    #[arg(long)]
-    json: bool,
-}
-
-impl Asked {
-    /// The map of the node, and where the node was found.
-    fn map(&self) -> Result<(SocketAddr, Map), AskError> {
-        let request = Request::GetMap { newer_than: Epoch(0), wait_ms: 0 };
-        match ask(&self.cluster, &self.node, &request)? {
-            (address, Response::Map(map)) => Ok((address, map)),
-            (address, other) => Err(AskError::unexpected(address, &other)),
-        }
-    }
-
-    /// What the node at an address says.
-    fn ask_at(
-        &self,
-        address: SocketAddr,
-        request: &StoreRequest,
-    ) -> Result<StoreResponse, AskError> {
-        match ask_at(&self.cluster, address, &Request::Store(request.clone()))? {
-            Response::Store(response) => Ok(response),
-            other => Err(AskError::unexpected(address, &other)),
-        }
-    }
-}
-
 /// An entry, as JSON.
-fn entry_json(held: &HeldEntry) -> Value {
+pub(super) fn entry_json(held: &HeldEntry) -> Value {
     let (a, b) = held.key.ends();
     let (packets, bytes) = entry_rules::counted(&held.key, &held.value).unzip();
     json!({
@@ -103,7 +62,7 @@ fn entry_json(held: &HeldEntry) -> Value {
 }
 
 /// The bytes of a value as digits, without what is counted in it and the zeros at its end.
-fn value_words(held: &HeldEntry) -> String {
+pub(super) fn value_words(held: &HeldEntry) -> String {
     let value = entry_rules::without_counts(&held.key, held.value);
     let bytes = value.to_bytes();
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
@@ -127,6 +86,7 @@ mod tests {
             value: Value::from_bytes(&value),
             version: Version(9),
             slot: SlotId(5),
+            timer: None,
         };
         let told = entry_json(&held);
         assert_eq!((&told["kind"], &told["value"]), (&json!("nat-out"), &json!("ab0001")));

@@ -1,8 +1,9 @@
 //! `nearstate store scan`: the entries that one node holds of a shard, in words.
 
-use super::{Asked, entry_json, value_words};
+use super::{entry_json, value_words};
 use crate::ask::AskError;
 use crate::cli::Ended;
+use crate::cli::asked::Asked;
 use clap::Args;
 use nearstate_nf_node::nf::state_key;
 use nearstate_placement::limits::SCAN_ENTRIES_MAX;

@@ -1,8 +1,8 @@
 //! `nearstate store stat`: tables, logs and machines of one node's replicas.
 
-use super::Asked;
 use crate::ask::AskError;
 use crate::cli::Ended;
+use crate::cli::asked::Asked;
 use crate::cli::status_table::screen_width;
 use crate::cli::text_table::{Align, TextTable, grouped, percent};
 use clap::Args;
