@@ -125,6 +125,12 @@ impl Moving {
 impl FlowMachine {
     /// Applies a step of a move.
     pub(crate) fn move_step(&mut self, entry: MoveEntry) -> MoveReply {
+        let reply = self.decide_step(entry);
+        self.show_moves();
+        reply
+    }
+
+    fn decide_step(&mut self, entry: MoveEntry) -> MoveReply {
         let MoveEntry { number, step, .. } = entry;
         if number <= self.moving.over {
             let slot = match step {
