@@ -121,6 +121,7 @@ impl Writer<ModelMemory> {
         let tag = tag(self.view.hash(&content.key));
         self.occupy(at, HOME, tag, content);
         self.entries += 1;
+        *self.place_of_slot(content.entry.slot) += 1;
     }
 }
 
