@@ -28,8 +28,8 @@ pub struct LocalShard {
     pub lease: Arc<LeaseCell>,
 }
 
-/// Places that a pipe remembers of each table of another process: half a megabyte.
-const LOCATION_PLACES: usize = 1 << 16;
+/// Packets are read for one by one, which remembers no places.
+const NO_PLACES: usize = 0;
 
 /// A table of another process, mapped read-only.
 enum RemoteTable {
@@ -45,9 +45,7 @@ impl RemoteTable {
             .ok()
             .and_then(|region| TableReader::open(Arc::new(region), identity).ok());
         match reader {
-            Some(reader) => {
-                Self::Mapped(Box::new(MappedReads::new(reader, grant, LOCATION_PLACES)))
-            }
+            Some(reader) => Self::Mapped(Box::new(MappedReads::new(reader, grant, NO_PLACES))),
             None => Self::Unusable(grant),
         }
     }

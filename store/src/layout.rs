@@ -186,13 +186,6 @@ pub struct KeyHash {
 impl KeyHash {
     /// No hash: whoever gets it computes its own.
     pub const UNKNOWN: Self = Self { hash: 0, hasher: 0, cell: u32::MAX };
-
-    /// Whether it comes with a hint where the key lies.
-    #[must_use]
-    #[inline]
-    pub const fn is_placed(&self) -> bool {
-        self.cell != u32::MAX
-    }
 }
 
 impl Hasher {

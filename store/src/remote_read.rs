@@ -94,33 +94,36 @@ impl MappedReads {
     }
 
     /// First step for the keys of a burst that are read one by one ([`MappedReads::read`]): draws
-    /// the entry near where it lay last, else what says where it lies.
+    /// near what says where the entry lies.
     #[inline]
     #[must_use]
     pub fn prefetch(&self, key: &Key) -> KeyHash {
-        self.reader.prefetch_cached(&self.cache, key)
+        let hash = self.reader.hash(key);
+        self.reader.prefetch_tags(hash);
+        hash
     }
 
-    /// Second step: draws near the entries that lay nowhere yet.
+    /// Second step: draws the entry near.
     #[inline]
     #[must_use]
     pub fn prefetch_entry(&self, hash: KeyHash) -> KeyHash {
-        if hash.is_placed() { hash } else { self.reader.prefetch_cell(hash) }
+        self.reader.prefetch_cell(hash)
     }
 
-    /// Reads an entry of a slot now, without posting. With the key comes its hash.
+    /// Reads an entry of a slot now, without posting. With the key comes its hash. Places are not
+    /// remembered: in memory that is mapped, the tags of a key are no farther than such a memory.
     ///
     /// # Errors
     /// As [`RemoteAnswer::found`].
     #[inline]
     pub fn read(
-        &mut self,
+        &self,
         now: Time,
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
     ) -> Result<(Option<Entry>, Time), RemoteError> {
         let right = self.right(now);
-        let found = self.reader.try_get_placed(&mut self.cache, key, hash);
+        let found = self.reader.try_get_hashed(key, hash);
         self.under(right, slot, found)
     }
 
@@ -260,13 +263,13 @@ mod tests {
 
     /// The same reads, one by one, with and without what a burst does before them.
     fn read_now(
-        reads: &mut MappedReads,
+        reads: &MappedReads,
         numbers: core::ops::Range<u64>,
     ) -> Vec<Result<(Option<Entry>, Time), RemoteError>> {
         let keys: Vec<Key> = numbers.map(key).collect();
         let near: Vec<KeyHash> = keys.iter().map(|key| reads.prefetch(key)).collect();
         let near: Vec<KeyHash> = near.into_iter().map(|hash| reads.prefetch_entry(hash)).collect();
-        let mut read = |hash: &dyn Fn(usize) -> KeyHash| {
+        let read = |hash: &dyn Fn(usize) -> KeyHash| {
             let each = keys.iter().enumerate();
             each.map(|(at, key)| reads.read(NOW, SlotId(0), (key, hash(at)))).collect::<Vec<_>>()
         };
@@ -278,13 +281,11 @@ mod tests {
     #[test]
     fn a_read_at_once_finds_what_a_posted_one_finds() {
         let mut table = table(30);
-        let mut reads = reads(&table, END);
+        let reads = reads(&table, END);
         for _ in 0..2 {
-            for (found, number) in read_now(&mut reads, 10..42).iter().zip(10..) {
+            for (found, number) in read_now(&reads, 10..42).iter().zip(10..) {
                 assert_eq!(*found, Ok((table.get(&key(number)), END)), "{number}");
             }
-            // Where it lay is remembered now, and it does not lie there any more.
-            assert!(reads.prefetch(&key(11)).is_placed());
             table.remove(&key(11));
         }
     }
@@ -318,15 +319,15 @@ mod tests {
         };
         let all_revoked = |found: Vec<_>| found.iter().all(|f| *f == Err(RemoteError::Revoked));
         assert!(revoked(read(&mut reads(&table, NOW), 0..3)), "over at this moment");
-        assert!(all_revoked(read_now(&mut reads(&table, NOW), 0..3)), "over at this moment");
+        assert!(all_revoked(read_now(&reads(&table, NOW), 0..3)), "over at this moment");
         let mut reads = reads(&table, END);
         assert!(!revoked(read(&mut reads, 0..3)));
         table.set_generation(8);
         assert!(revoked(read(&mut reads, 0..3)), "the region is another owner's");
-        assert!(all_revoked(read_now(&mut reads, 0..3)), "the region is another owner's");
+        assert!(all_revoked(read_now(&reads, 0..3)), "the region is another owner's");
         let later = ReadGrant::new("/dev/null".into(), 8, NodeId(1), END);
         reads.renew(Arc::new(later));
-        assert!(read_now(&mut reads, 0..3).iter().all(Result::is_ok), "granted anew");
+        assert!(read_now(&reads, 0..3).iter().all(Result::is_ok), "granted anew");
     }
 
     #[test]
@@ -337,7 +338,7 @@ mod tests {
         let answers = read(&mut reads, 28..32);
         assert_eq!(answers.len(), 4);
         assert!(answers.iter().all(|a| a.found == Err(RemoteError::SlotMoved)), "{answers:?}");
-        let found = read_now(&mut reads, 28..32);
+        let found = read_now(&reads, 28..32);
         assert!(found.iter().all(|found| *found == Err(RemoteError::SlotMoved)), "{found:?}");
     }
 }

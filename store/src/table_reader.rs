@@ -443,40 +443,6 @@ impl TableReader {
         }
     }
 
-    /// The hash of a key, and where it lay when it was read last; what is needed first is drawn
-    /// near.
-    #[inline]
-    pub(crate) fn prefetch_cached(&self, cache: &LocationCache, key: &Key) -> KeyHash {
-        let mut hash = self.hash(key);
-        hash.cell = cache.recall(hash.hash);
-        if hash.is_placed() {
-            self.view.prefetch_lines(hash.cell);
-        } else {
-            self.view.prefetch_tags(hash.hash);
-        }
-        hash
-    }
-
-    /// As [`TableReader::try_get_hashed`]; remembers where the key lies.
-    #[inline]
-    pub(crate) fn try_get_placed(
-        &self,
-        cache: &mut LocationCache,
-        key: &Key,
-        hash: KeyHash,
-    ) -> Result<Option<Entry>, ReadError> {
-        let resolved = self.resolve(key, hash);
-        let (cell, entry) = match self.view.entry_at(hash.cell, key, true) {
-            Some(entry) => (hash.cell, entry),
-            None => match self.try_find(key, resolved)? {
-                Some(found) => found,
-                None => return Ok(None),
-            },
-        };
-        cache.remember(resolved, cell);
-        Ok(Some(entry))
-    }
-
     #[inline]
     pub(crate) fn try_find(&self, key: &Key, hash: u64) -> Result<Option<(u32, Entry)>, ReadError> {
         match self.view.look(key, hash, true) {
