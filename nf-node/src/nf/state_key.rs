@@ -11,12 +11,13 @@
 //! 4 balance        client                virtual endpoint
 //! 5 balance-reply  client                backend
 //! 6 nat-filter     inside endpoint       remote endpoint; port 0: all of that address
+//! 8 fragment       slot and place in it  unspecified
 //! ```
 
 use core::fmt;
 use nearstate_placement::{FlowKey, FlowTuple};
 use nearstate_store::key::{ENDPOINT_V4, KEY_ENDPOINT_A};
-use nearstate_store::{Endpoint, Key, TenantId};
+use nearstate_store::{Endpoint, Key, SlotId, TenantId};
 
 /// Where a `nat-in` key takes the IPv4 address and port that its transaction took from the pool.
 pub const NAT_IN_FILL: u8 = (KEY_ENDPOINT_A + ENDPOINT_V4) as u8;
@@ -41,17 +42,20 @@ pub enum KeyKind {
     BalanceReply = 5,
     /// A remote end that may send to an inside endpoint through its mapping.
     NatFilter = 6,
+    /// What is known of a datagram that comes in pieces.
+    Fragment = 8,
 }
 
 impl KeyKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NatOut,
         Self::NatIn,
         Self::Firewall,
         Self::Balance,
         Self::BalanceReply,
         Self::NatFilter,
+        Self::Fragment,
     ];
 
     /// The kind of a key, `None` if no network function makes such keys.
@@ -70,6 +74,7 @@ impl KeyKind {
             Self::Balance => "balance",
             Self::BalanceReply => "balance-reply",
             Self::NatFilter => "nat-filter",
+            Self::Fragment => "fragment",
         }
     }
 }
@@ -106,6 +111,10 @@ pub fn words(key: &Key) -> String {
         }
         Some(KeyKind::NatFilter) => {
             format!("leave for {b} to send to inside endpoint {protocol} {a}")
+        }
+        Some(KeyKind::Fragment) => {
+            let slot = SlotId(u16::from_be_bytes([a.address[14], a.address[15]]));
+            format!("place {} for a datagram in fragments of {slot}", a.port)
         }
         None => format!("an entry of kind {} about {protocol} {a} and {b}", key.kind()),
     };
@@ -160,6 +169,15 @@ pub fn balance_reply(tenant: TenantId, protocol: u8, client: Endpoint, backend: 
     Key::new(KeyKind::BalanceReply as u8, protocol, tenant, (client, backend))
 }
 
+/// The key of one of a slot's places for datagrams that come in fragments. Not the datagram is in
+/// it, so there are only so many.
+#[must_use]
+pub fn fragment(tenant: TenantId, slot: SlotId, cell: u16) -> Key {
+    let mut place = Endpoint { port: cell, ..Endpoint::default() };
+    place.address[14..].copy_from_slice(&slot.0.to_be_bytes());
+    Key::new(KeyKind::Fragment as u8, 0, tenant, (place, Endpoint::default()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +206,10 @@ mod tests {
             assert!(words.ends_with("of tenant 7"), "{words}");
             assert!(keys[..at].iter().all(|(other, _)| other.name() != kind.name()));
         }
+        let place = fragment(TENANT, SlotId(513), 9);
+        assert_eq!((KeyKind::of(&place), place.kind()), (Some(KeyKind::Fragment), 8));
+        let said = words(&place);
+        assert!(said.starts_with("place 9") && said.contains("slot-513"), "{said}");
         assert_eq!(KeyKind::of(&Key::new(200, 6, TENANT, (a, b))), None);
     }
 

@@ -13,6 +13,7 @@ use crate::frame::{BURST_MAX, Burst, Frame};
 use crate::nf::{NetworkFunction, Packet};
 use crate::packet;
 use crate::packet::parsed::Parsed;
+use crate::pipe::fragments::Part;
 use crate::pipe::parking::Arrived;
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{Output, Pipe, Stages};
@@ -128,6 +129,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let Lane { parsed, slot, key: first, hash, counted, .. } = lane;
             let parsed = match parsed {
                 Ok(parsed) => &*parsed,
+                Err(DropReason::Fragment) => {
+                    decided.stopped = Some(Way::Stopped(Stop::Fragment));
+                    break;
+                }
                 Err(reason) => {
                     (lane.verdict, lane.valid_until) = (Err(*reason), Time(u64::MAX));
                     decided.count += 1;
@@ -194,7 +199,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     let side = frame.side;
                     frame.side = side.opposite();
                     if self.chain.turns_round(side, &lane.tuple) {
-                        self.turned.push_back(frame);
+                        self.turned.push_back((frame, Part::Whole));
                         continue;
                     }
                     Ok(lane.valid_until)
@@ -244,9 +249,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let Lane { parsed, slot, key, counted, .. } = self.lanes.0[lane];
         match parsed {
             Ok(parsed) => {
-                let arrived = Arrived { frame, parsed, slot, counted };
+                let arrived = Arrived { frame, parsed, slot, counted, part: Part::Whole };
                 self.admit(now, arrived, way.map(|way| (way, key)), out);
             }
+            Err(DropReason::Fragment) => self.take_fragment(now, frame, out),
             Err(reason) => self.hand_over(frame, Err(reason), out),
         }
     }

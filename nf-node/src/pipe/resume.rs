@@ -7,11 +7,13 @@ use crate::counters::Event;
 use crate::frame::Frame;
 use crate::nf::{NetworkFunction, Packet};
 use crate::packet::{self, Verify};
+use crate::pipe::claims::FIRST_KEYS;
+use crate::pipe::fragments::{self, Part};
 use crate::pipe::parking::{Answer, Arrived, Parked, Phase};
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{
     End, GIVE_UP_NS, LEASES_OVER_MAX, Output, Pipe, QUICK_TRIES, QUICK_TRY_NS, SLOW_TRY_NS,
-    SWEEP_NS, Stages, TRANSACTIONS_MAX,
+    SWEEP_NS, Stages,
 };
 use crate::rewrite;
 use crate::state_access::{Access, QueueFull, ReadAnswer, StateAccess, Token};
@@ -79,13 +81,17 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
 
     /// Takes in a packet whose first half is done. It is checked again, as what comes from outside
     /// is; its checksums were.
-    fn turn_round(&mut self, now: Time, frame: Frame, out: &mut impl Output) {
+    fn turn_round(&mut self, now: Time, (frame, part): (Frame, Part), out: &mut impl Output) {
         self.counters.add(Event::Hairpins, 1);
-        match packet::parse_with(frame.as_slice(), Verify::Headers) {
+        let parsed = match part {
+            Part::Whole => packet::parse_with(frame.as_slice(), Verify::Headers),
+            _ => packet::parse_fragment(frame.as_slice()).map(|fragment| fragment.parsed),
+        };
+        match parsed {
             Ok(parsed) => {
                 let slot = self.chain.slot(frame.side, &parsed.tuple);
                 // It has been counted on its way out; the way in has entries of its own.
-                let arrived = Arrived { frame, parsed, slot, counted: Counted::default() };
+                let arrived = Arrived { frame, parsed, slot, counted: Counted::default(), part };
                 let place = self.take_place(now, arrived, None, out);
                 self.ready.extend(place);
             }
@@ -135,7 +141,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let parked = self.parking.get_mut(place);
         // What was read before is old, whatever came of it.
         parked.answers.clear();
-        let contended = parked.transactions >= TRANSACTIONS_MAX;
+        let contended = parked.transactions >= parked.arrived.part.transactions_max();
+        parked.arrived.part.note_outcome(matches!(outcome, Some(Outcome::Committed(_))));
         match outcome {
             Some(Outcome::Committed(_)) => {
                 self.counters.add(Event::Commits, 1);
@@ -176,8 +183,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 if let Some(end) = self.process(now, place, out) {
                     self.finish(place, end, out);
                 }
-            } else if let Some(frame) = self.turned.pop_front() {
-                self.turn_round(now, frame, out);
+            } else if let Some(turned) = self.turned.pop_front() {
+                self.turn_round(now, turned, out);
             } else {
                 return;
             }
@@ -205,6 +212,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             };
             let after = out.clock();
             if after <= valid_until {
+                if verdict.is_ok() && self.begins_to_join(place, &tuple) {
+                    return self.process(after, place, out);
+                }
                 return Some(match verdict {
                     Ok(()) => End::Leave(tuple, valid_until),
                     Err(reason) => End::Drop(reason),
@@ -218,11 +228,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     fn walk_parked(&mut self, now: Time, place: u32) -> (Way, FlowTuple) {
+        if let Part::Join(_) = self.parking.get_mut(place).arrived.part {
+            return self.join(now, place);
+        }
         let Self { access, chain, counters, changes, parking, claims, .. } = self;
         let (token, numbered) = (parking.token_of(place), parking.numbered());
         let parked = parking.get_mut(place);
         let Parked { arrived, first_key, answers, asked, .. } = parked;
-        let Arrived { frame, parsed, slot, counted } = arrived;
+        let Arrived { frame, parsed, slot, counted, .. } = arrived;
         let (slot, side) = (*slot, frame.side);
         let mut packet = Packet {
             frame: frame.as_slice(),
@@ -288,6 +301,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 None
             }
             Way::Stopped(Stop::Unavailable) => self.retry_later(now, place),
+            Way::Stopped(Stop::Early) => self.wait_for_first(now, place),
+            Way::Stopped(Stop::Fragment) => unreachable!("it stops a burst only"),
             Way::Changes => self.commit(now, place),
         }
     }
@@ -296,7 +311,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     fn commit(&mut self, now: Time, place: u32) -> Option<End> {
         let token = self.parking.token_of(place);
         let parked = self.parking.get_mut(place);
-        if parked.transactions >= TRANSACTIONS_MAX {
+        if parked.transactions >= parked.arrived.part.transactions_max() {
             return Some(End::Drop(DropReason::Contention));
         }
         let transaction = Transaction {
@@ -336,7 +351,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 Write::Delete(key) | Write::Touch(key) | Write::Add { key, .. } => key,
                 Write::Put { .. } | Write::Take(_) | Write::Return { .. } => continue,
             };
-            if self.claims.room() > self.parking.places() {
+            if self.claims.room() > FIRST_KEYS * self.parking.places() {
                 self.claims.claim(key, place);
             }
         }
@@ -363,7 +378,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     /// be shown to them.
     fn finish(&mut self, place: u32, end: End, out: &mut impl Output) {
         let Parked { arrived, answers, .. } = self.parking.remove(place);
-        let Arrived { mut frame, parsed, .. } = arrived;
+        let Arrived { mut frame, parsed, part, .. } = arrived;
         let Self { claims, parking, ready, .. } = self;
         claims.release(place, |heir| {
             let waiter = parking.get_mut(heir);
@@ -375,13 +390,18 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         if self.parking.is_empty() {
             self.sweep_at = None;
         }
+        if let Part::Join(join) = &part {
+            self.end_join(join, matches!(end, End::Leave(..)));
+        }
         let end = match end {
             End::Leave(tuple, valid_until) => {
                 rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
                 let side = frame.side;
                 frame.side = side.opposite();
-                if self.chain.turns_round(side, &tuple) {
-                    return self.turned.push_back(frame);
+                if let Part::Join(join) = &part {
+                    fragments::finish(&mut frame, &parsed, join);
+                } else if self.chain.turns_round(side, &tuple) {
+                    return self.turned.push_back((frame, part));
                 }
                 Ok(valid_until)
             }
