@@ -258,7 +258,7 @@ impl Way<'_> {
     ) {
         let tenant = self.chain.tenant();
         let name = FragmentNames::new(steering.seed()).name(tenant, self.side, datagram);
-        let key = fragments::record_key(tenant, slot, &name);
+        let key = fragments::record_key(tenant, name.name);
         let found = read(slot, &key);
         let entry = found.and_then(|found| found.entry);
         let meaning = entry.and_then(|entry| fragments::describe(&key, &entry.value));
@@ -267,7 +267,7 @@ impl Way<'_> {
         if found.is_none() {
             return records.push(TraceRecord::Waits);
         }
-        let joining = Joining { name: &name, datagram, piece, opening: None, joined: None };
+        let joining = Joining { datagram, piece, opening: None, joined: None };
         let (departs, after_commit) = match fragments::decide(&joining, entry.as_ref()) {
             Decision::Leave(departs) => (departs, None),
             Decision::Put { joins: Some(departs), .. } => {

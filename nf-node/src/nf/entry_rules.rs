@@ -63,7 +63,9 @@ impl EntryRules for FunctionRules {
                 debug_assert!(b != service, "a backend is no service");
                 end_pair(key, state_key::balance(tenant, protocol, a, service), ending);
             }
-            Some(KeyKind::Firewall | KeyKind::NatFilter | KeyKind::Fragment) => {
+            Some(
+                KeyKind::Firewall | KeyKind::NatFilter | KeyKind::Fragment | KeyKind::FragmentList,
+            ) => {
                 ending.writes.push(Write::Delete(*key));
             }
             // It has no lifetime of its own.
@@ -79,7 +81,7 @@ impl EntryRules for FunctionRules {
             | KeyKind::Balance
             | KeyKind::BalanceReply => Some(TALLY_WORD),
             // No packet keeps it alive, so none is counted at it.
-            KeyKind::NatIn | KeyKind::Fragment => None,
+            KeyKind::NatIn | KeyKind::Fragment | KeyKind::FragmentList => None,
         }
     }
 

@@ -13,9 +13,9 @@
 //! grow together when there are too many. What lies inside such a range is dropped, as it cannot be
 //! told from a forgery; the datagram goes on.
 //!
-//! **The number of records is bounded** (RFC 4787 REQ-14a): a slot has [`FRAGMENT_CELLS`], and a
-//! newer datagram takes the place of an older one. Neighbours in a sender's count of identifications
-//! never share a place.
+//! **The number of records is bounded** (RFC 4787 REQ-14a). Each stands in one of its slot's
+//! [`LISTS`] lists, which are entries too; a list has [`LISTED_MAX`] places, and a new datagram that
+//! finds none takes that of the oldest, whose record ends then.
 //!
 //! **Identifications.** Two hosts behind one address may use the same one for the same destination
 //! at the same time, and their datagrams would be mixed up there (RFC 3022 section 6.3). So when the
@@ -26,11 +26,15 @@
 //! one name could as well send under the other's addresses.
 //!
 //! ```text
-//! byte  0      8       12             16             32     33        34    36
-//!       name   ident   ports of the   as what it     flags  protocol  step  end
-//!       8      4       first, 2 + 2   leaves, 16     1      1         2     2, bytes
-//!       38     40              48
-//!       zero   mask of pieces  up to 4 ranges of units, 2 + 2 each
+//! record
+//! byte  0      4              8             24     25        26    28          30
+//!       ident  ports of the   as what it    flags  protocol  step  end, bytes  zero
+//!       4      first, 2 + 2   leaves, 16    1      1         2     2           2
+//!       32              40
+//!       mask of pieces  up to 6 ranges of units, 2 + 2 each
+//! list
+//! byte  0                      56
+//!       names of datagrams, 7  the place of the oldest
 //! ```
 //!
 //! All little-endian. For IPv4 "as what" is source and destination; for IPv6 the one address that
@@ -47,8 +51,12 @@ use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::key::VALUE_BYTES;
 use nearstate_store::{Endpoint, Entry, Key, SlotId, TenantId, Value};
 
-/// Records of a slot.
-pub const FRAGMENT_CELLS: u16 = 64;
+/// Lists of records in a slot.
+pub const LISTS: u16 = 16;
+/// Records in a list.
+pub const LISTED_MAX: usize = 7;
+/// Seconds that a list lives after it was changed: longer than any record that stands in it.
+pub const LIST_S: u32 = 300;
 /// Seconds that the record of an IPv4 datagram lives after its last fragment: the time of RFC 791.
 /// Identifications of 16 bits come round soon, so it is no longer than that.
 pub const RECORD_V4_S: u32 = 15;
@@ -57,9 +65,9 @@ pub const RECORD_V6_S: u32 = 60;
 /// Pieces that a mask holds.
 const REGULAR_MAX: u16 = u64::BITS as u16;
 /// Ranges of pieces that no mask holds.
-const RANGES_MAX: usize = 4;
+const RANGES_MAX: usize = 6;
 
-const _: () = assert!(FRAGMENT_CELLS.is_power_of_two());
+const _: () = assert!(LISTED_MAX * 8 < VALUE_BYTES);
 
 /// Names datagrams; the same in all nodes of a cluster.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +80,6 @@ pub struct FragmentNames {
 pub struct DatagramName {
     /// The hash of all that tells it from others.
     pub name: u64,
-    /// Which of its slot's records is its own.
-    pub cell: u16,
     /// What its identification is changed by if its source is translated.
     pub mask: u32,
 }
@@ -96,19 +102,62 @@ impl FragmentNames {
         bytes[24..40].copy_from_slice(&datagram.tuple.destination.address);
         let ends = siphash(self.key, &bytes[..40]);
         bytes[40..44].copy_from_slice(&datagram.ident.to_le_bytes());
-        let [low, high] = [ends as u32, (ends >> 32) as u32];
-        DatagramName {
-            name: siphash(self.key, &bytes),
-            cell: low.wrapping_add(datagram.ident) as u16 % FRAGMENT_CELLS,
-            mask: high,
-        }
+        DatagramName { name: siphash(self.key, &bytes), mask: (ends >> 32) as u32 }
     }
 }
 
-/// Where the record of a datagram of this name lies.
+/// The key of the record of a datagram of this name.
 #[must_use]
-pub fn record_key(tenant: TenantId, slot: SlotId, name: &DatagramName) -> Key {
-    state_key::fragment(tenant, slot, name.cell)
+pub fn record_key(tenant: TenantId, name: u64) -> Key {
+    state_key::fragment(tenant, name)
+}
+
+/// The key of the list that a record of this name stands in.
+#[must_use]
+pub fn list_key(tenant: TenantId, slot: SlotId, name: u64) -> Key {
+    state_key::fragment_list(tenant, slot, name as u16 % LISTS)
+}
+
+/// A list of records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// 0: nobody.
+    names: [u64; LISTED_MAX],
+    oldest: u8,
+}
+
+impl List {
+    /// Reads a value of [`List::encode`].
+    #[must_use]
+    pub fn decode(value: &Value) -> Self {
+        let mut names = [0; LISTED_MAX];
+        names.copy_from_slice(&value.0[..LISTED_MAX]);
+        Self { names, oldest: value.0[LISTED_MAX] as u8 % LISTED_MAX as u8 }
+    }
+
+    /// The value of an entry.
+    #[must_use]
+    pub fn encode(&self) -> Value {
+        let mut words = [0; VALUE_BYTES / 8];
+        words[..LISTED_MAX].copy_from_slice(&self.names);
+        words[LISTED_MAX] = self.oldest.into();
+        Value(words)
+    }
+
+    /// Whether this name stands in it.
+    #[must_use]
+    pub fn holds(&self, name: u64) -> bool {
+        self.names.contains(&name)
+    }
+
+    /// The list with this name in it, and the name that had its place.
+    #[must_use]
+    pub fn with(mut self, name: u64) -> (Self, Option<u64>) {
+        let place = &mut self.names[usize::from(self.oldest)];
+        let before = core::mem::replace(place, name);
+        self.oldest = (self.oldest + 1) % LISTED_MAX as u8;
+        (self, (before != 0).then_some(before))
+    }
 }
 
 /// Seconds that the record of such a datagram lives.
@@ -179,7 +228,6 @@ impl Range {
 /// What is known of a datagram. See the module's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    name: u64,
     ident: u32,
     ports: (u16, u16),
     to: [u8; 16],
@@ -211,12 +259,7 @@ enum Fit {
 impl Record {
     /// The record of a datagram of which only the first fragment has come. `None` if later ones
     /// could not leave so.
-    fn open(
-        name: &DatagramName,
-        datagram: &Datagram,
-        piece: &Piece,
-        opening: &Opening,
-    ) -> Option<Self> {
+    fn open(datagram: &Datagram, piece: &Piece, opening: &Opening) -> Option<Self> {
         let Departs { tuple, is_turned } = opening.departs;
         let FlowTuple { protocol, source, destination } = datagram.tuple;
         let is_same_family = |a: &Endpoint, b: &Endpoint| a.ipv4().is_some() == b.ipv4().is_some();
@@ -243,7 +286,6 @@ impl Record {
             }
         }
         Some(Self {
-            name: name.name,
             ident: datagram.ident,
             ports: opening.ports,
             to,
@@ -260,16 +302,15 @@ impl Record {
     #[must_use]
     pub fn encode(&self) -> Value {
         let mut bytes = [0; VALUE_BYTES];
-        bytes[..8].copy_from_slice(&self.name.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.ident.to_le_bytes());
-        bytes[12..14].copy_from_slice(&self.ports.0.to_le_bytes());
-        bytes[14..16].copy_from_slice(&self.ports.1.to_le_bytes());
-        bytes[16..32].copy_from_slice(&self.to);
-        (bytes[32], bytes[33]) = (self.flags, self.protocol);
-        bytes[34..36].copy_from_slice(&self.step.to_le_bytes());
-        bytes[36..38].copy_from_slice(&self.end.to_le_bytes());
-        bytes[40..48].copy_from_slice(&self.mask.to_le_bytes());
-        for (chunk, range) in bytes[48..].as_chunks_mut::<4>().0.iter_mut().zip(&self.ranges) {
+        bytes[..4].copy_from_slice(&self.ident.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.ports.0.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.ports.1.to_le_bytes());
+        bytes[8..24].copy_from_slice(&self.to);
+        (bytes[24], bytes[25]) = (self.flags, self.protocol);
+        bytes[26..28].copy_from_slice(&self.step.to_le_bytes());
+        bytes[28..30].copy_from_slice(&self.end.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.mask.to_le_bytes());
+        for (chunk, range) in bytes[40..].as_chunks_mut::<4>().0.iter_mut().zip(&self.ranges) {
             let from = range.from | if range.is_grown { GROWN } else { 0 };
             chunk[..2].copy_from_slice(&from.to_le_bytes());
             chunk[2..].copy_from_slice(&range.to.to_le_bytes());
@@ -283,22 +324,21 @@ impl Record {
         let bytes = value.to_bytes();
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let mut to = [0; 16];
-        to.copy_from_slice(&bytes[16..32]);
+        to.copy_from_slice(&bytes[8..24]);
         let ranges = core::array::from_fn(|number| {
-            let (from, to) = (word(48 + number * 4), word(50 + number * 4));
+            let (from, to) = (word(40 + number * 4), word(42 + number * 4));
             Range { from: from & !GROWN, to, is_grown: from & GROWN != 0 }
         });
         Self {
-            name: value.0[0],
-            ident: value.0[1] as u32,
-            ports: (word(12), word(14)),
+            ident: value.0[0] as u32,
+            ports: (word(4), word(6)),
             to,
-            flags: bytes[32],
-            protocol: bytes[33],
+            flags: bytes[24],
+            protocol: bytes[25],
             // A step is never 0; what else may lie there must not divide by it.
-            step: word(34).max(1),
-            end: word(36),
-            mask: value.0[5],
+            step: word(26).max(1),
+            end: word(28),
+            mask: value.0[4],
             ranges,
         }
     }
@@ -469,8 +509,6 @@ impl Record {
 /// A fragment at its record.
 #[derive(Clone, Copy, Debug)]
 pub struct Joining<'a> {
-    /// Its datagram's name.
-    pub name: &'a DatagramName,
     /// Its datagram.
     pub datagram: &'a Datagram,
     /// Its bytes.
@@ -482,11 +520,11 @@ pub struct Joining<'a> {
 }
 
 /// Decides on a fragment by what is known of its datagram: `entry` is what lies at [`record_key`].
-/// Once what was asked for is committed, the same fragment (`joined`) asks for nothing more.
+/// Once what was asked for is committed, the same fragment (`joined`) asks for nothing more. A
+/// record that is not there yet needs a place in a [`List`] as well.
 #[must_use]
 pub fn decide(fragment: &Joining<'_>, entry: Option<&Entry>) -> Decision {
     let record = entry.map(|entry| Record::decode(&entry.value));
-    let record = record.filter(|record| record.name == fragment.name.name);
     if record.is_some_and(|record| record.is_bad()) {
         return Decision::Drop(DropReason::FragmentOverlap);
     }
@@ -501,8 +539,8 @@ pub fn decide(fragment: &Joining<'_>, entry: Option<&Entry>) -> Decision {
 }
 
 fn decide_first(fragment: &Joining<'_>, opening: &Opening, record: Option<&Record>) -> Decision {
-    let Joining { name, datagram, piece, .. } = *fragment;
-    let Some(fresh) = Record::open(name, datagram, piece, opening) else {
+    let Joining { datagram, piece, .. } = *fragment;
+    let Some(fresh) = Record::open(datagram, piece, opening) else {
         return Decision::Drop(DropReason::FragmentTranslation);
     };
     let begin = Decision::Put { value: fresh.encode(), joins: Some(opening.departs) };
@@ -534,8 +572,15 @@ fn decide_later(fragment: &Joining<'_>, record: Option<&Record>) -> Decision {
     }
 }
 
-/// What the entry of a record says, for people.
+/// What the entry of a record or of a list says, for people.
 #[must_use]
 pub fn describe(key: &Key, value: &Value) -> Option<String> {
-    (KeyKind::of(key) == Some(KeyKind::Fragment)).then(|| Record::decode(value).words())
+    match KeyKind::of(key)? {
+        KeyKind::Fragment => Some(Record::decode(value).words()),
+        KeyKind::FragmentList => {
+            let count = List::decode(value).names.iter().filter(|name| **name != 0).count();
+            Some(format!("{count} datagrams in fragments"))
+        }
+        _ => None,
+    }
 }

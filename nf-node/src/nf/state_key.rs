@@ -11,7 +11,8 @@
 //! 4 balance        client                virtual endpoint
 //! 5 balance-reply  client                backend
 //! 6 nat-filter     inside endpoint       remote endpoint; port 0: all of that address
-//! 8 fragment       slot and place in it  unspecified
+//! 8 fragment       name of a datagram    unspecified
+//! 9 fragment-list  slot and list of it   unspecified
 //! ```
 
 use core::fmt;
@@ -44,11 +45,13 @@ pub enum KeyKind {
     NatFilter = 6,
     /// What is known of a datagram that comes in pieces.
     Fragment = 8,
+    /// Which datagrams of a slot have such entries.
+    FragmentList = 9,
 }
 
 impl KeyKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NatOut,
         Self::NatIn,
         Self::Firewall,
@@ -56,6 +59,7 @@ impl KeyKind {
         Self::BalanceReply,
         Self::NatFilter,
         Self::Fragment,
+        Self::FragmentList,
     ];
 
     /// The kind of a key, `None` if no network function makes such keys.
@@ -75,6 +79,7 @@ impl KeyKind {
             Self::BalanceReply => "balance-reply",
             Self::NatFilter => "nat-filter",
             Self::Fragment => "fragment",
+            Self::FragmentList => "fragment-list",
         }
     }
 }
@@ -113,8 +118,12 @@ pub fn words(key: &Key) -> String {
             format!("leave for {b} to send to inside endpoint {protocol} {a}")
         }
         Some(KeyKind::Fragment) => {
+            let [name @ .., _, _, _, _, _, _, _, _] = a.address;
+            format!("the pieces of datagram {:016x}", u64::from_be_bytes(name))
+        }
+        Some(KeyKind::FragmentList) => {
             let slot = SlotId(u16::from_be_bytes([a.address[14], a.address[15]]));
-            format!("place {} for a datagram in fragments of {slot}", a.port)
+            format!("list {} of the datagrams in fragments of {slot}", a.port)
         }
         None => format!("an entry of kind {} about {protocol} {a} and {b}", key.kind()),
     };
@@ -169,13 +178,20 @@ pub fn balance_reply(tenant: TenantId, protocol: u8, client: Endpoint, backend: 
     Key::new(KeyKind::BalanceReply as u8, protocol, tenant, (client, backend))
 }
 
-/// The key of one of a slot's places for datagrams that come in fragments. Not the datagram is in
-/// it, so there are only so many.
+/// The key of what is known of a datagram that comes in fragments.
 #[must_use]
-pub fn fragment(tenant: TenantId, slot: SlotId, cell: u16) -> Key {
-    let mut place = Endpoint { port: cell, ..Endpoint::default() };
-    place.address[14..].copy_from_slice(&slot.0.to_be_bytes());
-    Key::new(KeyKind::Fragment as u8, 0, tenant, (place, Endpoint::default()))
+pub fn fragment(tenant: TenantId, name: u64) -> Key {
+    let mut end = Endpoint::default();
+    end.address[..8].copy_from_slice(&name.to_be_bytes());
+    Key::new(KeyKind::Fragment as u8, 0, tenant, (end, Endpoint::default()))
+}
+
+/// The key of one of a slot's lists of such datagrams.
+#[must_use]
+pub fn fragment_list(tenant: TenantId, slot: SlotId, list: u16) -> Key {
+    let mut end = Endpoint { port: list, ..Endpoint::default() };
+    end.address[14..].copy_from_slice(&slot.0.to_be_bytes());
+    Key::new(KeyKind::FragmentList as u8, 0, tenant, (end, Endpoint::default()))
 }
 
 #[cfg(test)]
@@ -206,10 +222,13 @@ mod tests {
             assert!(words.ends_with("of tenant 7"), "{words}");
             assert!(keys[..at].iter().all(|(other, _)| other.name() != kind.name()));
         }
-        let place = fragment(TENANT, SlotId(513), 9);
-        assert_eq!((KeyKind::of(&place), place.kind()), (Some(KeyKind::Fragment), 8));
-        let said = words(&place);
-        assert!(said.starts_with("place 9") && said.contains("slot-513"), "{said}");
+        let list = fragment_list(TENANT, SlotId(513), 9);
+        assert_eq!((KeyKind::of(&list), list.kind()), (Some(KeyKind::FragmentList), 9));
+        let said = words(&list);
+        assert!(said.starts_with("list 9") && said.contains("slot-513"), "{said}");
+        let record = fragment(TENANT, 0xabc);
+        assert_eq!((KeyKind::of(&record), record.kind()), (Some(KeyKind::Fragment), 8));
+        assert!(words(&record).contains("0000000000000abc"), "{}", words(&record));
         assert_eq!(KeyKind::of(&Key::new(200, 6, TENANT, (a, b))), None);
     }
 

@@ -14,7 +14,7 @@
 
 use crate::counters::Event;
 use crate::frame::Frame;
-use crate::nf::fragments::{self, DatagramName, Decision, Departs, Joining, Opening};
+use crate::nf::fragments::{self, DatagramName, Decision, Departs, Joining, List, Opening};
 use crate::packet::fragment::{Datagram, Fragment, Piece};
 use crate::packet::parse_fragment;
 use crate::packet::parsed::Parsed;
@@ -25,7 +25,7 @@ use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::{FlowTuple, Side};
-use nearstate_store::{Condition, Entry, Fill, Key, KeyHash, Time, Write};
+use nearstate_store::{Condition, Entry, Fill, Key, KeyHash, Time, Value, Write};
 use std::collections::VecDeque;
 
 /// Of all places, those in which later fragments may wait for their first ones: one in so many.
@@ -199,42 +199,59 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
 
     /// A fragment at its record: how far it comes, and as what it leaves.
     pub(super) fn join(&mut self, now: Time, place: u32) -> (Way, FlowTuple) {
-        let tenant = self.chain.tenant();
         let join = *self.join_mut(place);
-        let Arrived { parsed, slot, .. } = &self.parking.get_mut(place).arrived;
-        let tuple = parsed.tuple;
-        let key = fragments::record_key(tenant, *slot, &join.member.name);
+        let tuple = self.parking.get_mut(place).arrived.parsed.tuple;
+        let Member { name, datagram, piece, .. } = &join.member;
+        let key = fragments::record_key(self.chain.tenant(), name.name);
         let (entry, valid_until) = match self.read_record(now, place, &key) {
             Ok(read) => read,
             Err(stop) => return (Way::Stopped(stop), tuple),
         };
-        let Member { name, datagram, piece, .. } = &join.member;
-        let joining = Joining {
-            name,
-            datagram,
-            piece,
-            opening: join.opening.as_ref(),
-            joined: join.joined.as_ref(),
-        };
-        match fragments::decide(&joining, entry.as_ref()) {
+        let (opening, joined) = (join.opening.as_ref(), join.joined.as_ref());
+        let joining = Joining { datagram, piece, opening, joined };
+        let (value, joins) = match fragments::decide(&joining, entry.as_ref()) {
             Decision::Leave(departs) => {
                 self.join_mut(place).leaves = Some(departs);
-                (Way::Decided { verdict: Ok(()), valid_until }, departs.tuple)
+                return (Way::Decided { verdict: Ok(()), valid_until }, departs.tuple);
             }
-            Decision::Drop(reason) => (Way::Decided { verdict: Err(reason), valid_until }, tuple),
-            Decision::Early => (Way::Stopped(Stop::Early), tuple),
-            Decision::Put { value, joins } => {
-                self.join_mut(place).asked = joins;
-                self.changes.clear();
-                self.changes.conditions.push(match &entry {
-                    Some(entry) => Condition::Version(key, entry.version),
-                    None => Condition::Absent(key),
-                });
-                let ttl_s = fragments::record_s(datagram);
-                self.changes.writes.push(Write::Put { key, value, fill: Fill::default(), ttl_s });
-                (Way::Changes, tuple)
+            Decision::Drop(reason) => {
+                return (Way::Decided { verdict: Err(reason), valid_until }, tuple);
             }
+            Decision::Early => return (Way::Stopped(Stop::Early), tuple),
+            Decision::Put { value, joins } => (value, joins),
+        };
+        self.join_mut(place).asked = joins;
+        self.changes.clear();
+        if entry.is_none()
+            && let Err(stop) = self.enlist(now, place, name.name)
+        {
+            return (Way::Stopped(stop), tuple);
         }
+        self.put_if_unchanged(key, entry.as_ref(), value, fragments::record_s(datagram));
+        (Way::Changes, tuple)
+    }
+
+    /// Asks for a place in a list for a record that is not there yet.
+    fn enlist(&mut self, now: Time, place: u32, name: u64) -> Result<(), Stop> {
+        let (tenant, slot) = (self.chain.tenant(), self.parking.get_mut(place).arrived.slot);
+        let key = fragments::list_key(tenant, slot, name);
+        let (entry, _) = self.read_record(now, place, &key)?;
+        let list = entry.map_or_else(List::default, |entry| List::decode(&entry.value));
+        if !list.holds(name) {
+            let (list, before) = list.with(name);
+            self.put_if_unchanged(key, entry.as_ref(), list.encode(), fragments::LIST_S);
+            let before = before.map(|name| Write::Delete(fragments::record_key(tenant, name)));
+            self.changes.writes.extend(before);
+        }
+        Ok(())
+    }
+
+    fn put_if_unchanged(&mut self, key: Key, entry: Option<&Entry>, value: Value, ttl_s: u32) {
+        self.changes.conditions.push(match entry {
+            Some(entry) => Condition::Version(key, entry.version),
+            None => Condition::Absent(key),
+        });
+        self.changes.writes.push(Write::Put { key, value, fill: Fill::default(), ttl_s });
     }
 
     fn join_mut(&mut self, place: u32) -> &mut Join {
@@ -244,7 +261,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
     }
 
-    /// Reads a record for a parked fragment.
+    /// Reads a record, or a list, for a parked fragment.
     fn read_record(
         &mut self,
         now: Time,

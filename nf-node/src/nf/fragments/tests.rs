@@ -34,11 +34,10 @@ impl Place {
         piece: &Piece,
         ports: (u16, u16),
     ) -> Option<Result<Departs, DropReason>> {
-        let name = NAMES.name(TENANT, Side::Inside, datagram);
         let tuple = FlowTuple { source: NAT, ..datagram.tuple };
         let opening = Opening { ports, departs: Departs { tuple, is_turned: false } };
         let opening = piece.is_first().then_some(&opening);
-        let mut joining = Joining { name: &name, datagram, piece, opening, joined: None };
+        let mut joining = Joining { datagram, piece, opening, joined: None };
         let (value, joins) = match decide(&joining, self.entry.as_ref()) {
             Decision::Leave(departs) => return Some(Ok(departs)),
             Decision::Drop(reason) => return Some(Err(reason)),
@@ -166,19 +165,20 @@ fn a_first_fragment_with_other_ports_ends_its_datagram() {
 }
 
 #[test]
-fn a_newer_datagram_takes_the_place_and_neighbours_have_others() {
-    let (one, mut place) = (datagram(1), Place::default());
-    assert!(matches!(place.send(&one, &piece(0, 10, false), (1, 2)), Some(Ok(_))));
-    let later = datagram(1 + u32::from(FRAGMENT_CELLS));
-    assert_eq!(place.send(&later, &piece(10, 12, true), (0, 0)), None, "of another datagram");
-    assert!(matches!(place.send(&later, &piece(0, 10, false), (1, 2)), Some(Ok(_))));
-    assert_eq!(place.send(&one, &piece(10, 12, true), (0, 0)), None, "its record is gone");
-    let cell = |ident| NAMES.name(TENANT, Side::Inside, &datagram(ident)).cell;
-    let mut cells: Vec<u16> = (500..500 + u32::from(FRAGMENT_CELLS)).map(cell).collect();
-    assert_eq!(cell(1), cell(1 + u32::from(FRAGMENT_CELLS)));
-    cells.sort_unstable();
-    cells.dedup();
-    assert_eq!(cells.len(), usize::from(FRAGMENT_CELLS));
+fn a_full_list_gives_the_place_of_its_oldest() {
+    let mut list = List::default();
+    for name in 1..=30u64 {
+        let (next, before) = list.with(name);
+        assert_eq!(before, name.checked_sub(LISTED_MAX as u64).filter(|name| *name > 0));
+        assert!(next.holds(name) && before.is_none_or(|before| !next.holds(before)));
+        assert_eq!(List::decode(&next.encode()), next);
+        list = next;
+    }
+    assert_eq!(
+        List::decode(&Value([u64::MAX; 8])).with(1).1,
+        Some(u64::MAX),
+        "whatever lies there"
+    );
 }
 
 #[test]
@@ -227,7 +227,6 @@ fn later_fragments_leave_as_the_first_and_what_they_could_not_follow_is_refused(
     for (came, leaves, is_turned, is_possible) in rows {
         let tuple = FlowTuple { protocol: 44, source: came.0, destination: came.1 };
         let datagram = Datagram { tuple, ident: 9 };
-        let name = NAMES.name(TENANT, Side::Inside, &datagram);
         let as_first = FlowTuple {
             protocol: 17,
             source: with(leaves.0, 1000),
@@ -236,13 +235,8 @@ fn later_fragments_leave_as_the_first_and_what_they_could_not_follow_is_refused(
         let departs = Departs { tuple: as_first, is_turned };
         let opening = Opening { ports: (1000, 53), departs };
         let first = piece(0, 4, false);
-        let joining = Joining {
-            name: &name,
-            datagram: &datagram,
-            piece: &first,
-            opening: Some(&opening),
-            joined: None,
-        };
+        let joining =
+            Joining { datagram: &datagram, piece: &first, opening: Some(&opening), joined: None };
         let value = match decide(&joining, None) {
             Decision::Put { value, joins } => {
                 assert_eq!(joins, Some(departs));
@@ -270,7 +264,7 @@ fn ranges_grow_together_when_there_are_too_many_and_then_there_is_no_more_room()
     let first = piece(0, 100, false);
     assert_eq!(fares(&mut place, &first), Came::Out);
     // None of these lies on a multiple of the first one's length.
-    for from in [101, 105, 109, 113] {
+    for from in [101, 105, 109, 113, 121, 125] {
         assert_eq!(fares(&mut place, &piece(from, from + 2, false)), Came::Out);
     }
     let scattered = Came::Ended(DropReason::FragmentScattered);
