@@ -14,8 +14,8 @@
 //! translation, and its outer source becomes the translated address, whoever sent it (5c: "in all
 //! other cases the NAT's own public address"); otherwise it stays.
 //!
-//! **Fragments.** A first fragment has the transport checksum of the whole datagram, which is updated
-//! like any other; in a later one only the addresses change.
+//! **Fragments.** A first fragment has the transport checksum of the whole datagram, which is
+//! updated like any other; in a later one only the addresses change.
 //!
 //! On the packet path: no allocation, no check that parsing has done already.
 

@@ -22,7 +22,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Packets inside the baseline node at a time: as many later fragments may wait for their first ones.
+/// Packets inside the baseline node at a time: as many later fragments may wait for their first
+/// ones.
 const WINDOW: usize = PARKED_MAX / EARLY_SHARE;
 /// Frames of its pool.
 const FRAMES: usize = 2 * WINDOW;

@@ -161,8 +161,8 @@ impl Renaming {
         }
     }
 
-    /// Rewrites the later fragment in `scratch` as the baseline would have sent it, if in either run
-    /// it has left as its first one has.
+    /// Rewrites the later fragment in `scratch` as the baseline would have sent it, if in either
+    /// run it has left as its first one has.
     fn follow(
         &mut self,
         [ours, theirs]: [&Parsed; 2],

@@ -448,8 +448,8 @@ mod tests {
         assert_eq!(push.frame, PacketBuilder::udp(SERVER, EXTERNAL).build());
     }
 
-    /// A question in three fragments, the first of them last, then one in one, and an answer to it in
-    /// two.
+    /// A question in three fragments, the first of them last, then one in one, and an answer to it
+    /// in two.
     #[test]
     fn later_fragments_wait_inside_nodes_until_their_first_has_left() {
         let question = |ident: u16| PacketBuilder::udp(CLIENT, SERVER).ident(ident);

@@ -14,12 +14,12 @@
 //! told from a forgery; the datagram goes on.
 //!
 //! **The number of records is bounded** (RFC 4787 REQ-14a). Each stands in one of its slot's
-//! [`LISTS`] lists, which are entries too; a list has [`LISTED_MAX`] places, and a new datagram that
-//! finds none takes that of the oldest, whose record ends then.
+//! [`LISTS`] lists, which are entries too; a list has [`LISTED_MAX`] places, and a new datagram
+//! that finds none takes that of the oldest, whose record ends then.
 //!
 //! **Identifications.** Two hosts behind one address may use the same one for the same destination
-//! at the same time, and their datagrams would be mixed up there (RFC 3022 section 6.3). So when the
-//! source is translated the identification is as well, by a mask that hangs on the ends: of one
+//! at the same time, and their datagrams would be mixed up there (RFC 3022 section 6.3). So when
+//! the source is translated the identification is as well, by a mask that hangs on the ends: of one
 //! sender they stay apart, of two they are as far apart as random ones.
 //!
 //! A datagram's name is a keyed hash of its ends and its identification. Whoever could make two of

@@ -5,8 +5,8 @@
 //! datagram passes the chain like any packet (its first half), keeps what it has claimed there, and
 //! then *joins* the record of its datagram ([`crate::nf::fragments`]), in the record's own slot and
 //! under leases of its own; it leaves when that is committed. A later one only joins. While the
-//! first has not passed, here or anywhere, it waits: it claims nothing and makes no state, and looks
-//! again, soon at first and then seldom; a first one that passes here wakes it.
+//! first has not passed, here or anywhere, it waits: it claims nothing and makes no state, and
+//! looks again, soon at first and then seldom; a first one that passes here wakes it.
 //!
 //! **Invariant.** No more than a quarter of the parking place is taken by those that wait so.
 //! **Invariant.** Who holds a claim of a record waits for the store only, so that a first fragment
