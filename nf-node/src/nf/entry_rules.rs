@@ -4,7 +4,8 @@
 //! A mapping ends by its `nat-out` entry, which outbound packets keep alive (RFC 4787 REQ-6); its
 //! `nat-in` entry goes with it, and the port returns to its pool. A balanced flow is two entries,
 //! and either direction keeps both alive. A firewall's flow ends alone, and so do a remote end's
-//! leave to send to a mapping and what is known of a datagram in fragments. Pure; what an entry means is read by the function that wrote it.
+//! leave to send to a mapping and what is known of a datagram in fragments. Pure; what an entry
+//! means is read by the function that wrote it.
 
 use crate::nf::load_balancer::Choice;
 use crate::nf::nat44::Mapping;

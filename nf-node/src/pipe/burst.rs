@@ -199,7 +199,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     let side = frame.side;
                     frame.side = side.opposite();
                     if self.chain.turns_round(side, &lane.tuple) {
-                        self.turned.push_back((frame, Part::Whole));
+                        self.turned.push_back((frame, None));
                         continue;
                     }
                     Ok(lane.valid_until)

@@ -43,15 +43,26 @@ pub const LOOKS_MAX: u16 = SOON_LOOKS + 40;
 /// contended: the fragments of a datagram come together, and each changes the record.
 const JOINS_MAX: u8 = 64;
 
-/// What is left of a packet's way.
-#[derive(Clone, Copy, Debug)]
+/// What is left of a packet's way. What more there is to know of a fragment lies beside
+/// ([`Pipe::joins`]): most parked packets are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// The chain, and then it leaves.
     Whole,
     /// The chain; then it joins the record of its datagram.
-    First(Member),
+    First,
     /// It joins the record; then it leaves.
-    Join(Join),
+    Join,
+}
+
+impl Part {
+    /// Transactions that may be sent for it.
+    pub(super) const fn transactions_max(self) -> u8 {
+        match self {
+            Self::Join => JOINS_MAX,
+            Self::Whole | Self::First => super::TRANSACTIONS_MAX,
+        }
+    }
 }
 
 /// A fragment, as it came in.
@@ -66,10 +77,10 @@ pub(super) struct Member {
     ports: (u16, u16),
 }
 
-/// A fragment on its way into the record.
+/// A fragment on its way into the record of its datagram.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Join {
-    member: Member,
+    pub(super) member: Member,
     /// What it brings, if it is the first.
     opening: Option<Opening>,
     /// As what it leaves once the transaction that is under way has taken effect.
@@ -82,31 +93,14 @@ pub(super) struct Join {
     looks: u16,
 }
 
-impl Part {
-    /// Its transaction has taken effect, or not.
-    pub(super) const fn note_outcome(&mut self, is_committed: bool) {
-        if let Self::Join(join) = self {
-            let asked = join.asked.take();
-            if is_committed {
-                join.joined = asked;
-            }
-        }
-    }
-
-    /// Transactions that may be sent for it.
-    pub(super) const fn transactions_max(&self) -> u8 {
-        match self {
-            Self::Join(_) => JOINS_MAX,
-            Self::Whole | Self::First(_) => super::TRANSACTIONS_MAX,
-        }
-    }
-}
-
 impl Join {
-    const fn new(member: Member, opening: Option<Opening>) -> Self {
-        Self { member, opening, asked: None, joined: None, leaves: None, looks: 0 }
+    const fn new(member: Member) -> Self {
+        Self { member, opening: None, asked: None, joined: None, leaves: None, looks: 0 }
     }
 }
+
+/// The parked fragments, by place.
+pub(super) type Joins = Box<[Option<Join>]>;
 
 /// Later fragments that wait for their first ones, in the order of their next look.
 #[derive(Debug)]
@@ -164,30 +158,52 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let name = self.chain.fragment_names().name(self.chain.tenant(), side, &datagram);
         let ports = (parsed.tuple.source.port, parsed.tuple.destination.port);
         let member = Member { side, name, datagram, piece, ports };
-        let part = if piece.is_first() {
-            Part::First(member)
-        } else {
-            Part::Join(Join::new(member, None))
-        };
+        let part = if piece.is_first() { Part::First } else { Part::Join };
         let slot = self.chain.slot(side, &parsed.tuple);
         let arrived = Arrived { frame, parsed, slot, counted: Counted::default(), part };
-        self.admit(now, arrived, None, out);
+        if let Some(place) = self.take_member(now, arrived, member, out) {
+            self.resume(now, place, out);
+        }
+    }
+
+    /// The place of a fragment that is parked; `None` if there was none and it was dropped.
+    pub(super) fn take_member(
+        &mut self,
+        now: Time,
+        arrived: Arrived,
+        member: Member,
+        out: &mut impl Output,
+    ) -> Option<u32> {
+        let place = self.take_place(now, arrived, None, out)?;
+        self.joins[place as usize] = Some(Join::new(member));
+        Some(place)
+    }
+
+    /// A fragment's transaction has taken effect, or not.
+    pub(super) fn note_outcome(&mut self, place: u32, is_committed: bool) {
+        let join = self.join_mut(place);
+        let asked = join.asked.take();
+        if is_committed {
+            join.joined = asked;
+        }
     }
 
     /// Whether a packet that the chain lets leave as this flow is to join a record first; if so it
     /// is ready for that.
     pub(super) fn begins_to_join(&mut self, place: u32, tuple: &FlowTuple) -> bool {
-        let parked = self.parking.get_mut(place);
-        let arrived = &mut parked.arrived;
-        let Part::First(member) = arrived.part else { return false };
-        if self.chain.turns_round(arrived.frame.side, tuple) {
-            // First it goes through the chain once more, as from outside.
+        let arrived = &self.parking.get_mut(place).arrived;
+        let (part, side) = (arrived.part, arrived.frame.side);
+        // What turns round goes through the chain once more first, as from outside.
+        if part != Part::First || self.chain.turns_round(side, tuple) {
             return false;
         }
-        let departs = Departs { tuple: *tuple, is_turned: arrived.frame.side != member.side };
-        let opening = Opening { ports: member.ports, departs };
-        arrived.part = Part::Join(Join::new(member, Some(opening)));
-        arrived.slot = self.chain.slot(member.side, &member.datagram.tuple);
+        let join = self.join_mut(place);
+        let member = join.member;
+        let departs = Departs { tuple: *tuple, is_turned: side != member.side };
+        join.opening = Some(Opening { ports: member.ports, departs });
+        let slot = self.chain.slot(member.side, &member.datagram.tuple);
+        let parked = self.parking.get_mut(place);
+        (parked.arrived.part, parked.arrived.slot) = (Part::Join, slot);
         parked.transactions = 0;
         parked.answers.clear();
         // Later packets of its flow stay behind it.
@@ -255,9 +271,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     fn join_mut(&mut self, place: u32) -> &mut Join {
-        match &mut self.parking.get_mut(place).arrived.part {
-            Part::Join(join) => join,
-            part => unreachable!("only a fragment joins a record, not {part:?}"),
+        match &mut self.joins[place as usize] {
+            Some(join) => join,
+            None => unreachable!("what is known of a parked fragment lies at its place"),
         }
     }
 
@@ -296,11 +312,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
 
     /// A later fragment has seen nothing of its first one. `None`: it stays.
     pub(super) fn wait_for_first(&mut self, now: Time, place: u32) -> Option<End> {
-        let Self { parking, claims, ready, early, counters, .. } = self;
+        let Self { parking, claims, ready, early, counters, joins, .. } = self;
         // It came by itself, or it is what others waited behind: they go on without it.
         claims.release(place, |heir| ready.push_back(heir));
         let parked = parking.get_mut(place);
-        let Part::Join(join) = &mut parked.arrived.part else {
+        let Some(join) = &mut joins[place as usize] else {
             unreachable!("only a fragment waits for another");
         };
         if join.looks >= LOOKS_MAX {

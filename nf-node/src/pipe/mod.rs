@@ -38,7 +38,7 @@ use crate::nf::fragments::FragmentNames;
 use crate::nf::{Changes, NetworkFunction};
 use crate::pipe::burst::Lanes;
 use crate::pipe::claims::Claims;
-use crate::pipe::fragments::{Early, Part};
+use crate::pipe::fragments::{Early, Joins, Member};
 use crate::pipe::parking::Parking;
 use crate::state_access::{Completion, StateAccess};
 use crate::verdict::DropReason;
@@ -209,11 +209,12 @@ pub struct Pipe<S, C = SteeredChain> {
     /// Parked packets that are to be processed now.
     ready: VecDeque<u32>,
     /// Packets that have passed the chain and are to be taken in once more, as from outside.
-    turned: VecDeque<(Frame, Part)>,
+    turned: VecDeque<(Frame, Option<Member>)>,
     /// Parked packets that are tried again: after a short wait, after a long one. In the order of
     /// their time, as the wait is the same for all of a queue.
     retries: [VecDeque<(Time, u32)>; 2],
     early: Early,
+    joins: Joins,
     sweep_at: Option<Time>,
 }
 
@@ -236,6 +237,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             turned: VecDeque::with_capacity(BURST_MAX + places),
             retries: [VecDeque::with_capacity(places), VecDeque::with_capacity(places)],
             early: Early::new(places),
+            joins: vec![None; places].into_boxed_slice(),
             sweep_at: None,
         }
     }

@@ -8,7 +8,7 @@ use crate::frame::Frame;
 use crate::nf::{NetworkFunction, Packet};
 use crate::packet::{self, Verify};
 use crate::pipe::claims::FIRST_KEYS;
-use crate::pipe::fragments::{self, Part};
+use crate::pipe::fragments::{self, Member, Part};
 use crate::pipe::parking::{Answer, Arrived, Parked, Phase};
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{
@@ -48,7 +48,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     /// The place of a packet that is parked; `None` if there was none and it was dropped.
-    fn take_place(
+    pub(super) fn take_place(
         &mut self,
         now: Time,
         arrived: Arrived,
@@ -81,18 +81,27 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
 
     /// Takes in a packet whose first half is done. It is checked again, as what comes from outside
     /// is; its checksums were.
-    fn turn_round(&mut self, now: Time, (frame, part): (Frame, Part), out: &mut impl Output) {
+    fn turn_round(
+        &mut self,
+        now: Time,
+        (frame, member): (Frame, Option<Member>),
+        out: &mut impl Output,
+    ) {
         self.counters.add(Event::Hairpins, 1);
-        let parsed = match part {
-            Part::Whole => packet::parse_with(frame.as_slice(), Verify::Headers),
-            _ => packet::parse_fragment(frame.as_slice()).map(|fragment| fragment.parsed),
+        let parsed = match member {
+            None => packet::parse_with(frame.as_slice(), Verify::Headers),
+            Some(_) => packet::parse_fragment(frame.as_slice()).map(|fragment| fragment.parsed),
         };
         match parsed {
             Ok(parsed) => {
                 let slot = self.chain.slot(frame.side, &parsed.tuple);
                 // It has been counted on its way out; the way in has entries of its own.
+                let part = if member.is_some() { Part::First } else { Part::Whole };
                 let arrived = Arrived { frame, parsed, slot, counted: Counted::default(), part };
-                let place = self.take_place(now, arrived, None, out);
+                let place = match member {
+                    None => self.take_place(now, arrived, None, out),
+                    Some(member) => self.take_member(now, arrived, member, out),
+                };
                 self.ready.extend(place);
             }
             Err(reason) => self.hand_over(frame, Err(reason), out),
@@ -141,8 +150,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let parked = self.parking.get_mut(place);
         // What was read before is old, whatever came of it.
         parked.answers.clear();
-        let contended = parked.transactions >= parked.arrived.part.transactions_max();
-        parked.arrived.part.note_outcome(matches!(outcome, Some(Outcome::Committed(_))));
+        let part = parked.arrived.part;
+        let contended = parked.transactions >= part.transactions_max();
+        if part == Part::Join {
+            self.note_outcome(place, matches!(outcome, Some(Outcome::Committed(_))));
+        }
         match outcome {
             Some(Outcome::Committed(_)) => {
                 self.counters.add(Event::Commits, 1);
@@ -228,7 +240,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     fn walk_parked(&mut self, now: Time, place: u32) -> (Way, FlowTuple) {
-        if let Part::Join(_) = self.parking.get_mut(place).arrived.part {
+        if self.parking.get_mut(place).arrived.part == Part::Join {
             return self.join(now, place);
         }
         let Self { access, chain, counters, changes, parking, claims, .. } = self;
@@ -390,7 +402,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         if self.parking.is_empty() {
             self.sweep_at = None;
         }
-        if let Part::Join(join) = &part {
+        let join = if part == Part::Whole { None } else { self.joins[place as usize].take() };
+        if let Some(join) = &join {
             self.end_join(join, matches!(end, End::Leave(..)));
         }
         let end = match end {
@@ -398,10 +411,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
                 let side = frame.side;
                 frame.side = side.opposite();
-                if let Part::Join(join) = &part {
-                    fragments::finish(&mut frame, &parsed, join);
-                } else if self.chain.turns_round(side, &tuple) {
-                    return self.turned.push_back((frame, part));
+                match &join {
+                    Some(join) if part == Part::Join => {
+                        fragments::finish(&mut frame, &parsed, join);
+                    }
+                    _ if self.chain.turns_round(side, &tuple) => {
+                        return self.turned.push_back((frame, join.map(|join| join.member)));
+                    }
+                    _ => {}
                 }
                 Ok(valid_until)
             }

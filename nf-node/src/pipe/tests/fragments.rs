@@ -36,13 +36,16 @@ fn question(from: Endpoint, ident: u16) -> Vec<u8> {
     PacketBuilder::udp(from, SERVER).ident(ident).payload(&[ident as u8; 400]).build()
 }
 
+/// Where bytes belong, whether they are the last, and what they are.
+type Part = (usize, bool, Vec<u8>);
+
 /// What whoever gets the fragments puts together, in an order that does not matter. A datagram of
 /// which two fragments share bytes, and are not the same, is no datagram (RFC 5722).
 #[derive(Default)]
 struct Receiver {
-    /// By ends, protocol and identification: where its bytes belong, whether they are the last, and
-    /// the frame of the first fragment.
-    datagrams: BTreeMap<Vec<u8>, Vec<(usize, bool, Vec<u8>)>>,
+    /// By ends, protocol and identification.
+    datagrams: BTreeMap<Vec<u8>, Vec<Part>>,
+    /// What comes before the payload in their first fragments.
     heads: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
