@@ -136,6 +136,7 @@ fn find(ends: &[(End, End)], protocol: u8, end: &Endpoint) -> Option<Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearstate_store::Address;
 
     fn whole(external: u8, inside: u8) -> StaticMapping {
         StaticMapping {
@@ -185,7 +186,10 @@ mod tests {
             }
         }
         assert_eq!(map.external_of(6, &inner(2, 443)), None);
-        assert_eq!(map.inside_of(6, &Endpoint { address: [0x20; 16], port: 443 }), None);
+        assert_eq!(
+            map.inside_of(6, &Endpoint { address: Address::from_octets([0x20; 16]), port: 443 }),
+            None
+        );
         assert_eq!(map.mappings().count(), mappings.len());
         assert!(map.mappings().all(|mapping| mappings.contains(&mapping)));
         assert!(StaticMap::default().is_empty() && !map.is_empty());

@@ -49,7 +49,7 @@ use crate::siphash::{HashKey, siphash};
 use crate::verdict::DropReason;
 use nearstate_placement::{FlowTuple, Side};
 use nearstate_store::key::VALUE_BYTES;
-use nearstate_store::{Endpoint, Entry, Key, SlotId, TenantId, Value};
+use nearstate_store::{Address, Endpoint, Entry, Key, SlotId, TenantId, Value};
 
 /// Lists of records in a slot.
 pub const LISTS: u16 = 16;
@@ -98,8 +98,8 @@ impl FragmentNames {
         bytes[..2].copy_from_slice(&tenant.0.to_le_bytes());
         bytes[2] = (side == Side::Outside).into();
         bytes[3] = datagram.tuple.protocol;
-        bytes[8..24].copy_from_slice(&datagram.tuple.source.address);
-        bytes[24..40].copy_from_slice(&datagram.tuple.destination.address);
+        bytes[8..24].copy_from_slice(&datagram.tuple.source.address.octets());
+        bytes[24..40].copy_from_slice(&datagram.tuple.destination.address.octets());
         let ends = siphash(self.key, &bytes[..40]);
         bytes[40..44].copy_from_slice(&datagram.ident.to_le_bytes());
         DatagramName { name: siphash(self.key, &bytes), mask: (ends >> 32) as u32 }
@@ -269,17 +269,17 @@ impl Record {
         let mut to = [0; 16];
         let mut flags = if is_turned { TURNED } else { 0 };
         if source.ipv4().is_some() {
-            to[..4].copy_from_slice(&tuple.source.address[12..]);
-            to[4..8].copy_from_slice(&tuple.destination.address[12..]);
+            to[..4].copy_from_slice(&tuple.source.address.octets()[12..]);
+            to[4..8].copy_from_slice(&tuple.destination.address.octets()[12..]);
         } else {
             flags |= V6;
             if source.address != tuple.source.address {
                 flags |= SOURCE;
-                to = tuple.source.address;
+                to = tuple.source.address.octets();
             }
             if destination.address != tuple.destination.address {
                 flags |= DESTINATION;
-                to = tuple.destination.address;
+                to = tuple.destination.address.octets();
             }
             if flags & SOURCE != 0 && flags & DESTINATION != 0 {
                 return None;
@@ -360,9 +360,9 @@ impl Record {
             tuple.source = Endpoint::v4([a, b, c, d], came.source.port);
             tuple.destination = Endpoint::v4([e, f, g, h], came.destination.port);
         } else if self.flags & SOURCE != 0 {
-            tuple.source.address = self.to;
+            tuple.source.address = Address::from_octets(self.to);
         } else if self.flags & DESTINATION != 0 {
-            tuple.destination.address = self.to;
+            tuple.destination.address = Address::from_octets(self.to);
         }
         Departs { tuple, is_turned: self.flags & TURNED != 0 }
     }

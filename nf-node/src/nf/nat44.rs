@@ -50,7 +50,8 @@ use core::net::Ipv4Addr;
 use nearstate_placement::{FlowTuple, Side, StaticMap};
 use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value, Write,
+    Address, Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value,
+    Write,
 };
 
 /// Where a `nat-out` value takes the external endpoint: the layout begins with an endpoint.
@@ -81,9 +82,8 @@ impl Remote {
     #[must_use]
     #[inline]
     pub fn of(end: &Endpoint) -> Self {
-        let [.., a, b, c, d] = end.address;
-        let [high, low] = end.port.to_be_bytes();
-        Self(u64::from_le_bytes([a, b, c, d, high, low, 0, 0]))
+        let [_, low] = end.address.words();
+        Self(low >> 32 | u64::from(end.port.swap_bytes()) << 32)
     }
 }
 
@@ -104,10 +104,8 @@ impl Mapping {
     #[inline]
     pub fn decode(value: &Value) -> Self {
         let [w0, w1, w2, w3, ..] = value.0;
-        let mut address = [0; 16];
-        address[..8].copy_from_slice(&w0.to_le_bytes());
-        address[8..].copy_from_slice(&w1.to_le_bytes());
         let [high, low, pool, life, ..] = w2.to_le_bytes();
+        let address = Address::from_words([w0, w1]);
         let to = Endpoint { address, port: u16::from_be_bytes([high, low]) };
         let life = Life::from_number(life);
         Self { to, pool: PoolId(pool), life, remote: Remote(w3 & Remote::BITS) }
@@ -205,11 +203,13 @@ impl Nat44 {
         &self.pool
     }
 
+    #[inline]
     fn in_pool(&self, address: Ipv4Addr) -> bool {
         (self.lowest..=self.highest).contains(&address) && self.pool.holds(address)
     }
 
     /// What is to be done with a packet that came in as this flow.
+    #[inline(always)]
     pub(crate) fn way(&self, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
         if packet.parsed.version != IpVersion::V4 {
             return Way::Pass;
@@ -257,12 +257,12 @@ impl Nat44 {
 
     /// Asks for a mapping: the port, and the two entries that it is filled into.
     fn open(&self, packet: &Packet<'_>, changes: &mut Changes) -> Verdict {
-        let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
-        let inside = packet.tuple.source;
+        let (tenant, protocol) = (packet.tenant, packet.tuple().protocol);
+        let inside = packet.tuple().source;
         let out = state_key::nat_out(tenant, protocol, inside);
         let pool = self.pool.id();
         let (life, remote) = match protocol {
-            6 => (Life::Opening, Remote::of(&packet.tuple.destination)),
+            6 => (Life::Opening, Remote::of(&packet.tuple().destination)),
             _ => (Life::Plain, Remote::default()),
         };
         let mapping = |to| Mapping { to, pool, life, remote }.encode();
@@ -270,7 +270,7 @@ impl Nat44 {
         changes.writes.push(Write::Take(Take {
             pool,
             protocol,
-            holder: inside.address,
+            holder: inside.address.octets(),
             like_port: inside.port,
         }));
         changes.writes.push(Write::Put {
@@ -298,15 +298,15 @@ impl Nat44 {
         changes: &mut Changes,
     ) {
         let Transport::Tcp { flags } = packet.parsed.transport else { return };
-        let to = Remote::of(&packet.tuple.destination);
+        let to = Remote::of(&packet.tuple().destination);
         let turn =
             mapping_life::from_inside(mapping.life, to == mapping.remote, Segment::of(flags));
         let Some(turn) = turn else { return };
         let remote = if turn.is_followed { to } else { mapping.remote };
         let moved = Mapping { life: turn.life, remote, ..*mapping };
-        let key = state_key::nat_out(packet.tenant, 6, packet.tuple.source);
+        let key = state_key::nat_out(packet.tenant, 6, packet.tuple().source);
         changes.conditions.push(Condition::Version(key, entry.version));
-        self.move_on(packet.tenant, (packet.tuple.source, mapping.to), moved, changes);
+        self.move_on(packet.tenant, (packet.tuple().source, mapping.to), moved, changes);
     }
 
     /// What a TCP segment from outside makes of it.
@@ -320,11 +320,11 @@ impl Nat44 {
         let Transport::Tcp { flags } = packet.parsed.transport else { return };
         let segment = Segment::of(flags);
         let Some(turn) = mapping_life::from_outside(mapping.life, segment) else { return };
-        if Remote::of(&packet.tuple.source) != mapping.remote {
+        if Remote::of(&packet.tuple().source) != mapping.remote {
             return;
         }
         let moved = Mapping { life: turn.life, ..*mapping };
-        let external = packet.tuple.destination;
+        let external = packet.tuple().destination;
         let key = state_key::nat_in(packet.tenant, 6, external);
         changes.conditions.push(Condition::Version(key, entry.version));
         self.move_on(packet.tenant, (mapping.to, external), moved, changes);
@@ -345,6 +345,31 @@ impl Nat44 {
         put(state_key::nat_out(tenant, 6, inside), external, self.ttl_s(6, mapping.life));
         put(state_key::nat_in(tenant, 6, external), inside, 0);
     }
+
+    /// Decides on a packet that no mapping is known for.
+    fn process_without_entry(&self, packet: &mut Packet<'_>, changes: &mut Changes) -> Verdict {
+        match self.way(packet, packet.tuple()) {
+            Way::Pass => Verdict::Forward,
+            Way::Refused(reason) => Verdict::Drop(reason),
+            Way::OutAs(external) => {
+                translate_source(packet, external);
+                Verdict::Forward
+            }
+            Way::InTo(inside) => {
+                translate_destination(packet, inside);
+                Verdict::Forward
+            }
+            Way::Out => match refuses_to_open(packet.parsed.transport) {
+                Some(reason) => Verdict::Drop(reason),
+                None => self.open(packet, changes),
+            },
+            Way::In => Verdict::Drop(match packet.parsed.transport {
+                // RFC 5508 REQ-4: dropped silently without a mapping for the quoted packet.
+                Transport::IcmpError { .. } => DropReason::IcmpUnrelated,
+                _ => DropReason::NoMapping,
+            }),
+        }
+    }
 }
 
 impl NetworkFunction for Nat44 {
@@ -352,8 +377,9 @@ impl NetworkFunction for Nat44 {
         "nat"
     }
 
+    #[inline(always)]
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
-        let (tenant, tuple) = (packet.tenant, &packet.tuple);
+        let (tenant, tuple) = (packet.tenant, packet.tuple());
         match self.way(packet, tuple) {
             Way::Out => Some(state_key::nat_out(tenant, tuple.protocol, tuple.source)),
             Way::In => Some(state_key::nat_in(tenant, tuple.protocol, tuple.destination)),
@@ -361,6 +387,7 @@ impl NetworkFunction for Nat44 {
         }
     }
 
+    #[inline]
     fn process(
         &self,
         _now: Time,
@@ -368,39 +395,23 @@ impl NetworkFunction for Nat44 {
         state: Option<&Entry>,
         changes: &mut Changes,
     ) -> Verdict {
-        match (self.way(packet, &packet.tuple), state) {
-            (Way::Pass, _) => Verdict::Forward,
-            (Way::Refused(reason), _) => Verdict::Drop(reason),
-            (Way::OutAs(external), _) => {
-                translate_source(packet, external);
-                Verdict::Forward
+        if let Some(entry) = state {
+            // Only a packet that is to be translated by an entry asks for one: what is to be done
+            // with it need not be found out again.
+            let mapping = Mapping::decode(&entry.value);
+            match packet.side {
+                Side::Inside => {
+                    self.follow_inside(packet, (entry, &mapping), changes);
+                    translate_source(packet, mapping.to);
+                }
+                Side::Outside => {
+                    self.follow_outside(packet, (entry, &mapping), changes);
+                    translate_destination(packet, mapping.to);
+                }
             }
-            (Way::InTo(inside), _) => {
-                translate_destination(packet, inside);
-                Verdict::Forward
-            }
-            (Way::Out, Some(entry)) => {
-                let mapping = Mapping::decode(&entry.value);
-                self.follow_inside(packet, (entry, &mapping), changes);
-                translate_source(packet, mapping.to);
-                Verdict::Forward
-            }
-            (Way::In, Some(entry)) => {
-                let mapping = Mapping::decode(&entry.value);
-                self.follow_outside(packet, (entry, &mapping), changes);
-                translate_destination(packet, mapping.to);
-                Verdict::Forward
-            }
-            (Way::Out, None) => match refuses_to_open(packet.parsed.transport) {
-                Some(reason) => Verdict::Drop(reason),
-                None => self.open(packet, changes),
-            },
-            (Way::In, None) => Verdict::Drop(match packet.parsed.transport {
-                // RFC 5508 REQ-4: dropped silently without a mapping for the quoted packet.
-                Transport::IcmpError { .. } => DropReason::IcmpUnrelated,
-                _ => DropReason::NoMapping,
-            }),
+            return Verdict::Forward;
         }
+        self.process_without_entry(packet, changes)
     }
 
     fn describe(&self, key: &Key, entry: Option<&Entry>) -> String {
@@ -440,21 +451,21 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
 
 fn translate_source(packet: &mut Packet<'_>, to: Endpoint) {
     debug_assert!(to.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
-    packet.tuple.source = to;
+    packet.tuple_mut().source = to;
     if is_icmp(packet) {
-        packet.tuple.destination.port = to.port;
+        packet.tuple_mut().destination.port = to.port;
     }
 }
 
 fn translate_destination(packet: &mut Packet<'_>, to: Endpoint) {
     debug_assert!(to.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
-    packet.tuple.destination = to;
+    packet.tuple_mut().destination = to;
     if is_icmp(packet) {
-        packet.tuple.source.port = to.port;
+        packet.tuple_mut().source.port = to.port;
     }
 }
 
 /// An echo (or a quoted one) has its one identifier as both ports, before and after translation.
 fn is_icmp(packet: &Packet<'_>) -> bool {
-    packet.tuple.protocol == 1
+    packet.tuple().protocol == 1
 }

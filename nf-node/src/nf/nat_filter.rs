@@ -145,7 +145,7 @@ impl NatFilter {
             key,
             value: next.encode(),
             fill: Fill::default(),
-            ttl_s: self.ttl_s(next, packet.tuple.protocol),
+            ttl_s: self.ttl_s(next, packet.tuple().protocol),
         });
     }
 }
@@ -158,13 +158,13 @@ impl NetworkFunction for NatFilter {
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         // On the way in the NAT has been here before: the packet as it came says what it was to do.
         let (inside, remote) = match self.nat.way(packet, &packet.parsed.tuple) {
-            Way::Out => (packet.tuple.source, packet.tuple.destination),
-            Way::In => (packet.tuple.destination, packet.tuple.source),
+            Way::Out => (packet.tuple().source, packet.tuple().destination),
+            Way::In => (packet.tuple().destination, packet.tuple().source),
             Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => return None,
         };
         let port = if self.is_for_all_ports { 0 } else { remote.port };
         let remote = Endpoint { port, ..remote };
-        Some(state_key::nat_filter(packet.tenant, packet.tuple.protocol, inside, remote))
+        Some(state_key::nat_filter(packet.tenant, packet.tuple().protocol, inside, remote))
     }
 
     fn process(

@@ -18,7 +18,7 @@
 use core::fmt;
 use nearstate_placement::{FlowKey, FlowTuple};
 use nearstate_store::key::{ENDPOINT_V4, KEY_ENDPOINT_A};
-use nearstate_store::{Endpoint, Key, SlotId, TenantId};
+use nearstate_store::{Address, Endpoint, Key, SlotId, TenantId};
 
 /// Where a `nat-in` key takes the IPv4 address and port that its transaction took from the pool.
 pub const NAT_IN_FILL: u8 = (KEY_ENDPOINT_A + ENDPOINT_V4) as u8;
@@ -118,11 +118,10 @@ pub fn words(key: &Key) -> String {
             format!("leave for {b} to send to inside endpoint {protocol} {a}")
         }
         Some(KeyKind::Fragment) => {
-            let [name @ .., _, _, _, _, _, _, _, _] = a.address;
-            format!("the pieces of datagram {:016x}", u64::from_be_bytes(name))
+            format!("the pieces of datagram {:016x}", a.address.bits() >> 64)
         }
         Some(KeyKind::FragmentList) => {
-            let slot = SlotId(u16::from_be_bytes([a.address[14], a.address[15]]));
+            let slot = SlotId(a.address.bits() as u16);
             format!("list {} of the datagrams in fragments of {slot}", a.port)
         }
         None => format!("an entry of kind {} about {protocol} {a} and {b}", key.kind()),
@@ -135,12 +134,14 @@ pub fn words(key: &Key) -> String {
 
 /// The key of the mapping of an inside endpoint.
 #[must_use]
+#[inline]
 pub fn nat_out(tenant: TenantId, protocol: u8, inside: Endpoint) -> Key {
     Key::new(KeyKind::NatOut as u8, protocol, tenant, (inside, Endpoint::default()))
 }
 
 /// The key of the mapping that holds an external endpoint.
 #[must_use]
+#[inline]
 pub fn nat_in(tenant: TenantId, protocol: u8, external: Endpoint) -> Key {
     Key::new(KeyKind::NatIn as u8, protocol, tenant, (external, Endpoint::default()))
 }
@@ -155,12 +156,14 @@ pub fn nat_in_unfilled(tenant: TenantId, protocol: u8) -> Key {
 /// The key of a remote end's leave to send to an inside endpoint. Port 0 stands for all ports of
 /// the remote address.
 #[must_use]
+#[inline]
 pub fn nat_filter(tenant: TenantId, protocol: u8, inside: Endpoint, remote: Endpoint) -> Key {
     Key::new(KeyKind::NatFilter as u8, protocol, tenant, (inside, remote))
 }
 
 /// The key of a flow that a firewall sees: the same for both directions.
 #[must_use]
+#[inline]
 pub fn firewall(tenant: TenantId, tuple: &FlowTuple) -> Key {
     let flow = FlowKey::canonical(tenant, tuple);
     Key::new(KeyKind::Firewall as u8, flow.protocol, tenant, (flow.low, flow.high))
@@ -181,16 +184,16 @@ pub fn balance_reply(tenant: TenantId, protocol: u8, client: Endpoint, backend: 
 /// The key of what is known of a datagram that comes in fragments.
 #[must_use]
 pub fn fragment(tenant: TenantId, name: u64) -> Key {
-    let mut end = Endpoint::default();
-    end.address[..8].copy_from_slice(&name.to_be_bytes());
+    let address = Address::from_octets((u128::from(name) << 64).to_be_bytes());
+    let end = Endpoint { address, port: 0 };
     Key::new(KeyKind::Fragment as u8, 0, tenant, (end, Endpoint::default()))
 }
 
 /// The key of one of a slot's lists of such datagrams.
 #[must_use]
 pub fn fragment_list(tenant: TenantId, slot: SlotId, list: u16) -> Key {
-    let mut end = Endpoint { port: list, ..Endpoint::default() };
-    end.address[14..].copy_from_slice(&slot.0.to_be_bytes());
+    let address = Address::from_octets(u128::from(slot.0).to_be_bytes());
+    let end = Endpoint { address, port: list };
     Key::new(KeyKind::FragmentList as u8, 0, tenant, (end, Endpoint::default()))
 }
 

@@ -186,7 +186,7 @@ fn header_v6(frame: &[u8], ip: usize) -> Result<(Header, Piece), DropReason> {
         transport_at,
         end,
         protocol,
-        ends: (Endpoint { address: source, port: 0 }, Endpoint { address: destination, port: 0 }),
+        ends: (Endpoint::new(source.into(), 0), Endpoint::new(destination.into(), 0)),
         ident: fragment.ident,
     };
     Ok((header, piece))

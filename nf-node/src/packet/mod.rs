@@ -22,5 +22,5 @@ pub(crate) mod word;
 
 pub use builder::PacketBuilder;
 pub use fragment::{Fragment, parse_fragment};
-pub use parse::{Verify, parse, parse_with};
+pub use parse::{Verify, parse, parse_into, parse_with};
 pub use parsed::{IpVersion, Parsed, Transport};

@@ -296,9 +296,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         if let Some(answer) = Answer::find(answers, now, key) {
             return Ok((answer.entry, answer.valid_until));
         }
-        match self.access.read(now, token, arrived.slot, (key, KeyHash::UNKNOWN)) {
-            ReadAnswer::Here { entry, access, valid_until } => {
+        let mut into = Entry::BLANK;
+        match self.access.read(now, token, arrived.slot, (key, KeyHash::UNKNOWN), &mut into) {
+            ReadAnswer::Here { found, access, valid_until } => {
                 self.counters.add_accesses(access, 1);
+                let entry = found.then_some(into);
                 Answer { key: *key, entry, valid_until, asked: numbered }.keep_in(answers);
                 Ok((entry, valid_until))
             }

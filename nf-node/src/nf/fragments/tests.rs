@@ -1,7 +1,7 @@
 //! Fragments at one record: bad inputs 19, 20, 21 and 27, and random pieces beside a model.
 
 use super::*;
-use nearstate_store::Version;
+use nearstate_store::{Address, Version};
 use proptest::prelude::*;
 
 const HOST: Endpoint = Endpoint::v4([10, 0, 0, 1], 0);
@@ -210,7 +210,7 @@ fn later_fragments_leave_as_the_first_and_what_they_could_not_follow_is_refused(
     let six = |last: u8| {
         let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         address[15] = last;
-        Endpoint { address, port: 0 }
+        Endpoint { address: Address::from_octets(address), port: 0 }
     };
     let with = |end: Endpoint, port| Endpoint { port, ..end };
     // Ends as they came and as they leave; turned round; whether that can be.

@@ -5,6 +5,7 @@ use crate::packet::cutter::cut;
 use crate::packet::tcp::flags;
 use crate::packet::word::set_u16;
 use crate::packet::{PacketBuilder, parse};
+use nearstate_store::Address;
 
 fn v4(last: u8, port: u16) -> Endpoint {
     Endpoint::v4([198, 51, 100, last], port)
@@ -13,7 +14,7 @@ fn v4(last: u8, port: u16) -> Endpoint {
 fn v6(last: u8, port: u16) -> Endpoint {
     let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     address[15] = last;
-    Endpoint { address, port }
+    Endpoint { address: Address::from_octets(address), port }
 }
 
 fn udp(a: Endpoint, b: Endpoint) -> Vec<u8> {

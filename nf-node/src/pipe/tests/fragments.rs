@@ -9,7 +9,7 @@ use crate::packet::{PacketBuilder, Parsed, Transport, parse, parse_fragment, tcp
 use crate::pipe::EARLY_SHARE;
 use crate::verdict::DropReason;
 use nearstate_placement::Side;
-use nearstate_store::Endpoint;
+use nearstate_store::{Address, Endpoint};
 use std::collections::BTreeMap;
 
 const NAT: &str = "functions = [\"nat\"]\n[nat]\naddresses = [\"198.19.0.0/28\"]";
@@ -23,7 +23,7 @@ fn host(last: u8, port: u16) -> Endpoint {
 fn six(last: u8, port: u16) -> Endpoint {
     let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     address[15] = last;
-    Endpoint { address, port }
+    Endpoint { address: Address::from_octets(address), port }
 }
 
 /// A datagram in fragments, all but the last of so many units.

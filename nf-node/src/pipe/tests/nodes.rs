@@ -9,7 +9,7 @@ use crate::pipe::{Output, Pipe, PipeSettings, SteeredChain};
 use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess, Token};
 use crate::verdict::DropReason;
 use nearstate_placement::Side;
-use nearstate_store::{Key, KeyHash, SlotId, Time, Transaction};
+use nearstate_store::{Entry, Key, KeyHash, SlotId, Time, Transaction};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -75,6 +75,7 @@ impl StateAccess for Reach {
         token: Token,
         slot: SlotId,
         (key, _): (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
         let mut store = self.store.borrow_mut();
         let late = store.late_percent;
@@ -82,7 +83,7 @@ impl StateAccess for Reach {
             self.asked.push_back(Asked::Read(token, slot, *key));
             return ReadAnswer::Later;
         }
-        store.baseline.read(now, token, slot, (key, KeyHash::UNKNOWN))
+        store.baseline.read(now, token, slot, (key, KeyHash::UNKNOWN), into)
     }
 
     fn submit(
@@ -113,10 +114,12 @@ impl StateAccess for Reach {
         Some(match asked {
             Asked::Answered(decided) => decided,
             Asked::Read(token, slot, key) => {
-                let read = store.baseline.read(now, token, slot, (&key, KeyHash::UNKNOWN));
-                let ReadAnswer::Here { entry, valid_until, .. } = read else {
+                let (mut entry, wanted) = (Entry::BLANK, (&key, KeyHash::UNKNOWN));
+                let read = store.baseline.read(now, token, slot, wanted, &mut entry);
+                let ReadAnswer::Here { found, valid_until, .. } = read else {
                     panic!("a local table answers at once");
                 };
+                let entry = found.then_some(entry);
                 Completion::Read { token, answer: Some((entry, Access::RemoteTcp, valid_until)) }
             }
             Asked::Transaction(token, transaction) => {
