@@ -12,6 +12,7 @@ use crate::{Function, Push as _, Shape, Way, baseline, open, packets};
 use nearstate_nf_node::frame::BURST_MAX;
 use nearstate_store::Time;
 use std::error::Error;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 
 /// What a probe is asked for by.
@@ -40,7 +41,7 @@ pub(crate) fn probe(function: &Function, shape: Shape, count: usize) -> Result<(
 /// Counts, and holds each function to its limit.
 ///
 /// # Errors
-/// If one costs more. Where callgrind is not installed, nothing is held to anything.
+/// If one costs more. Where callgrind does not run, nothing is held to anything, and that is said.
 pub(crate) fn hold(report: &mut Report, functions: &[Function]) -> Result<(), Box<dyn Error>> {
     let mut over = vec![];
     for function in functions {
@@ -48,11 +49,13 @@ pub(crate) fn hold(report: &mut Report, functions: &[Function]) -> Result<(), Bo
         if !report.wants(&name) {
             continue;
         }
-        let Some(few) = count(function, FEW)? else {
-            report.skip(name, "valgrind is not here: apt-get install valgrind");
-            continue;
+        let (few, many) = match (count(function, FEW)?, count(function, MANY)?) {
+            (Ok(few), Ok(many)) => (few, many),
+            (Err(reason), _) | (_, Err(reason)) => {
+                report.skip(name, reason);
+                continue;
+            }
         };
-        let Some(many) = count(function, MANY)? else { return Err("valgrind has gone".into()) };
         let each = (many - few) as f64 / (MANY - FEW) as f64;
         report.row(&name, each, "instructions/packet");
         let most = function.instructions_max;
@@ -63,21 +66,30 @@ pub(crate) fn hold(report: &mut Report, functions: &[Function]) -> Result<(), Bo
     if over.is_empty() { Ok(()) } else { Err(over.join("; ").into()) }
 }
 
-/// Instructions of a whole run; `None` without valgrind.
-fn count(function: &Function, packets: usize) -> Result<Option<u64>, Box<dyn Error>> {
+/// Instructions of a whole run, or why callgrind cannot count them on this machine.
+///
+/// # Errors
+/// If it is the probe that fails.
+fn count(function: &Function, packets: usize) -> Result<Result<u64, String>, Box<dyn Error>> {
     let run = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
         .args([PROBE, function.name, &packets.to_string()])
         .output();
     let output = match run {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Err("valgrind is not here: apt-get install valgrind".to_owned()));
+        }
         other => other?,
     };
+    // Of the processors that there are, valgrind does not know all instructions.
+    if let Some(signal) = output.status.signal() {
+        return Ok(Err(format!("valgrind ends with signal {signal} here")));
+    }
     let said = String::from_utf8_lossy(&output.stderr);
     let collected = said.lines().find_map(|line| line.split("Collected :").nth(1));
     match collected.map(|count| count.trim().parse()) {
-        Some(Ok(count)) if output.status.success() => Ok(Some(count)),
+        Some(Ok(count)) if output.status.success() => Ok(Ok(count)),
         _ => Err(format!("the probe under callgrind failed:\n{said}").into()),
     }
 }

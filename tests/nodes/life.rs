@@ -1,150 +1,30 @@
-//! Nodes as an operator starts them: real processes, their configurations, their command line.
+//! How nodes begin, join, leave and end, and what they say of it.
 
-use nearstate_nf_node::node_config::cluster_id;
-use nearstate_placement::api::{Request, Response, ShardRole, StatusReport};
+use crate::process::{Node, PROGRAM, command, form, join, ready, start};
+use nearstate_placement::api::ShardRole;
 use nearstate_placement::{Map, MemberState};
-use nearstate_store::client::Client;
 use nearstate_store::{Epoch, NodeId, ShardId, Term};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_nearstate");
-/// How long anything may take on a machine that does much else.
-const LONG: Duration = Duration::from_secs(60);
-
-/// A node process that ends with the test.
-struct Node {
-    child: Child,
-    id: NodeId,
-    listen: String,
-}
-
-impl Node {
-    fn signal(&self, signal: Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// Its exit code after this signal.
-    fn end_by(&mut self, signal: Signal) -> Option<i32> {
-        self.signal(signal);
-        self.child.wait().unwrap().code()
-    }
-
-    fn ask(&self, request: &Request) -> Response {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let address = self.listen.parse().unwrap();
-        let answer = runtime.block_on(async {
-            let client = Client::connect(cluster_id("test"), address, LONG).await.unwrap();
-            client.call(request.encode(), LONG).await.unwrap()
-        });
-        Response::decode(&answer).unwrap()
-    }
-
-    fn status(&self) -> StatusReport {
-        match self.ask(&Request::Status) {
-            Response::Status(report) => *report,
-            other => panic!("{other:?}"),
+/// Waits until every shard has these voters and an owner that the map knows, and this node owns
+/// something.
+fn settled(node: &Node, voters: usize) -> Map {
+    loop {
+        let map = node.map_with(Epoch(0), |map| map.is_formed());
+        let shards = node.status().unwrap().shards;
+        let whole = shards.iter().all(|shard| shard.voters.len() == voters);
+        let owned = map.shards.iter().all(|s| s.owner.is_some_and(|o| o.0 == s.preferred));
+        let flow = |id| map.shards[1..].iter().filter(|s| s.preferred == id).count();
+        let counts: Vec<usize> = map.alive().map(|member| flow(member.id)).collect();
+        let spread = counts.iter().max().unwrap() - counts.iter().min().unwrap() < 2;
+        if whole && owned && spread && shards.iter().any(|shard| shard.role == ShardRole::Owner) {
+            return map;
         }
     }
-
-    /// The first map from this one on that is as wanted.
-    fn map_with(&self, mut newer_than: Epoch, is_wanted: impl Fn(&Map) -> bool) -> Map {
-        for _ in 0..1_000 {
-            if let Response::Map(map) = self.ask(&Request::GetMap { newer_than, wait_ms: 500 }) {
-                if is_wanted(&map) {
-                    return map;
-                }
-                newer_than = map.epoch;
-            }
-        }
-        panic!("no such map comes");
-    }
-
-    /// Waits until every shard has these voters and an owner that the map knows, and this node owns
-    /// something.
-    fn settled(&self, voters: usize) -> Map {
-        loop {
-            let map = self.map_with(Epoch(0), |map| map.is_formed());
-            let shards = self.status().shards;
-            let whole = shards.iter().all(|shard| shard.voters.len() == voters);
-            let owned = map.shards.iter().all(|s| s.owner.is_some_and(|o| o.0 == s.preferred));
-            let flow = |id| map.shards[1..].iter().filter(|s| s.preferred == id).count();
-            let counts: Vec<usize> = map.alive().map(|member| flow(member.id)).collect();
-            let spread = counts.iter().max().unwrap() - counts.iter().min().unwrap() < 2;
-            if whole && owned && spread && shards.iter().any(|shard| shard.role == ShardRole::Owner)
-            {
-                return map;
-            }
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn config(directory: &Path, name: &str, start: &str) -> String {
-    let directory = directory.display();
-    format!(
-        r#"
-        cluster = "test"
-        name = "{name}"
-        listen = "127.0.0.1:0"
-        directory = "{directory}"
-        table-capacity = 1024
-        start = {start}
-        port = {{ kind = "shm", path = "{directory}/{name}.ring", ring = 64 }}
-        [chain]
-        functions = ["firewall", "nat"]
-        [chain.nat]
-        addresses = ["198.19.0.0/28"]
-        [chain.firewall]
-        rules = ["allow out any"]
-        "#
-    )
-}
-
-fn form(directory: &Path) -> String {
-    config(directory, "n1", "{ form = { slots = 64, shards = 2 } }")
-}
-
-fn join(directory: &Path, name: &str, seed: &str) -> String {
-    config(directory, name, &format!("{{ join = {{ seeds = [\"{seed}\"] }} }}"))
-}
-
-fn command(directory: &Path, file: &str, config: &str) -> Command {
-    let path = directory.join(file);
-    std::fs::write(&path, config).unwrap();
-    let mut command = Command::new(PROGRAM);
-    command.args(["node", "--config"]).arg(path).stdin(Stdio::null());
-    command
-}
-
-/// Starts a node and waits until it says that it is ready.
-fn start(directory: &Path, file: &str, config: &str) -> Node {
-    start_by(&mut command(directory, file, config))
-}
-
-fn start_by(command: &mut Command) -> Node {
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let mut words = line.split_whitespace();
-    assert_eq!(words.next(), Some("ready"), "{line:?}");
-    let mut value = |key| words.find_map(|word| word.strip_prefix(key)).unwrap().to_owned();
-    let id = NodeId(value("node=").parse().unwrap());
-    Node { child, id, listen: value("listen=") }
 }
 
 /// Runs a node that is not to start, and gives what it says.
@@ -152,10 +32,6 @@ fn refusal(directory: &Path, config: &str) -> String {
     let output = command(directory, "refused.toml", config).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
-}
-
-fn ask(arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).args(arguments).args(["--cluster", "test"]).output().unwrap()
 }
 
 /// Names of the files of a directory, sorted.
@@ -173,14 +49,15 @@ fn two_nodes_make_a_cluster_that_can_be_looked_at() {
     let first = start(directory, "n1.toml", &form(directory));
     let second = start(directory, "n2.toml", &join(directory, "n2", &first.listen));
 
-    let status = ask(&["status", "--node", &second.listen, "--json"]);
+    let status = second.run("status --json");
     assert!(status.status.success(), "{status:?}");
     let status = String::from_utf8(status.stdout).unwrap();
     for name in ["\"n1\"", "\"n2\"", "packets_in"] {
         assert!(status.contains(name), "{name} is not in {status}");
     }
     let (_, port) = second.listen.rsplit_once(':').unwrap();
-    let status = ask(&["status", "--node", &format!("localhost:{port}")]);
+    let by_name = ["status", "--cluster", "test", "--node", &format!("localhost:{port}")];
+    let status = Command::new(PROGRAM).args(by_name).output().unwrap();
     assert!(status.status.success(), "host names are taken: {status:?}");
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.lines().all(|line| line.chars().count() <= 100), "{status}");
@@ -190,9 +67,9 @@ fn two_nodes_make_a_cluster_that_can_be_looked_at() {
     let hex = "0200000000020200000000010800450000200001000040\
                11aeca0a000001c0000201 04d2 0035 000c 0000 61626364";
     let hex: String = hex.split_whitespace().collect();
-    first.settled(2);
+    settled(&first, 2);
     for node in [&first, &second] {
-        let way = ask(&["trace", "--node", &node.listen, "--side", "inside", "--hex", &hex]);
+        let way = node.run(&format!("trace --side inside --hex {hex}"));
         let words = String::from_utf8(way.stdout).unwrap();
         for said in [
             "from inside: UDP, udp 10.0.0.1:1234 -> 192.0.2.1:53",
@@ -212,9 +89,9 @@ fn a_second_node_of_a_living_ones_name_is_refused_at_once_and_leaves_no_trace() 
     let directory = scratch.path();
     let first = start(directory, "n1.toml", &form(directory));
     let second = start(directory, "n2.toml", &join(directory, "n2", &first.listen));
-    first.settled(2);
+    settled(&first, 2);
     let applied = || {
-        let shards = first.status().shards;
+        let shards = first.status().unwrap().shards;
         shards.iter().find(|shard| shard.shard == ShardId::SYSTEM).unwrap().applied.0
     };
     let before = applied();
@@ -236,7 +113,7 @@ fn a_node_that_is_told_to_end_hands_over_first() {
     let mut first = start(directory, "n1.toml", &form(directory));
     let second = start(directory, "n2.toml", &join(directory, "n2", &first.listen));
     let third = start(directory, "n3.toml", &join(directory, "n3", &first.listen));
-    let before = first.settled(3);
+    let before = settled(&first, 3);
     let owned: Vec<(ShardId, Term)> = before
         .shards
         .iter()
@@ -252,7 +129,7 @@ fn a_node_that_is_told_to_end_hands_over_first() {
         let (owner, now) = after.shard(shard).unwrap().owner.unwrap();
         assert!(owner != first.id && now > term, "{shard}: {after:?}");
     }
-    let said = ask(&["status", "--node", &third.listen]);
+    let said = third.run("status");
     let said = String::from_utf8(said.stdout).unwrap();
     let line = said.lines().find(|line| line.starts_with("n1 (id 1)")).expect("it is still shown");
     assert!(line.contains("left") && line.contains(" ago"), "{said}");
@@ -260,7 +137,7 @@ fn a_node_that_is_told_to_end_hands_over_first() {
     // Its next life has its name, and takes its place.
     let back = start(directory, "n1.toml", &join(directory, "n1", &second.listen));
     assert!(back.id > third.id);
-    let said = String::from_utf8(ask(&["status", "--node", &third.listen]).stdout).unwrap();
+    let said = String::from_utf8(third.run("status").stdout).unwrap();
     let has_row = |start: &str| said.lines().any(|line| line.starts_with(start));
     assert!(!has_row("n1 (id 1)") && has_row("n1 (id 4)"), "{said}");
 }
@@ -273,7 +150,7 @@ fn who_has_said_goodbye_is_listed_as_left_and_its_log_ends_in_peace() {
     let _others = ["n2", "n3"].map(|name| {
         start(directory, &format!("{name}.toml"), &join(directory, name, &first.listen))
     });
-    first.settled(3);
+    settled(&first, 3);
     // A capture without packets: the node is over as soon as it is in.
     let capture = directory.join("in.pcap");
     let words = [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1];
@@ -294,7 +171,7 @@ fn who_has_said_goodbye_is_listed_as_left_and_its_log_ends_in_peace() {
     assert!(log.contains("left the cluster") && !log.contains("WARN"), "{log}");
     // No group knows it any more, and still it has left, not died.
     first.map_with(Epoch(0), |map| map.state_of(NodeId(4)) == MemberState::Departed);
-    let status = String::from_utf8(ask(&["status", "--node", &first.listen]).stdout).unwrap();
+    let status = String::from_utf8(first.run("status").stdout).unwrap();
     let line = status.lines().find(|line| line.starts_with("n4 (id 4)")).expect("it is shown");
     assert!(line.contains("  left "), "{status}");
 }
@@ -304,18 +181,19 @@ fn the_loss_of_the_majority_is_said_by_log_status_and_door() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path();
     let founder = &mut command(directory, "n1.toml", &form(directory));
-    let mut first = start_by(founder.stderr(Stdio::piped()));
+    let founder = founder.stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = ready(directory, "n1.toml", founder);
     let log = BufReader::new(first.child.stderr.take().unwrap());
     let others = ["n2", "n3"].map(|name| {
         start(directory, &format!("{name}.toml"), &join(directory, name, &first.listen))
     });
-    first.settled(3);
+    settled(&first, 3);
     for mut other in others {
         assert_eq!(other.end_by(Signal::KILL), None);
     }
     let said = refusal(directory, &join(directory, "n2", &first.listen));
     assert!(said.contains("has no majority") && said.contains("only n1 (id 1) answers"), "{said}");
-    let status = ask(&["status", "--node", &first.listen]);
+    let status = first.run("status");
     assert_eq!(status.status.code(), Some(1));
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains("No majority of shard-0"), "{status}");
@@ -389,7 +267,8 @@ fn a_node_with_other_rules_is_not_let_in() {
 #[test]
 fn a_node_that_has_formed_a_cluster_forms_no_second_one() {
     let scratch = tempfile::tempdir().unwrap();
-    drop(start(scratch.path(), "n1.toml", &form(scratch.path())));
+    let mut node = start(scratch.path(), "n1.toml", &form(scratch.path()));
+    assert_eq!(node.end_by(Signal::TERM), Some(0));
     let said = refusal(scratch.path(), &form(scratch.path()));
     assert!(said.contains("has formed the cluster before"), "{said}");
 }

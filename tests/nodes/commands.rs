@@ -1,109 +1,40 @@
 //! `nearstate store`, `nat` and `explain`, as an operator uses them: on real nodes that hold flows,
 //! and on the files that they leave.
 
-use nearstate_nf_node::packet::{PacketBuilder, parse};
-use nearstate_nf_node::port::shm::{ShmEvent, ShmPeer};
-use nearstate_placement::Side;
+use crate::process::{CLUSTER, Node, PATIENCE, PROGRAM, form, join, start};
+use crate::sender::Sender;
 use nearstate_store::Endpoint;
+use rustix::process::Signal;
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::time::Instant;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_nearstate");
-const CLUSTER: &str = "looked-at";
-/// Far longer than anything takes: only a hang reaches it.
-const PATIENCE: Duration = Duration::from_secs(120);
 const FLOWS: u16 = 20;
-
-/// A node process that ends with the test.
-struct Node {
-    child: Child,
-    listen: String,
-}
-
-impl Node {
-    /// SIGTERM: a durable node then ends and is expected back.
-    fn stop(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn start(directory: &Path, name: &str, start: &str) -> Node {
-    let config = format!(
-        r#"
-        cluster = "{CLUSTER}"
-        name = "{name}"
-        listen = "127.0.0.1:0"
-        directory = "{0}"
-        durability = "disk"
-        table-capacity = 1024
-        start = {start}
-        port = {{ kind = "shm", path = "{0}/{name}.ring", ring = 64 }}
-        [chain]
-        functions = ["firewall", "nat"]
-        [chain.nat]
-        addresses = ["198.19.0.0/28"]
-        [chain.firewall]
-        rules = ["allow out any"]
-        "#,
-        directory.display()
-    );
-    let file = directory.join(format!("{name}.toml"));
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new(PROGRAM);
-    command.args(["node", "--config"]).arg(file).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let listen = line.split_whitespace().find_map(|word| word.strip_prefix("listen="));
-    let listen = listen.unwrap_or_else(|| panic!("{line:?} says no address")).to_owned();
-    Node { child, listen }
-}
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(PROGRAM).args(arguments).output().unwrap()
 }
 
-/// Runs a command about a node; what it prints, and whether it succeeds.
-fn ask_of(node: &Node, command: &[&str], more: &[&str]) -> (bool, String) {
-    let which = ["--node", &node.listen, "--cluster", CLUSTER];
-    let output = run(&[command, &which, more].concat());
+/// What a command says about a node, and whether it succeeds.
+fn ask(node: &Node, command: &str) -> (bool, String) {
+    let output = node.run(command);
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() || !said.is_empty(), "{command:?}: {:?}", output.stderr);
+    assert!(output.status.success() || !said.is_empty(), "{command}: {:?}", output.stderr);
     (output.status.success(), said)
 }
 
-fn ask(node: &Node, command: &str, more: &[&str]) -> (bool, String) {
-    ask_of(node, &["store", command], more)
-}
-
-fn json_of(node: &Node, command: &[&str], more: &[&str]) -> Value {
-    let (well, said) = ask_of(node, command, &[more, &["--json"]].concat());
-    assert!(well, "{said}");
-    serde_json::from_str(&said).unwrap()
-}
-
-fn ask_json(node: &Node, command: &str, more: &[&str]) -> (bool, Value) {
-    let (well, said) = ask(node, command, &[more, &["--json"]].concat());
-    (well, serde_json::from_str(&said).unwrap())
+fn json_of(node: &Node, command: &str) -> Value {
+    let (well, said) = node.json(command);
+    assert!(well, "{said:#}");
+    said
 }
 
 /// Asks until the answer is as wanted.
 fn ask_until(node: &Node, command: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let (_, said) = ask_json(node, command, &[]);
+        let (_, said) = node.json(command);
         if wanted(&said) {
             return said;
         }
@@ -111,37 +42,11 @@ fn ask_until(node: &Node, command: &str, wanted: impl Fn(&Value) -> bool) -> Val
     }
 }
 
-/// Sends packets of flows through a node until each has left, and gives where the last then came
-/// from.
-fn send(ring: &Path) -> Endpoint {
-    let mut peer = ShmPeer::open(ring).unwrap();
-    let bell = peer.bell();
-    let deadline = Instant::now() + PATIENCE;
-    let mut source = Endpoint::default();
-    for flow in 0..FLOWS {
-        let ends = (Endpoint::v4([10, 0, 0, 1], 2000 + flow), Endpoint::v4([192, 0, 2, 1], 53));
-        let frame = PacketBuilder::udp(ends.0, ends.1).payload(b"?").build();
-        let mut waits = false;
-        loop {
-            assert!(Instant::now() < deadline, "flow {flow} never left");
-            if !waits {
-                peer.push(Side::Inside, u64::from(flow), &frame).unwrap();
-                peer.flush();
-                waits = true;
-            }
-            let seen = bell.count();
-            match peer.pop() {
-                Some(ShmEvent::Packet { bytes, .. }) => {
-                    source = parse(bytes).unwrap().tuple.source;
-                    break;
-                }
-                // Nobody owned its shard just then.
-                Some(ShmEvent::Dropped { .. }) => waits = false,
-                None => drop(bell.wait(seen, Duration::from_secs(1))),
-            }
-        }
-    }
-    source
+/// Sends a packet of each flow through a node, and gives where the last then came from.
+fn send(node: &Node) -> Endpoint {
+    let mut sender = Sender::new(node);
+    let flows = (0..FLOWS).map(|flow| Endpoint::v4([10, 0, 0, 1], 2000 + flow));
+    flows.map(|inside| sender.external_of(inside)).last().unwrap()
 }
 
 /// What an entry is about, its version and its slot: what is counted at it rises meanwhile.
@@ -158,28 +63,28 @@ fn has_two_replicas(said: &Value) -> bool {
 fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path();
-    let first = start(directory, "n1", "{ form = { slots = 64, shards = 2 } }");
-    let join = format!("{{ join = {{ seeds = [\"{}\"] }} }}", first.listen);
-    let second = start(directory, "n2", &join);
-    ask_until(&first, "hash", has_two_replicas);
-    let external = send(&directory.join("n1.ring")).to_string();
+    let durable = |config: String| config.replacen("[chain]", "durability = \"disk\"\n[chain]", 1);
+    let mut first = start(directory, "n1.toml", &durable(form(directory)));
+    let config = durable(join(directory, "n2", &first.listen));
+    let mut second = start(directory, "n2.toml", &config);
+    ask_until(&first, "store hash", has_two_replicas);
+    let external = send(&first).to_string();
 
     // Both hold the same, and each flow has three entries.
-    let hashes = ask_until(&second, "hash", has_two_replicas);
+    let hashes = ask_until(&second, "store hash", has_two_replicas);
     assert_eq!(hashes["shards"].as_array().unwrap().len(), 3, "{hashes:#}");
-    let stat = ask_until(&second, "stat", |said| said["shards"].as_array().unwrap().len() == 3);
+    let stat =
+        ask_until(&second, "store stat", |said| said["shards"].as_array().unwrap().len() == 3);
     let tables = stat["shards"].as_array().unwrap().iter().map(|shard| &shard["table"]);
     let entries: u64 = tables.filter_map(|table| table["entries"].as_u64()).sum();
     assert_eq!(entries, 3 * u64::from(FLOWS), "{stat:#}");
     assert!(stat["shards"].as_array().unwrap().iter().all(|one| one["is_durable"] == true));
-    let (well, said) = ask(&first, "stat", &["--shard", "1"]);
+    let (well, said) = ask(&first, "store stat --shard 1");
     assert!(well && said.contains("log on disk") && said.contains("from home: "), "{said}");
     assert!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
 
     // A flow is found by what is known of it: its endpoints, or its external endpoint.
-    let flow = ["udp", "10.0.0.1:2003", "192.0.2.1:53"];
-    let (well, found) = ask_json(&second, "get", &flow);
-    assert!(well, "{found:#}");
+    let found = json_of(&second, "store get udp 10.0.0.1:2003 192.0.2.1:53");
     let kinds = |found: &Value, node: &str| {
         let entries = found["entries"].as_array().unwrap().iter();
         let at_node = entries.filter(|entry| entry["node"].as_str().unwrap().starts_with(node));
@@ -189,10 +94,10 @@ fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
         assert_eq!(kinds(&found, node).len(), 2, "{found:#}");
         assert!(kinds(&found, node).contains(&"firewall".to_owned()), "{found:#}");
     }
-    let (well, said) = ask(&first, "get", &["udp", &external]);
+    let (well, said) = ask(&first, &format!("store get udp {external}"));
     assert!(well && said.contains("the holder of external endpoint udp"), "{said}");
     assert!(said.contains("owner at ") && said.contains("copy at "), "{said}");
-    let (well, said) = ask(&first, "get", &["tcp", "10.0.0.1:2003"]);
+    let (well, said) = ask(&first, "store get tcp 10.0.0.1:2003");
     assert!(!well && said.contains("no node"), "{said}");
 
     check_listings(&first, &stat);
@@ -204,16 +109,17 @@ fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
     assert_eq!(in_use.status.code(), Some(1));
     let said = String::from_utf8(in_use.stderr).unwrap();
     assert!(said.contains("cannot be checked"), "{said}");
-    second.stop();
-    first.stop();
+    // Durable nodes end and are expected back.
+    for node in [&mut second, &mut first] {
+        node.end_by(Signal::TERM);
+    }
     check_files(directory, &damaged);
 }
 
 /// A listing is bounded, and says so; a slot's is part of it.
 fn check_listings(node: &Node, stat: &Value) {
-    let listed = |more: &[&str]| {
-        let (well, said) = ask_json(node, "scan", more);
-        assert!(well);
+    let listed = |more: &str| {
+        let said = json_of(node, &format!("store scan {more}"));
         let entries = said["entries"].as_array().unwrap().iter().map(identity);
         (entries.collect::<Vec<_>>(), said["is_all"] == true)
     };
@@ -221,63 +127,56 @@ fn check_listings(node: &Node, stat: &Value) {
     let tables = stat["shards"].as_array().unwrap().iter();
     let full = tables.max_by_key(|one| one["table"]["entries"].as_u64()).unwrap();
     let full = full["shard"].to_string();
-    let (one, is_all) = listed(&["--shard", &full, "--limit", "5"]);
+    let (one, is_all) = listed(&format!("--shard {full} --limit 5"));
     assert_eq!((one.len(), is_all), (5, false));
-    let (one, is_all) = listed(&["--shard", &full, "--limit", "1000"]);
+    let (one, is_all) = listed(&format!("--shard {full} --limit 1000"));
     assert_eq!((one.len(), is_all), (usize::from(3 * FLOWS), true));
     let (_, _, slot) = &one[0];
-    assert_eq!(listed(&["--shard", &full, "--slot", slot]).0, one);
-    assert_eq!(listed(&["--shard", &full, "--slot", "65535"]).0.len(), 0);
+    assert_eq!(listed(&format!("--shard {full} --slot {slot}")).0, one);
+    assert_eq!(listed(&format!("--shard {full} --slot 65535")).0.len(), 0);
 }
 
 /// One inside host has a block, a port of it for each flow, and a mapping.
 fn check_nat(node: &Node) {
-    let pools = json_of(node, &["nat", "pools"], &["--interval", "0"]);
+    let pools = json_of(node, "nat pools --interval 0");
     let pool = &pools["pools"][0];
     assert_eq!(pools["pools"].as_array().unwrap().len(), 1, "{pools:#}");
     assert_eq!((&pool["blocks_held"], &pool["live"]["udp"]), (&1.into(), &FLOWS.into()));
     assert!(pool["full_in_s"].is_null(), "one look says nothing of growth: {pools:#}");
-    let (well, said) = ask_of(node, &["nat", "pools"], &["--interval", "1"]);
+    let (well, said) = ask(node, "nat pools --interval 1");
     assert!(well && said.contains("full in") && said.contains("0.0"), "{said}");
 
-    let held = json_of(node, &["nat", "subscribers"], &[]);
+    let held = json_of(node, "nat subscribers");
     let (one, is_all) = (&held["subscribers"][0], &held["is_all"]);
     assert_eq!((&one["subscriber"], &one["live"]), (&"10.0.0.1".into(), &FLOWS.into()));
     assert_eq!((held["subscribers"].as_array().unwrap().len(), is_all), (1, &true.into()));
 
-    let mappings = |more: &[&str]| {
-        let said = json_of(node, &["nat", "mappings"], more);
+    let mappings = |more: &str| {
+        let said = json_of(node, &format!("nat mappings {more}"));
         (said["mappings"].as_array().unwrap().clone(), said["is_all"] == true)
     };
-    let (all, is_all) = mappings(&[]);
+    let (all, is_all) = mappings("");
     assert_eq!((all.len(), is_all), (usize::from(FLOWS), true));
     let external = |one: &Value| one["external"].as_str().unwrap().to_owned();
     assert!(all.iter().all(|one| external(one).starts_with("198.19.0.")), "{all:#?}");
-    let (some, is_all) = mappings(&["--limit", "7"]);
+    let (some, is_all) = mappings("--limit 7");
     assert_eq!((some.len(), is_all), (7, false));
-    let same: Vec<_> = mappings(&["--inside", "10.0.0.1"]).0.iter().map(identity).collect();
+    let same: Vec<_> = mappings("--inside 10.0.0.1").0.iter().map(identity).collect();
     assert_eq!(same, all.iter().map(identity).collect::<Vec<_>>());
-    assert_eq!(mappings(&["--inside", "10.0.0.2"]), (Vec::new(), true));
+    assert_eq!(mappings("--inside 10.0.0.2"), (Vec::new(), true));
 }
 
 /// A flow is told with its entries, their timers and what was counted, and what becomes of its
 /// packets.
 fn check_explain(node: &Node) {
-    let flow = ["udp", "10.0.0.1:2003", "192.0.2.1:53"];
+    let command = "explain udp 10.0.0.1:2003 192.0.2.1:53";
     // Its one packet counted at the mapping and at the firewall's entry; the owner tells that soon.
     let counted = |said: &Value| {
         let entries = said["entries"].as_array().unwrap().clone();
         let told = entries.iter().filter(|entry| entry["packets"] == 1 && entry["bytes"] == 43);
         told.count() == 4
     };
-    let deadline = Instant::now() + PATIENCE;
-    let said = loop {
-        let said = json_of(node, &["explain"], &flow);
-        if counted(&said) {
-            break said;
-        }
-        assert!(Instant::now() < deadline, "{said:#}");
-    };
+    let said = ask_until(node, command, counted);
     let entries = said["entries"].as_array().unwrap();
     for kind in ["nat-out", "nat-in", "firewall"] {
         let of_kind = entries.iter().filter(|entry| entry["kind"] == kind);
@@ -289,10 +188,10 @@ fn check_explain(node: &Node) {
     let lines = |at: usize| packets[at]["trace"].to_string();
     assert!(lines(0).contains("leaves") && lines(1).contains("leaves"), "{said:#}");
     assert!(packets[1]["packet"].as_str().unwrap().contains("-> 198.19.0."), "{said:#}");
-    let (well, text) = ask_of(node, &["explain"], &flow);
+    let (well, text) = ask(node, command);
     assert!(well && text.contains("owned by ") && text.contains("ends in "), "{text}");
     assert!(text.contains("packets 1, bytes 43"), "{text}");
-    let (well, text) = ask_of(node, &["explain"], &["tcp", "10.0.0.9:1", "192.0.2.1:80"]);
+    let (well, text) = ask(node, "explain tcp 10.0.0.9:1 192.0.2.1:80");
     assert!(!well && text.contains("no node") && text.contains("commit"), "{text}");
 }
 
