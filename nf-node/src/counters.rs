@@ -38,6 +38,10 @@ events! {
     PacketsOut = "packets_out",
     /// Packets from inside to an end of the NAT's own, taken in again as from outside.
     Hairpins = "hairpins",
+    /// Fragments that came in.
+    Fragments = "fragments",
+    /// Later fragments that waited for their first ones.
+    FragmentsEarly = "fragments_early",
     /// Transactions that took effect.
     Commits = "commits",
     /// Transactions whose condition did not hold.

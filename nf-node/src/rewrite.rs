@@ -14,12 +14,15 @@
 //! translation, and its outer source becomes the translated address, whoever sent it (5c: "in all
 //! other cases the NAT's own public address"); otherwise it stays.
 //!
+//! **Fragments.** A first fragment has the transport checksum of the whole datagram, which is
+//! updated like any other; in a later one only the addresses change.
+//!
 //! On the packet path: no allocation, no check that parsing has done already.
 
 use crate::packet::checksum::{Sum, update_at};
 use crate::packet::icmp_message;
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
-use crate::packet::word::{get_array, get_u16, set_u16};
+use crate::packet::word::{get_array, get_u16, set_u16, set_u32};
 use crate::packet::{ipv4, ipv6, tcp, udp};
 use nearstate_placement::FlowTuple;
 use nearstate_store::{Address, Endpoint};
@@ -58,6 +61,32 @@ pub fn apply(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
                 protocol: inner_protocol,
             };
             apply_to_error(frame, parsed, &quote, tuple);
+        }
+        // The ports, and what sums them up, are in the first fragment.
+        Transport::LaterFragment => {
+            let ends = (&tuple.source, &tuple.destination);
+            write_addresses(frame, parsed.version, usize::from(parsed.ip), ends);
+        }
+    }
+}
+
+/// Changes the identification of a fragment by this mask; the same mask changes it back.
+pub fn mask_ident(frame: &mut [u8], parsed: &Parsed, mask: u32) {
+    let (ip, end) = (usize::from(parsed.ip), usize::from(parsed.end));
+    match parsed.version {
+        IpVersion::V4 => {
+            let at = ip + ipv4::field::IDENT;
+            let old = get_u16(frame, at);
+            let new = old ^ mask as u16;
+            set_u16(frame, at, new);
+            update_at(frame, ip + ipv4::field::CHECKSUM, Sum::ZERO.change_word(old, new));
+        }
+        IpVersion::V6 => {
+            let Ok(header) = ipv6::fragment_header(&frame[ip..end]) else {
+                debug_assert!(false, "only fragments have such an identification");
+                return;
+            };
+            set_u32(frame, ip + header.ident_at(), header.ident ^ mask);
         }
     }
 }

@@ -8,9 +8,11 @@
 mod imagined;
 
 use crate::chain::Chain;
+use crate::nf::fragments::{self, Decision, FragmentNames, Joining};
 use crate::nf::state_key::words as key_words;
 use crate::nf::{Changes, NetworkFunction};
 use crate::packet;
+use crate::packet::fragment::{Datagram, Fragment, Piece, UNIT_BYTES};
 use crate::packet::parsed::{Parsed, Transport};
 use crate::rewrite;
 use crate::state_access::Access;
@@ -108,6 +110,17 @@ pub enum TraceRecord {
     /// It goes to an end of the NAT's own, and is taken in again as from outside; what follows is
     /// that.
     TurnsRound,
+    /// It is a fragment: what is known of its datagram lies there.
+    Fragment {
+        /// Its datagram.
+        datagram: Datagram,
+        /// Its bytes.
+        piece: Piece,
+        /// The slot.
+        slot: SlotId,
+    },
+    /// Its first fragment has to pass before it.
+    WaitsForFirst,
     /// It leaves.
     Leaves(Departure),
     /// It waits for a store that does not answer.
@@ -128,8 +141,12 @@ pub fn trace_packet(
     read: Read<'_>,
 ) -> Vec<TraceRecord> {
     let bytes = frame.len();
-    let parsed = match packet::parse(frame) {
-        Ok(parsed) => parsed,
+    let found = match packet::parse(frame) {
+        Err(DropReason::Fragment) => packet::parse_fragment(frame).map(|f| (f.parsed, Some(f))),
+        parsed => parsed.map(|parsed| (parsed, None)),
+    };
+    let (parsed, fragment) = match found {
+        Ok(found) => found,
         Err(reason) => {
             return vec![TraceRecord::Unreadable { side, bytes }, TraceRecord::Dropped(reason)];
         }
@@ -139,6 +156,14 @@ pub fn trace_packet(
     let mut records =
         vec![TraceRecord::Parsed { side, bytes, transport, tuple }, TraceRecord::Steered { slot }];
     let way = Way { chain, now, slot, side, frame, parsed: &parsed };
+    if let Some(Fragment { datagram, piece, .. }) = fragment {
+        let slot = steering.slot(chain.tenant(), side, &datagram.tuple);
+        records.push(TraceRecord::Fragment { datagram, piece, slot });
+        if !piece.is_first() {
+            way.follow(steering, (&datagram, &piece, slot), read, &mut records);
+            return records;
+        }
+    }
     let mut changes = Changes::default();
     let Some(mut tuple) = way.walk(&mut changes, read, &mut records) else { return records };
     let mut after_commit = None;
@@ -225,6 +250,45 @@ impl Way<'_> {
         changes.is_empty().then_some(tuple)
     }
 
+    /// A later fragment follows its first one.
+    fn follow(
+        &self,
+        steering: &Steering,
+        (datagram, piece, slot): (&Datagram, &Piece, SlotId),
+        read: Read<'_>,
+        records: &mut Vec<TraceRecord>,
+    ) {
+        let tenant = self.chain.tenant();
+        let name = FragmentNames::new(steering.seed()).name(tenant, self.side, datagram);
+        let key = fragments::record_key(tenant, name.name);
+        let found = read(slot, &key);
+        let entry = found.and_then(|found| found.entry);
+        let meaning = entry.and_then(|entry| fragments::describe(&key, &entry.value));
+        let meaning = meaning.unwrap_or_else(|| "no datagram that is on its way".to_owned());
+        records.push(TraceRecord::Read { key, found, meaning });
+        if found.is_none() {
+            return records.push(TraceRecord::Waits);
+        }
+        let joining = Joining { datagram, piece, opening: None, joined: None };
+        let (departs, after_commit) = match fragments::decide(&joining, entry.as_ref()) {
+            Decision::Leave(departs) => (departs, None),
+            Decision::Put { joins: Some(departs), .. } => {
+                records.push(TraceRecord::Commits);
+                (departs, Some(None))
+            }
+            Decision::Put { joins: None, .. } => {
+                return records.push(TraceRecord::Dropped(DropReason::FragmentOverlap));
+            }
+            Decision::Early => return records.push(TraceRecord::WaitsForFirst),
+            Decision::Drop(reason) => return records.push(TraceRecord::Dropped(reason)),
+        };
+        let mut departure = self.departure(departs.tuple, after_commit);
+        if departs.is_turned {
+            departure.side = self.side;
+        }
+        records.push(TraceRecord::Leaves(departure));
+    }
+
     fn rewritten(&self, tuple: FlowTuple) -> Vec<u8> {
         let mut frame = self.frame.to_vec();
         rewrite::apply(&mut frame, self.parsed, &tuple);
@@ -234,7 +298,11 @@ impl Way<'_> {
     /// The frame as it would leave, parsed again.
     fn departure(&self, tuple: FlowTuple, after_commit: Option<Option<Endpoint>>) -> Departure {
         let frame = self.rewritten(tuple);
-        let packet = packet::parse(&frame).ok().map(|parsed| (parsed.transport, parsed.tuple));
+        let parsed = match packet::parse(&frame) {
+            Err(DropReason::Fragment) => packet::parse_fragment(&frame).map(|f| f.parsed),
+            parsed => parsed,
+        };
+        let packet = parsed.ok().map(|parsed| (parsed.transport, parsed.tuple));
         let (side, before) = (self.side.opposite(), self.parsed.tuple);
         Departure { side, bytes: frame.len(), packet, before, after_commit }
     }
@@ -270,6 +338,7 @@ fn transport_words(transport: Transport) -> String {
         Transport::Echo { request: true } => "echo request".to_owned(),
         Transport::Echo { request: false } => "echo reply".to_owned(),
         Transport::IcmpError { .. } => "ICMP error about an earlier packet".to_owned(),
+        Transport::LaterFragment => "a later fragment".to_owned(),
     }
 }
 
@@ -382,6 +451,19 @@ impl fmt::Display for TraceRecord {
             Self::TurnsRound => f.write_str(
                 "turns     round: it goes to an end of the NAT's own, and is taken in from outside",
             ),
+            Self::Fragment { datagram, piece, slot } => {
+                let (from, bytes) = (usize::from(piece.from) * UNIT_BYTES, piece.bytes);
+                write!(
+                    f,
+                    "fragment  of datagram {}: {bytes} bytes from byte {from} on",
+                    datagram.ident
+                )?;
+                if piece.is_last {
+                    f.write_str(", the last")?;
+                }
+                write!(f, "\n          what is known of that lies in {slot}")
+            }
+            Self::WaitsForFirst => f.write_str("waits     until its first fragment has passed"),
             Self::Leaves(departure) => departure.fmt(f),
             Self::Waits => f.write_str("waits     for the store"),
             Self::Dropped(reason) => write!(f, "dropped   {reason}"),

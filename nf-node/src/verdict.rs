@@ -57,8 +57,30 @@ drop_reasons! {
     TtlExpired = "ttl-expired",
     /// Too many or impossible IPv6 extension headers.
     BadExtensionHeader = "bad-extension-header",
-    /// A fragment. Functions that need ports cannot decide on it yet.
+    /// A fragment, where only whole packets can be looked at.
     Fragment = "fragment",
+    /// A fragment that is empty, that is no multiple of eight bytes although more follow, or that
+    /// reaches beyond what a datagram can hold.
+    FragmentLength = "fragment-length",
+    /// A first fragment that does not hold the whole transport header.
+    FragmentTiny = "fragment-tiny",
+    /// A TCP fragment that would lie over the end of the header in the first one.
+    FragmentTcpOffset = "fragment-tcp-offset",
+    /// An ICMP error in fragments: what it quotes cannot be followed.
+    FragmentIcmpError = "fragment-icmp-error",
+    /// A fragment that overlaps or contradicts others of its datagram, or whose datagram has had
+    /// such a one.
+    FragmentOverlap = "fragment-overlap",
+    /// A fragment whose bytes have all come before, cut in another way.
+    FragmentRepeated = "fragment-repeated",
+    /// A fragment of a datagram whose pieces are cut and come too irregularly to be told apart.
+    FragmentScattered = "fragment-scattered",
+    /// A later fragment whose first one did not pass in time.
+    FragmentNoFirst = "fragment-no-first",
+    /// Too many later fragments wait for their first ones already.
+    FragmentsWaiting = "fragments-waiting",
+    /// A first fragment whose translation its later ones could not follow.
+    FragmentTranslation = "fragment-translation",
     /// The TCP header does not fit, or its data offset is impossible.
     BadTcpHeader = "bad-tcp-header",
     /// Flags that no TCP sends: none, SYN with FIN or RST, and the like.

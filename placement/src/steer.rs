@@ -70,6 +70,12 @@ impl Steering {
         Self { static_map, ..self }
     }
 
+    /// What seeds its hash.
+    #[must_use]
+    pub const fn seed(&self) -> u32 {
+        self.seed
+    }
+
     /// Slots of the cluster.
     #[must_use]
     pub const fn slots(&self) -> u32 {
@@ -83,6 +89,10 @@ impl Steering {
     }
 
     /// The slot of a packet with this tuple that came in on this side.
+    ///
+    /// A later fragment shows no ports: with ports 0 this is the slot of what is known of its
+    /// datagram. Those to a NAT's address are spread by their senders, as no port tells whose they
+    /// are.
     #[must_use]
     #[inline]
     pub fn slot(&self, tenant: TenantId, side: Side, tuple: &FlowTuple) -> SlotId {
@@ -98,10 +108,16 @@ impl Steering {
                 {
                     return self.slot_of_host(tenant, &host.address);
                 }
-                destination
-                    .ipv4()
-                    .and_then(|v4| self.pools.iter().find_map(|p| p.slot_of(v4, destination.port)))
-                    .unwrap_or_else(|| self.slot_of_host(tenant, &destination.address))
+                let Some(v4) = destination.ipv4() else {
+                    return self.slot_of_host(tenant, &destination.address);
+                };
+                match self.pools.iter().find_map(|pool| pool.slot_of(v4, destination.port)) {
+                    Some(slot) => slot,
+                    None if destination.port == 0 && self.pools.iter().any(|p| p.holds(v4)) => {
+                        self.slot_of_flow(&FlowKey::canonical(tenant, tuple))
+                    }
+                    None => self.slot_of_host(tenant, &destination.address),
+                }
             }
             (Affinity::OutsideEndpoint, Side::Inside) => {
                 self.slot_of_endpoint(tenant, tuple.protocol, &tuple.destination)
@@ -201,6 +217,31 @@ mod tests {
         assert_eq!(steering.slot(TenantId(0), Side::Outside, &inwards), host);
         let other = FlowTuple { protocol: 6, ..inwards };
         assert_ne!(steering.slot(TenantId(0), Side::Outside, &other), host);
+    }
+
+    #[test]
+    fn later_fragments_from_inside_go_with_their_host_and_those_to_a_nat_are_spread() {
+        let addresses = (0..8).map(|i| [198, 19, 0, i].into()).collect();
+        let pool = PoolSpec::new(PoolId(0), addresses, 1024, 4).unwrap();
+        let steering = Steering::new(7, 1024, Affinity::InsideHost, vec![pool]);
+        let portless = |end: Endpoint| Endpoint { port: 0, ..end };
+        let FlowTuple { source, destination, .. } = tuple();
+        let later =
+            FlowTuple { source: portless(source), destination: portless(destination), ..tuple() };
+        let host = steering.slot(TenantId(0), Side::Inside, &tuple());
+        assert_eq!(steering.slot(TenantId(0), Side::Inside, &later), host);
+        let slots: std::collections::BTreeSet<SlotId> = (0..64)
+            .map(|sender| {
+                let source = Endpoint::v4([192, 0, 2, sender], 0);
+                let inwards =
+                    FlowTuple { source, destination: Endpoint::v4([198, 19, 0, 1], 0), ..later };
+                steering.slot(TenantId(0), Side::Outside, &inwards)
+            })
+            .collect();
+        assert!(slots.len() > 48, "{}", slots.len());
+        // What is not the NAT's lies with its host, whatever it shows.
+        let untranslated = later.reversed();
+        assert_eq!(steering.slot(TenantId(0), Side::Outside, &untranslated), host);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The same packets through one node that sees them all: the production pipe on a plain local
 //! table, inside this process. What the cluster's run is compared with.
+//!
+//! Where its pipe waits for a time to come, the clock is put on: nobody sleeps here.
 
 use super::DemoError;
 use super::driver::{Driver, Lane};
@@ -11,17 +13,20 @@ use super::steerer::{NodeIndex, Steer, Steerer};
 use nearstate_nf_node::baseline::{Baseline, BaselineConfig};
 use nearstate_nf_node::chain::Chain;
 use nearstate_nf_node::frame::{Burst, Frame, FramePool};
-use nearstate_nf_node::pipe::{Output, Pipe, PipeSettings, SteeredChain};
+use nearstate_nf_node::pipe::{EARLY_SHARE, Output, PARKED_MAX, Pipe, PipeSettings, SteeredChain};
 use nearstate_nf_node::verdict::DropReason;
 use nearstate_store::clock::boot_now;
 use nearstate_store::{SlotId, Time};
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
-/// Packets inside the baseline node at a time.
-const WINDOW: usize = 32;
+/// Packets inside the baseline node at a time: as many later fragments may wait for their first
+/// ones.
+const WINDOW: usize = PARKED_MAX / EARLY_SHARE;
 /// Frames of its pool.
-const FRAMES: usize = 4 * WINDOW;
+const FRAMES: usize = 2 * WINDOW;
 
 /// Runs a script through one node.
 pub(crate) fn run(
@@ -35,10 +40,12 @@ pub(crate) fn run(
     let mut replay = Replay::new(script, steerer, WINDOW);
     replay.handle_node_up(0);
     let mut driver = Driver::new(replay, BaselineNode::new(chain, steer_seed, capacity)?);
-    while driver.step(&boot_now) {}
-    let replay = driver.replay;
-    assert!(replay.is_done(), "the baseline node waits for nobody, but has stopped");
-    Ok(replay.into_outcomes())
+    while !driver.replay.is_done() {
+        let clock = driver.lane.said.clock.clone();
+        let moved = driver.step(&|| clock.now());
+        assert!(moved || driver.lane.wait(), "the baseline node waits for nobody, but has stopped");
+    }
+    Ok(driver.replay.into_outcomes())
 }
 
 /// A pipe without a store, and what came out of it.
@@ -51,22 +58,39 @@ struct BaselineNode {
     given: Option<Frame>,
 }
 
+/// The time, and how far it was put on.
+#[derive(Clone, Default)]
+struct Clock(Rc<Cell<u64>>);
+
+impl Clock {
+    fn now(&self) -> Time {
+        boot_now().plus_ns(self.0.get())
+    }
+
+    fn put_to(&self, at: Time) {
+        self.0.set(self.0.get() + at.since_ns(self.now()));
+    }
+}
+
 /// Packets that left or were dropped, in order.
 #[derive(Default)]
-struct Said(VecDeque<(Frame, Option<DropReason>)>);
+struct Said {
+    ended: VecDeque<(Frame, Option<DropReason>)>,
+    clock: Clock,
+}
 
 impl Output for Said {
     fn clock(&mut self) -> Time {
-        boot_now()
+        self.clock.now()
     }
 
     fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
-        self.0.push_back((frame, None));
+        self.ended.push_back((frame, None));
         Ok(())
     }
 
     fn dropped(&mut self, frame: Frame, reason: DropReason) {
-        self.0.push_back((frame, Some(reason)));
+        self.ended.push_back((frame, Some(reason)));
     }
 }
 
@@ -77,10 +101,10 @@ impl BaselineNode {
             slots: chain.slots(),
             pools: chain.pools().to_vec(),
             hash_key: steer_seed.into(),
-            pending_max: WINDOW,
+            pending_max: PARKED_MAX,
         })?;
         let stages = SteeredChain::new(Arc::new(chain), steer_seed);
-        let settings = PipeSettings { client: 1, parked_max: WINDOW, seed: steer_seed.into() };
+        let settings = PipeSettings { client: 1, parked_max: PARKED_MAX, seed: steer_seed.into() };
         Ok(Self {
             pipe: Pipe::new(stages, access, settings),
             pool: FramePool::new(FRAMES),
@@ -88,6 +112,14 @@ impl BaselineNode {
             said: Said::default(),
             given: None,
         })
+    }
+
+    /// Puts the clock to what the pipe waits for; false if it waits for nothing.
+    fn wait(&mut self) -> bool {
+        let Some(at) = self.pipe.next_deadline() else { return false };
+        self.said.clock.put_to(at);
+        self.pipe.on_deadline(self.said.clock.now(), &mut self.said);
+        true
     }
 }
 
@@ -98,7 +130,7 @@ impl Lane for BaselineNode {
         frame.side = push.side;
         frame.tag = u64::from(push.tag);
         self.burst.push(frame);
-        self.pipe.on_burst(boot_now(), &mut self.burst, &mut self.said);
+        self.pipe.on_burst(self.said.clock.now(), &mut self.burst, &mut self.said);
         true
     }
 
@@ -108,10 +140,10 @@ impl Lane for BaselineNode {
         if let Some(frame) = self.given.take() {
             self.pool.give(frame);
         }
-        if self.said.0.is_empty() {
-            self.pipe.on_completions(boot_now(), &mut self.said);
+        if self.said.ended.is_empty() {
+            self.pipe.on_completions(self.said.clock.now(), &mut self.said);
         }
-        let (frame, reason) = self.said.0.pop_front()?;
+        let (frame, reason) = self.said.ended.pop_front()?;
         let frame = self.given.insert(frame);
         let answer = match reason {
             Some(reason) => Answer::Dropped(reason),

@@ -3,11 +3,12 @@
 //! Every verdict and every byte that left must be equal (promise P4), up to the one free choice:
 //! which external endpoint a NAT picked. The cluster's endpoints and the baseline's must then
 //! rename into each other one to one, protocol by protocol; a packet is compared after its source
-//! has been renamed. Never repairs anything, and knows nothing of how the runs were made.
+//! has been renamed. A later fragment shows no port; its address must be that of its datagram's
+//! first one, in either run. Never repairs anything, and knows nothing of how the runs were made.
 
+use super::datagrams::{is_later, parse_either};
 use super::outcome::{Outcome, Outcomes};
 use super::script::{Script, Step};
-use nearstate_nf_node::packet::parse;
 use nearstate_nf_node::packet::parsed::Parsed;
 use nearstate_nf_node::{DropReason, rewrite};
 use nearstate_placement::{FlowTuple, Side};
@@ -38,13 +39,20 @@ pub(crate) fn compare(
 ) -> Comparison {
     assert_eq!(cluster.len(), script.len(), "one outcome a packet");
     assert_eq!(baseline.len(), script.len(), "one outcome a packet");
+    let firsts = [cluster, baseline].map(|outcomes| sources_of_firsts(script, outcomes));
     let mut renaming = Renaming { allowed: may_rename, ..Renaming::default() };
     let mut found = Comparison::default();
     let mut lost = BTreeSet::new();
     let mut translations = BTreeMap::new();
     for number in 0..script.len() as u32 {
         let (ours, theirs) = (cluster.get(number), baseline.get(number));
-        if let Err(difference) = renaming.check(ours, theirs) {
+        let firsts = match script.step(number) {
+            Step::Send { datagram: Some(datagram), .. } => {
+                firsts.each_ref().map(|sources| sources[datagram as usize])
+            }
+            _ => [None; 2],
+        };
+        if let Err(difference) = renaming.check(ours, theirs, firsts) {
             found.mismatches += 1;
             if found.told.len() < TOLD_MAX {
                 found.told.push(format!("packet {}: {difference}", number + 1));
@@ -62,6 +70,21 @@ pub(crate) fn compare(
     found
 }
 
+/// The source that the first fragment of each datagram left with, if it left.
+fn sources_of_firsts(script: &Script, outcomes: &Outcomes) -> Vec<Option<Endpoint>> {
+    let mut sources = vec![None; script.datagrams().len()];
+    for number in 0..script.len() as u32 {
+        if let Step::Send { datagram: Some(datagram), .. } = script.step(number)
+            && let Outcome::Left { frame, .. } = outcomes.get(number)
+            && let Some(parsed) = parse_either(frame)
+            && !is_later(parsed.transport)
+        {
+            sources[datagram as usize] = Some(parsed.tuple.source);
+        }
+    }
+    sources
+}
+
 /// Whether the cluster dropped for want of state what the baseline forwarded.
 fn is_forgotten(ours: Outcome<'_>, theirs: Outcome<'_>) -> bool {
     let Outcome::Dropped(reason) = ours else { return false };
@@ -73,6 +96,7 @@ fn is_forgotten(ours: Outcome<'_>, theirs: Outcome<'_>) -> bool {
             | DropReason::TcpMidstream
             | DropReason::TcpState
             | DropReason::IcmpUnrelated
+            | DropReason::FragmentNoFirst
     );
     wants_state && matches!(theirs, Outcome::Left { .. })
 }
@@ -85,7 +109,9 @@ type Translation = (Option<FlowTuple>, Option<FlowTuple>);
 fn has_moved(last: &mut Translation, ours: Outcome<'_>, theirs: Outcome<'_>) -> bool {
     let moved = |last: &mut Option<FlowTuple>, outcome| {
         let Outcome::Left { frame, .. } = outcome else { return false };
-        let Ok(parsed) = parse(frame) else { return false };
+        let Some(parsed) = parse_either(frame).filter(|found| !is_later(found.transport)) else {
+            return false;
+        };
         last.replace(parsed.tuple).is_some_and(|before| before != parsed.tuple)
     };
     let (ours, theirs) = (moved(&mut last.0, ours), moved(&mut last.1, theirs));
@@ -103,7 +129,13 @@ struct Renaming {
 
 impl Renaming {
     /// Whether two outcomes of a packet are the same; if not, the difference in words.
-    fn check(&mut self, ours: Outcome<'_>, theirs: Outcome<'_>) -> Result<(), String> {
+    /// Of a fragment `firsts` are the sources that its datagram's first one left with.
+    fn check(
+        &mut self,
+        ours: Outcome<'_>,
+        theirs: Outcome<'_>,
+        firsts: [Option<Endpoint>; 2],
+    ) -> Result<(), String> {
         let ((our_side, our_frame), (their_side, their_frame)) = match (ours, theirs) {
             (Outcome::Left { side: a, frame: x }, Outcome::Left { side: b, frame: y }) => {
                 ((a, x), (b, y))
@@ -114,15 +146,37 @@ impl Renaming {
         if our_side != their_side {
             return Err(differ(ours, theirs));
         }
-        match (parse(our_frame), parse(their_frame)) {
-            (Ok(our_parsed), Ok(their_parsed)) if self.allowed && our_side == Side::Outside => {
+        match (parse_either(our_frame), parse_either(their_frame)) {
+            (Some(our_parsed), Some(their_parsed)) if self.allowed && our_side == Side::Outside => {
                 self.scratch.clear();
                 self.scratch.extend_from_slice(our_frame);
-                self.rename(&our_parsed, &their_parsed)?;
+                if is_later(our_parsed.transport) {
+                    self.follow([&our_parsed, &their_parsed], firsts)?;
+                } else {
+                    self.rename(&our_parsed, &their_parsed)?;
+                }
                 equal(&self.scratch, their_frame)
             }
             _ => equal(our_frame, their_frame),
         }
+    }
+
+    /// Rewrites the later fragment in `scratch` as the baseline would have sent it, if in either
+    /// run it has left as its first one has.
+    fn follow(
+        &mut self,
+        [ours, theirs]: [&Parsed; 2],
+        firsts: [Option<Endpoint>; 2],
+    ) -> Result<(), String> {
+        for (parsed, first) in [ours, theirs].into_iter().zip(firsts) {
+            let source = parsed.tuple.source;
+            if first.is_none_or(|first| first.address != source.address) {
+                return Err(format!("a later fragment left from {source}, its first one did not"));
+            }
+        }
+        let tuple = FlowTuple { source: theirs.tuple.source, ..ours.tuple };
+        rewrite::apply(&mut self.scratch, ours, &tuple);
+        Ok(())
     }
 
     /// Rewrites the frame in `scratch` as the baseline would have sent it, if its source may be
@@ -174,9 +228,9 @@ fn in_words(outcome: Outcome<'_>) -> String {
         Outcome::Dropped(reason) => format!("dropped, {reason}"),
         Outcome::Left { side, frame } => {
             let side = if side == Side::Inside { "inside" } else { "outside" };
-            match parse(frame) {
-                Ok(parsed) => format!("left to the {side} as {}", parsed.tuple),
-                Err(reason) => format!("left to the {side}, and does not parse: {reason}"),
+            match parse_either(frame) {
+                Some(parsed) => format!("left to the {side} as {}", parsed.tuple),
+                None => format!("left to the {side}, and does not parse"),
             }
         }
     }

@@ -6,6 +6,7 @@ pub(crate) mod capture;
 pub(crate) mod cluster;
 pub(crate) mod compare;
 pub(crate) mod control;
+pub(crate) mod datagrams;
 pub(crate) mod driver;
 pub(crate) mod frames;
 pub(crate) mod measure;

@@ -5,16 +5,21 @@
 //! inside each node. An answer is addressed to what its flow was translated to. Packets that were
 //! inside a node that died are sent again elsewhere.
 //!
-//! **Invariant.** Of every flow at most one packet is under way: waiting, deferred or inside a
-//! node.
+//! A later fragment whose first one has not left is not waited for: its node keeps it until the
+//! first one passes, wherever that is. If fragments of a datagram contradict each other, what
+//! passes hangs on their order, so they go one by one like everything else.
+//!
+//! **Invariant.** Of every flow at most one packet is under way (waiting, deferred or inside a
+//! node), not counting those that are not waited for.
 
+use super::datagrams::{is_later, parse_either};
 use super::outcome::Outcomes;
 use super::script::{Script, Step};
 use super::steerer::{NodeIndex, Steerer};
-use nearstate_nf_node::packet::parse;
+use nearstate_nf_node::packet::Parsed;
 use nearstate_nf_node::{DropReason, rewrite};
 use nearstate_placement::{FlowTuple, Side};
-use nearstate_store::Time;
+use nearstate_store::{Endpoint, Time};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -72,10 +77,12 @@ struct NodeState {
     answered: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct FlowState {
-    /// How many of its packets have an outcome.
-    done: u32,
+    /// How many of its packets have set out.
+    begun: u32,
+    /// Those of them that have no outcome.
+    under_way: Vec<u32>,
     /// The tuple under which the initiator's last packet left.
     translated: Option<FlowTuple>,
 }
@@ -88,6 +95,8 @@ pub(crate) struct Replay<'a> {
     ready: BinaryHeap<Reverse<u32>>,
     states: Vec<State>,
     flows: Vec<FlowState>,
+    /// Whether the first fragment of each datagram has left, or was dropped.
+    firsts: Vec<Option<bool>>,
     nodes: Vec<NodeState>,
     deferred: usize,
     outcomes: Outcomes,
@@ -110,14 +119,15 @@ impl<'a> Replay<'a> {
                 *state = State::Done;
             }
         }
-        let ready = script.flows().iter().map(|packets| Reverse(packets[0])).collect();
-        Self {
+        let flows = script.flows().len();
+        let mut replay = Self {
             script,
             steerer,
             window,
-            ready,
+            ready: BinaryHeap::new(),
             states,
-            flows: vec![FlowState::default(); script.flows().len()],
+            flows: vec![FlowState::default(); flows],
+            firsts: vec![None; script.datagrams().len()],
             nodes: Vec::new(),
             deferred: 0,
             outcomes,
@@ -125,6 +135,42 @@ impl<'a> Replay<'a> {
             resent: BTreeMap::new(),
             unexpected: 0,
             scratch: Vec::new(),
+        };
+        (0..flows).for_each(|flow| replay.set_out(flow));
+        replay
+    }
+
+    /// As many packets of a flow set out as may be under way.
+    fn set_out(&mut self, flow: usize) {
+        let packets = &self.script.flows()[flow];
+        loop {
+            let state = &self.flows[flow];
+            let Some(&next) = packets.get(state.begun as usize) else { return };
+            if state.under_way.iter().any(|&tag| self.is_waited_for(tag)) {
+                return;
+            }
+            let state = &mut self.flows[flow];
+            state.begun += 1;
+            state.under_way.push(next);
+            self.ready.push(Reverse(next));
+        }
+    }
+
+    /// Whether what comes behind a packet waits for its outcome.
+    fn is_waited_for(&self, tag: u32) -> bool {
+        let Step::Send { parsed: Some(parsed), datagram: Some(datagram), .. } =
+            self.script.step(tag)
+        else {
+            return true;
+        };
+        let contradicts = self.script.datagrams().get(datagram).contradicts;
+        match self.firsts[datagram as usize] {
+            _ if !is_later(parsed.transport) => true,
+            // It passes now, or is refused for what it is.
+            Some(true) => true,
+            // It will never pass.
+            Some(false) => false,
+            None => contradicts,
         }
     }
 
@@ -220,27 +266,30 @@ impl<'a> Replay<'a> {
 
     /// The flow of an answered packet learns from the answer and sends its next packet.
     fn go_on(&mut self, tag: u32, answer: Answer<'_>) {
-        let Step::Send { flow, from_initiator, .. } = self.script.step(tag) else {
+        let Step::Send { flow, from_initiator, parsed, datagram } = self.script.step(tag) else {
             unreachable!("a refused packet is never pushed");
         };
-        let packets = &self.script.flows()[flow as usize];
         let state = &mut self.flows[flow as usize];
         if let (true, Answer::Left(_, frame)) = (from_initiator, answer)
-            && let Ok(parsed) = parse(frame)
+            && let Some(parsed) = parse_either(frame)
+            && !is_later(parsed.transport)
         {
             state.translated = Some(parsed.tuple);
         }
-        debug_assert_eq!(packets[state.done as usize], tag, "packets of a flow go one by one");
-        state.done += 1;
-        if let Some(&next) = packets.get(state.done as usize) {
-            self.ready.push(Reverse(next));
+        let at = state.under_way.iter().position(|&other| other == tag);
+        state.under_way.swap_remove(at.expect("what was answered was under way"));
+        if let (Some(parsed), Some(datagram)) = (parsed, datagram)
+            && !is_later(parsed.transport)
+        {
+            self.firsts[datagram as usize] = Some(matches!(answer, Answer::Left(..)));
         }
+        self.set_out(flow as usize);
     }
 
     /// Puts an answer into `scratch` as its sender would address it; false if the packet goes in as
     /// it is in the script.
     fn readdress(&mut self, tag: u32) -> bool {
-        let Step::Send { flow, from_initiator: false, parsed: Some(parsed) } =
+        let Step::Send { flow, from_initiator: false, parsed: Some(parsed), .. } =
             self.script.step(tag)
         else {
             return false;
@@ -248,17 +297,18 @@ impl<'a> Replay<'a> {
         let Some(translated) = self.flows[flow as usize].translated else { return false };
         self.scratch.clear();
         self.scratch.extend_from_slice(self.script.frame(tag));
-        rewrite::apply(&mut self.scratch, &parsed, &translated.reversed());
+        rewrite::apply(&mut self.scratch, &parsed, &answer_to(&translated, &parsed));
         true
     }
 
     /// The tuple that a packet goes in with.
     fn tuple(&self, tag: u32) -> Option<FlowTuple> {
-        let Step::Send { flow, from_initiator, parsed } = self.script.step(tag) else {
+        let Step::Send { flow, from_initiator, parsed, .. } = self.script.step(tag) else {
             return None;
         };
+        let parsed = parsed?;
         let translated = self.flows[flow as usize].translated.filter(|_| !from_initiator);
-        translated.map(FlowTuple::reversed).or(parsed.map(|parsed| parsed.tuple))
+        Some(translated.map_or(parsed.tuple, |translated| answer_to(&translated, &parsed)))
     }
 
     fn has_room(&self, node: NodeIndex) -> bool {
@@ -336,6 +386,17 @@ impl<'a> Replay<'a> {
     }
 }
 
+/// What a packet that answers a flow is addressed to. A later fragment shows no ports.
+fn answer_to(translated: &FlowTuple, parsed: &Parsed) -> FlowTuple {
+    let answer = translated.reversed();
+    if !is_later(parsed.transport) {
+        return answer;
+    }
+    let portless = |end: Endpoint| Endpoint { port: 0, ..end };
+    let FlowTuple { source, destination, .. } = answer;
+    FlowTuple { source: portless(source), destination: portless(destination), ..parsed.tuple }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::outcome::Outcome;
@@ -347,7 +408,8 @@ mod tests {
     use super::super::{compare::compare, frames::Frames};
     use super::*;
     use nearstate_nf_node::packet::PacketBuilder;
-    use nearstate_store::{Endpoint, SlotId};
+    use nearstate_nf_node::packet::cutter::cut;
+    use nearstate_store::SlotId;
 
     const CLIENT: Endpoint = Endpoint::v4([10, 0, 0, 1], 4000);
     const SERVER: Endpoint = Endpoint::v4([192, 0, 2, 1], 53);
@@ -384,6 +446,49 @@ mod tests {
         let push = replay.poll_output(Time(9)).unwrap();
         assert_eq!((push.tag, push.side), (1, Side::Outside));
         assert_eq!(push.frame, PacketBuilder::udp(SERVER, EXTERNAL).build());
+    }
+
+    /// A question in three fragments, the first of them last, then one in one, and an answer to it
+    /// in two.
+    #[test]
+    fn later_fragments_wait_inside_nodes_until_their_first_has_left() {
+        let question = |ident: u16| PacketBuilder::udp(CLIENT, SERVER).ident(ident);
+        let mut sent = cut(&question(1).payload(&[1; 60]).build(), 0, &[2, 4]);
+        sent.rotate_left(1);
+        sent.push(question(2).build());
+        let answer = PacketBuilder::udp(SERVER, CLIENT).payload(&[2; 60]).build();
+        sent.extend(cut(&answer, 0, &[3]));
+        let mut frames = Frames::default();
+        sent.iter().for_each(|frame| frames.push(frame, frame.len() as u32, 0));
+        let script = Script::new(frames, &Scene::inside_calls());
+        assert_eq!(script.flows(), [vec![0, 1, 2, 3, 4, 5]]);
+        let mut replay = replay(&script);
+        let pushed = |replay: &mut Replay<'_>| -> Vec<u32> {
+            core::iter::from_fn(|| replay.poll_output(Time(0)).map(|push| push.tag)).collect()
+        };
+        assert_eq!(pushed(&mut replay), [0, 1, 2], "the first is not kept waiting by the others");
+        let as_seen = |frame: &[u8]| {
+            let parsed = parse_either(frame).unwrap();
+            let mut frame = frame.to_vec();
+            let tuple = FlowTuple { source: EXTERNAL, ..parsed.tuple };
+            rewrite::apply(&mut frame, &parsed, &tuple);
+            frame
+        };
+        let leave = |replay: &mut Replay<'_>, tag: u32| {
+            let frame = as_seen(&sent[tag as usize]);
+            replay.handle_answer(Time(1), 0, tag, Answer::Left(Side::Outside, &frame));
+        };
+        leave(&mut replay, 2);
+        assert_eq!(pushed(&mut replay), [0u32; 0], "now the others pass soon");
+        leave(&mut replay, 1);
+        leave(&mut replay, 0);
+        assert_eq!(pushed(&mut replay), [3]);
+        leave(&mut replay, 3);
+        assert_eq!(pushed(&mut replay), [4]);
+        replay.handle_answer(Time(1), 0, 4, Answer::Dropped(DropReason::NoState));
+        let push = replay.poll_output(Time(2)).unwrap();
+        let parsed = parse_either(push.frame).unwrap();
+        assert_eq!(parsed.tuple.destination, Endpoint { port: 0, ..EXTERNAL });
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! What both ends of every flow do: a capture, taken apart into flows.
 //!
 //! A packet belongs to the flow of its canonical tuple; an ICMP error belongs to the flow that it
-//! quotes. The first sender of a flow is its initiator, who sits inside, or outside where a load
+//! quotes, and a later fragment to that of its datagram's first one, wherever in the capture that
+//! is. The first sender of a flow is its initiator, who sits inside, or outside where a load
 //! balancer serves clients: the initiator's packets are then readdressed to the virtual endpoint.
 //! A packet that does not parse is a flow of its own and is sent alone. What no node could take
 //! (cut short by the capture, longer than a buffer) is refused here, with a counted reason.
 //! Never touches the outside, and sends nothing.
 
+use super::datagrams::{Datagrams, is_later};
 use super::frames::Frames;
-use nearstate_nf_node::packet::parse;
 use nearstate_nf_node::packet::parsed::Parsed;
+use nearstate_nf_node::packet::{parse, parse_fragment};
 use nearstate_nf_node::{DropReason, rewrite};
 use nearstate_placement::{FlowKey, FlowTuple, Side};
 use nearstate_store::{Endpoint, TenantId};
@@ -57,6 +59,8 @@ pub(crate) enum Step {
         from_initiator: bool,
         /// Where its headers are; `None` if it is malformed.
         parsed: Option<Parsed>,
+        /// The datagram that it is a piece of, an index into [`Script::datagrams`].
+        datagram: Option<u32>,
     },
     /// No node ever sees it.
     Refuse(DropReason),
@@ -68,19 +72,21 @@ pub(crate) struct Script {
     frames: Frames,
     steps: Vec<Step>,
     flows: Vec<Vec<u32>>,
+    datagrams: Datagrams,
     initiator: Side,
 }
 
 impl Script {
     /// Takes a capture apart.
     pub(crate) fn new(mut frames: Frames, scene: &Scene) -> Self {
-        let mut sorter = Sorter::default();
+        let mut sorter = Sorter { datagrams: Datagrams::find(&frames), ..Sorter::default() };
         let mut steps = Vec::with_capacity(frames.len());
         let count = u32::try_from(frames.len()).unwrap_or(u32::MAX);
         for number in 0..count {
             steps.push(sorter.step(number, &mut frames, scene));
         }
-        Self { frames, steps, flows: sorter.flows, initiator: scene.initiator }
+        let Sorter { flows, datagrams, .. } = sorter;
+        Self { frames, steps, flows, datagrams, initiator: scene.initiator }
     }
 
     /// How many packets there are.
@@ -91,6 +97,11 @@ impl Script {
     /// Packet numbers by flow, in the order in which they are sent.
     pub(crate) fn flows(&self) -> &[Vec<u32>] {
         &self.flows
+    }
+
+    /// The datagrams that come in fragments.
+    pub(crate) fn datagrams(&self) -> &Datagrams {
+        &self.datagrams
     }
 
     /// How many flows there are; a malformed packet belongs to none.
@@ -132,6 +143,9 @@ struct Sorter {
     by_key: BTreeMap<FlowKey, (u32, Endpoint)>,
     /// Flows of clients of a service: whatever a client called, it now calls the service.
     by_client: BTreeMap<(u8, Endpoint), u32>,
+    datagrams: Datagrams,
+    /// Flows of datagrams whose first fragment is not there.
+    orphans: BTreeMap<u32, u32>,
 }
 
 impl Sorter {
@@ -143,9 +157,12 @@ impl Sorter {
         if length > FRAME_BYTES_MAX {
             return Step::Refuse(DropReason::FrameTooLong);
         }
+        if let Some(datagram) = self.datagrams.of(number) {
+            return self.step_of_fragment((number, datagram), frames, scene);
+        }
         let Ok(parsed) = parse(frames.frame(number)) else {
             let flow = self.begin(number);
-            return Step::Send { flow, from_initiator: true, parsed: None };
+            return Step::Send { flow, from_initiator: true, parsed: None, datagram: None };
         };
         let (flow, initiator) = self.flow_of(&parsed.tuple, scene);
         self.flows[flow as usize].push(number);
@@ -155,7 +172,40 @@ impl Sorter {
         } else {
             parsed
         };
-        Step::Send { flow, from_initiator, parsed: Some(parsed) }
+        Step::Send { flow, from_initiator, parsed: Some(parsed), datagram: None }
+    }
+
+    fn step_of_fragment(
+        &mut self,
+        (number, datagram): (u32, u32),
+        frames: &mut Frames,
+        scene: &Scene,
+    ) -> Step {
+        let parsed = parse_fragment(frames.frame(number)).expect("its datagram was found").parsed;
+        let named = self.datagrams.get(datagram).flow;
+        let Some(named) = named else {
+            // Nobody knows whose it is: it goes with what it came with, and from there.
+            let next = self.flows.len() as u32;
+            let flow = *self.orphans.entry(datagram).or_insert(next);
+            if flow == next {
+                self.flows.push(Vec::new());
+            }
+            self.flows[flow as usize].push(number);
+            let (from_initiator, datagram) = (true, Some(datagram));
+            return Step::Send { flow, from_initiator, parsed: Some(parsed), datagram };
+        };
+        let (flow, initiator) = self.flow_of(&named, scene);
+        self.flows[flow as usize].push(number);
+        let from_initiator = named.source == initiator;
+        let service = if from_initiator { scene.service_for(&named) } else { None };
+        let parsed = match service {
+            Some(service) => {
+                let port = if is_later(parsed.transport) { 0 } else { service.port };
+                readdress_to(frames.frame_mut(number), parsed, Endpoint { port, ..service })
+            }
+            None => parsed,
+        };
+        Step::Send { flow, from_initiator, parsed: Some(parsed), datagram: Some(datagram) }
     }
 
     fn begin(&mut self, number: u32) -> u32 {
@@ -183,8 +233,14 @@ impl Sorter {
 
 /// Addresses an initiator's packet to the service of its protocol, if there is one.
 fn readdress(frame: &mut [u8], parsed: Parsed, scene: &Scene) -> Parsed {
-    let Some(service) = scene.service_for(&parsed.tuple) else { return parsed };
-    let tuple = FlowTuple { destination: service, ..parsed.tuple };
+    match scene.service_for(&parsed.tuple) {
+        Some(service) => readdress_to(frame, parsed, service),
+        None => parsed,
+    }
+}
+
+fn readdress_to(frame: &mut [u8], parsed: Parsed, destination: Endpoint) -> Parsed {
+    let tuple = FlowTuple { destination, ..parsed.tuple };
     rewrite::apply(frame, &parsed, &tuple);
     Parsed { tuple, ..parsed }
 }
@@ -241,7 +297,7 @@ mod tests {
         assert_eq!(script.flows(), [vec![0], vec![2], vec![3]]);
         assert_eq!(script.step(1), Step::Refuse(DropReason::CutShort));
         assert_eq!(script.step(4), Step::Refuse(DropReason::FrameTooLong));
-        let alone = Step::Send { flow: 2, from_initiator: true, parsed: None };
+        let alone = Step::Send { flow: 2, from_initiator: true, parsed: None, datagram: None };
         assert_eq!(script.step(3), alone);
         assert_eq!((script.side(3), script.at_us(3)), (Side::Inside, 3));
     }

@@ -2,7 +2,11 @@
 
 use crate::engine::Target;
 use crate::seal;
-use nearstate_nf_node::packet::{PacketBuilder, Verify, parse, parse_with, tcp::flags};
+use nearstate_nf_node::DropReason;
+use nearstate_nf_node::packet::cutter::cut;
+use nearstate_nf_node::packet::{
+    PacketBuilder, Verify, parse, parse_fragment, parse_with, tcp::flags,
+};
 use nearstate_store::Endpoint;
 
 type Samples = Vec<(&'static str, Vec<u8>)>;
@@ -17,7 +21,13 @@ fn samples() -> Samples {
     let six = |text: &str, port| Endpoint::new(text.parse().unwrap(), port);
     let (c, d) = (six("2001:db8::1", 1234), six("2001:db8::2", 80));
     let udp = PacketBuilder::udp(a, b).payload(b"question").build();
+    let long = |a, b| PacketBuilder::udp(a, b).ident(7).payload(&[1; 60]).build();
+    let (pieces, pieces_6) = (cut(&long(a, b), 7, &[3]), cut(&long(c, d), 7, &[3]));
     vec![
+        ("first", pieces[0].clone()),
+        ("later", pieces[1].clone()),
+        ("first-6", pieces_6[0].clone()),
+        ("later-6", pieces_6[1].clone()),
         ("udp", udp.clone()),
         ("udp-vlan-options", PacketBuilder::udp(a, b).vlan(7).ip_options(&[1; 8]).build()),
         ("tcp", PacketBuilder::tcp(a, b).flags(flags::SYN).tcp_options(&[2, 4, 5, 180]).build()),
@@ -32,6 +42,12 @@ fn samples() -> Samples {
 fn read_packet(bytes: &[u8]) -> bool {
     let lenient = parse_with(bytes, Verify::Headers);
     let strict = parse(bytes);
+    let fragment = parse_fragment(bytes);
+    if strict == Err(DropReason::Fragment) {
+        // What it says of itself lies inside the frame.
+        return fragment.is_ok_and(|f| usize::from(f.parsed.end) <= bytes.len());
+    }
+    assert!(strict.is_err() || fragment == Err(DropReason::Fragment), "one of the two takes it");
     assert!(strict.is_err() || lenient.is_ok(), "whoever verifies more takes less");
     lenient.is_ok()
 }

@@ -3,8 +3,9 @@
 //!
 //! A mapping ends by its `nat-out` entry, which outbound packets keep alive (RFC 4787 REQ-6); its
 //! `nat-in` entry goes with it, and the port returns to its pool. A balanced flow is two entries,
-//! and either direction keeps both alive. A firewall's flow ends alone, and so does a remote end's
-//! leave to send to a mapping. Pure; what an entry means is read by the function that wrote it.
+//! and either direction keeps both alive. A firewall's flow ends alone, and so do a remote end's
+//! leave to send to a mapping and what is known of a datagram in fragments. Pure; what an entry
+//! means is read by the function that wrote it.
 
 use crate::nf::load_balancer::Choice;
 use crate::nf::nat44::Mapping;
@@ -63,7 +64,9 @@ impl EntryRules for FunctionRules {
                 debug_assert!(b != service, "a backend is no service");
                 end_pair(key, state_key::balance(tenant, protocol, a, service), ending);
             }
-            Some(KeyKind::Firewall | KeyKind::NatFilter) => {
+            Some(
+                KeyKind::Firewall | KeyKind::NatFilter | KeyKind::Fragment | KeyKind::FragmentList,
+            ) => {
                 ending.writes.push(Write::Delete(*key));
             }
             // It has no lifetime of its own.
@@ -79,7 +82,7 @@ impl EntryRules for FunctionRules {
             | KeyKind::Balance
             | KeyKind::BalanceReply => Some(TALLY_WORD),
             // No packet keeps it alive, so none is counted at it.
-            KeyKind::NatIn => None,
+            KeyKind::NatIn | KeyKind::Fragment | KeyKind::FragmentList => None,
         }
     }
 

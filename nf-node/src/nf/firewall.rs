@@ -198,6 +198,7 @@ impl Firewall {
             }
             // A reply to nothing.
             Transport::Echo { request: false } => return Verdict::Drop(DropReason::NoState),
+            Transport::LaterFragment => return Verdict::Drop(DropReason::Fragment),
             Transport::Tcp { .. } => FlowState::Tcp(TcpState::SynSent),
             Transport::Udp | Transport::Echo { request: true } => FlowState::Open,
         };

@@ -13,6 +13,7 @@
 
 pub mod entry_rules;
 pub mod firewall;
+pub mod fragments;
 pub mod load_balancer;
 pub mod mapping_life;
 pub mod nat44;
@@ -71,7 +72,7 @@ impl Packet<'_> {
     #[inline]
     pub fn keeps_alive(&self, key: &Key) -> bool {
         let counts = match self.parsed.transport {
-            Transport::IcmpError { .. } => false,
+            Transport::IcmpError { .. } | Transport::LaterFragment => false,
             Transport::Tcp { flags } => flags & RST == 0,
             Transport::Udp | Transport::Echo { .. } => true,
         };

@@ -443,6 +443,8 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
         Transport::Tcp { flags } if Segment::of(flags) != Segment::Syn => {
             Some(DropReason::TcpMidstream)
         }
+        // It has no ports, and goes through no function.
+        Transport::LaterFragment => Some(DropReason::Fragment),
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { request: true } => None,
     }
 }

@@ -11,12 +11,14 @@
 //! 4 balance        client                virtual endpoint
 //! 5 balance-reply  client                backend
 //! 6 nat-filter     inside endpoint       remote endpoint; port 0: all of that address
+//! 8 fragment       name of a datagram    unspecified
+//! 9 fragment-list  slot and list of it   unspecified
 //! ```
 
 use core::fmt;
 use nearstate_placement::{FlowKey, FlowTuple};
 use nearstate_store::key::{ENDPOINT_V4, KEY_ENDPOINT_A};
-use nearstate_store::{Endpoint, Key, TenantId};
+use nearstate_store::{Address, Endpoint, Key, SlotId, TenantId};
 
 /// Where a `nat-in` key takes the IPv4 address and port that its transaction took from the pool.
 pub const NAT_IN_FILL: u8 = (KEY_ENDPOINT_A + ENDPOINT_V4) as u8;
@@ -41,17 +43,23 @@ pub enum KeyKind {
     BalanceReply = 5,
     /// A remote end that may send to an inside endpoint through its mapping.
     NatFilter = 6,
+    /// What is known of a datagram that comes in pieces.
+    Fragment = 8,
+    /// Which datagrams of a slot have such entries.
+    FragmentList = 9,
 }
 
 impl KeyKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NatOut,
         Self::NatIn,
         Self::Firewall,
         Self::Balance,
         Self::BalanceReply,
         Self::NatFilter,
+        Self::Fragment,
+        Self::FragmentList,
     ];
 
     /// The kind of a key, `None` if no network function makes such keys.
@@ -70,6 +78,8 @@ impl KeyKind {
             Self::Balance => "balance",
             Self::BalanceReply => "balance-reply",
             Self::NatFilter => "nat-filter",
+            Self::Fragment => "fragment",
+            Self::FragmentList => "fragment-list",
         }
     }
 }
@@ -106,6 +116,13 @@ pub fn words(key: &Key) -> String {
         }
         Some(KeyKind::NatFilter) => {
             format!("leave for {b} to send to inside endpoint {protocol} {a}")
+        }
+        Some(KeyKind::Fragment) => {
+            format!("the pieces of datagram {:016x}", a.address.bits() >> 64)
+        }
+        Some(KeyKind::FragmentList) => {
+            let slot = SlotId(a.address.bits() as u16);
+            format!("list {} of the datagrams in fragments of {slot}", a.port)
         }
         None => format!("an entry of kind {} about {protocol} {a} and {b}", key.kind()),
     };
@@ -164,6 +181,22 @@ pub fn balance_reply(tenant: TenantId, protocol: u8, client: Endpoint, backend: 
     Key::new(KeyKind::BalanceReply as u8, protocol, tenant, (client, backend))
 }
 
+/// The key of what is known of a datagram that comes in fragments.
+#[must_use]
+pub fn fragment(tenant: TenantId, name: u64) -> Key {
+    let address = Address::from_octets((u128::from(name) << 64).to_be_bytes());
+    let end = Endpoint { address, port: 0 };
+    Key::new(KeyKind::Fragment as u8, 0, tenant, (end, Endpoint::default()))
+}
+
+/// The key of one of a slot's lists of such datagrams.
+#[must_use]
+pub fn fragment_list(tenant: TenantId, slot: SlotId, list: u16) -> Key {
+    let address = Address::from_octets(u128::from(slot.0).to_be_bytes());
+    let end = Endpoint { address, port: list };
+    Key::new(KeyKind::FragmentList as u8, 0, tenant, (end, Endpoint::default()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +225,13 @@ mod tests {
             assert!(words.ends_with("of tenant 7"), "{words}");
             assert!(keys[..at].iter().all(|(other, _)| other.name() != kind.name()));
         }
+        let list = fragment_list(TENANT, SlotId(513), 9);
+        assert_eq!((KeyKind::of(&list), list.kind()), (Some(KeyKind::FragmentList), 9));
+        let said = words(&list);
+        assert!(said.starts_with("list 9") && said.contains("slot-513"), "{said}");
+        let record = fragment(TENANT, 0xabc);
+        assert_eq!((KeyKind::of(&record), record.kind()), (Some(KeyKind::Fragment), 8));
+        assert!(words(&record).contains("0000000000000abc"), "{}", words(&record));
         assert_eq!(KeyKind::of(&Key::new(200, 6, TENANT, (a, b))), None);
     }
 

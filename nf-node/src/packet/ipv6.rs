@@ -1,6 +1,6 @@
 //! IPv6 headers and the extension headers behind them (RFC 8200).
 
-use crate::packet::word::{get_array, get_u16, set_u16, set_u32};
+use crate::packet::word::{get_array, get_u16, get_u32, set_u16, set_u32};
 use crate::verdict::DropReason;
 use core::fmt;
 use core::net::Ipv6Addr;
@@ -14,10 +14,13 @@ pub const PROTOCOL_ICMPV6: u8 = 58;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// Protocol number of the fragment header.
+pub const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// Bytes of a fragment header; also the least that any extension header has.
 const FRAGMENT_BYTES: usize = 8;
+/// Where the identification is in a fragment header.
+const FRAGMENT_IDENT: usize = 4;
 /// Offset and "more" bit of a fragment header's third and fourth byte.
 const FRAGMENT_MASK: u16 = 0xfff9;
 /// The offset alone.
@@ -44,6 +47,72 @@ pub struct UpperLayer {
     pub first_fragment: bool,
 }
 
+/// What a fragment header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentHeader {
+    /// Where it begins, counted from the start of the bytes that were given.
+    pub at: usize,
+    /// What follows in the first fragment.
+    pub next: u8,
+    /// Where the fragment's bytes belong, in units of eight.
+    pub offset: u16,
+    /// Whether more fragments follow.
+    pub more: bool,
+    /// The datagram's identification.
+    pub ident: u32,
+}
+
+impl FragmentHeader {
+    /// Where the fragment's bytes begin, counted as `at` is.
+    #[must_use]
+    pub const fn end(&self) -> usize {
+        self.at + FRAGMENT_BYTES
+    }
+
+    /// Where the identification is.
+    #[must_use]
+    pub const fn ident_at(&self) -> usize {
+        self.at + FRAGMENT_IDENT
+    }
+}
+
+/// The length of an extension header that is no fragment header, if it may stand there.
+fn extension_len(kind: u8, seen: usize, header: &[u8]) -> Result<usize, DropReason> {
+    match kind {
+        // RFC 8200 section 4.1: only immediately behind the IPv6 header.
+        HOP_BY_HOP if seen > 0 => Err(DropReason::BadExtensionHeader),
+        ROUTING if header[2] == 0 || header[3] != 0 => Err(DropReason::BadExtensionHeader),
+        _ => Ok((usize::from(header[1]) + 1) * 8),
+    }
+}
+
+/// The header that makes a packet a fragment. `packet` as for [`skip_extensions`].
+///
+/// # Errors
+/// [`DropReason::BadExtensionHeader`] as there, [`DropReason::Fragment`] if there is none.
+pub fn fragment_header(packet: &[u8]) -> Result<FragmentHeader, DropReason> {
+    let mut next = *packet.get(field::NEXT_HEADER).ok_or(DropReason::BadIpHeader)?;
+    let mut at = HEADER_BYTES;
+    for seen in 0..=EXTENSION_HEADERS_MAX {
+        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+            return Err(DropReason::Fragment);
+        }
+        let header = packet.get(at..at + FRAGMENT_BYTES).ok_or(DropReason::BadExtensionHeader)?;
+        let word = get_u16(header, 2);
+        let mut length = FRAGMENT_BYTES;
+        if next != FRAGMENT {
+            length = extension_len(next, seen, header)?;
+        } else if word & FRAGMENT_MASK != 0 {
+            let (offset, more) = ((word & OFFSET_MASK) / 8, word & !OFFSET_MASK & FRAGMENT_MASK);
+            let ident = get_u32(header, FRAGMENT_IDENT);
+            return Ok(FragmentHeader { at, next: header[0], offset, more: more != 0, ident });
+        }
+        next = header[0];
+        at += length;
+    }
+    Err(DropReason::BadExtensionHeader)
+}
+
 /// Skips extension headers. `packet` begins with the IPv6 header and ends where the packet does.
 /// A first fragment is skipped too and reported, so that the packet quoted in an ICMP error can be
 /// one; a later fragment has no upper-layer header.
@@ -62,27 +131,22 @@ pub fn skip_extensions(packet: &[u8]) -> Result<UpperLayer, DropReason> {
             return Ok(UpperLayer { protocol: next, at, first_fragment });
         }
         let header = packet.get(at..at + FRAGMENT_BYTES).ok_or(DropReason::BadExtensionHeader)?;
-        let mut length = (usize::from(header[1]) + 1) * 8;
-        match next {
-            // RFC 8200 section 4.1: only immediately behind the IPv6 header.
-            HOP_BY_HOP if seen > 0 => return Err(DropReason::BadExtensionHeader),
-            ROUTING if header[2] == 0 || header[3] != 0 => {
+        if next == FRAGMENT {
+            // RFC 8200 section 4.1: there is one at most. An atomic one is none (RFC 6946).
+            if first_fragment {
                 return Err(DropReason::BadExtensionHeader);
             }
-            FRAGMENT => {
-                length = FRAGMENT_BYTES;
-                let word = get_u16(header, 2);
-                if word & OFFSET_MASK != 0 {
-                    return Err(DropReason::Fragment);
-                }
-                // RFC 6946: neither offset nor more fragments is an atomic fragment, a whole
-                // packet.
-                first_fragment |= word & FRAGMENT_MASK != 0;
+            let word = get_u16(header, 2);
+            if word & OFFSET_MASK != 0 {
+                return Err(DropReason::Fragment);
             }
-            _ => {}
+            // RFC 6946: neither offset nor more fragments is an atomic fragment, a whole packet.
+            first_fragment = word & FRAGMENT_MASK != 0;
+            at += FRAGMENT_BYTES;
+        } else {
+            at += extension_len(next, seen, header)?;
         }
         next = header[0];
-        at += length;
         if at > packet.len() {
             return Err(DropReason::BadExtensionHeader);
         }
@@ -296,11 +360,33 @@ mod tests {
             ("atomic fragment", vec![(FRAGMENT, [0xff, 0, 0])], found(48, false)),
             ("first fragment", vec![(FRAGMENT, [0, 0, 1])], found(48, true)),
             ("later fragment", vec![(FRAGMENT, [0, 1, 0])], Err(DropReason::Fragment)),
+            ("two of them", vec![(FRAGMENT, [0, 0, 1]), (FRAGMENT, [0, 0, 1])], bad),
         ];
         for (what, headers, expected) in cases {
             assert_eq!(skip_extensions(&chain(&headers, 6)), expected, "{what}");
         }
         let cut = chain(&[options], 6);
         assert_eq!(skip_extensions(&cut[..44]), bad);
+    }
+
+    #[test]
+    fn the_fragment_header_is_found_behind_others_and_atomic_ones_are_none() {
+        let options = (DESTINATION_OPTIONS, [0; 3]);
+        let found = |at, offset, more| Ok(FragmentHeader { at, next: 6, offset, more, ident: 0 });
+        let atomic = (FRAGMENT, [0xff, 0, 0]);
+        let cases: Vec<(&str, Vec<Header>, Result<FragmentHeader, DropReason>)> = vec![
+            ("none", vec![options], Err(DropReason::Fragment)),
+            ("atomic", vec![atomic], Err(DropReason::Fragment)),
+            ("first", vec![options, (FRAGMENT, [0, 0, 1])], found(48, 0, true)),
+            ("later", vec![(FRAGMENT, [0, 0x12, 0x31])], found(40, 0x1230 / 8, true)),
+            ("last", vec![atomic, (FRAGMENT, [0, 0, 8])], found(48, 1, false)),
+            ("reserved bits", vec![(FRAGMENT, [0xff, 0, 0xe])], found(40, 1, false)),
+            ("too many", vec![options; 10], Err(DropReason::BadExtensionHeader)),
+        ];
+        for (what, headers, expected) in cases {
+            assert_eq!(fragment_header(&chain(&headers, 6)), expected, "{what}");
+        }
+        let first = chain(&[(FRAGMENT, [0, 0, 1])], 6);
+        assert_eq!(fragment_header(&first[..47]), Err(DropReason::BadExtensionHeader));
     }
 }

@@ -5,7 +5,9 @@
 
 pub mod builder;
 pub mod checksum;
+pub mod cutter;
 pub mod ethernet;
+pub mod fragment;
 pub mod icmp;
 pub mod icmp_message;
 pub mod icmpv6;
@@ -19,5 +21,6 @@ pub mod udp;
 pub(crate) mod word;
 
 pub use builder::PacketBuilder;
+pub use fragment::{Fragment, parse_fragment};
 pub use parse::{Verify, parse, parse_into, parse_with};
 pub use parsed::{IpVersion, Parsed, Transport};

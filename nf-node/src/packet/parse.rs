@@ -50,7 +50,8 @@ pub(crate) struct Network {
 /// Looks at a frame, all checksums included.
 ///
 /// # Errors
-/// The reason to drop it.
+/// The reason to drop it; [`DropReason::Fragment`] if it is to be looked at by
+/// [`crate::packet::parse_fragment`].
 #[inline]
 pub fn parse(frame: &[u8]) -> Result<Parsed, DropReason> {
     parse_with(frame, Verify::All)
@@ -59,7 +60,7 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, DropReason> {
 /// Looks at a frame.
 ///
 /// # Errors
-/// The reason to drop it.
+/// As [`parse`].
 pub fn parse_with(frame: &[u8], verify: Verify) -> Result<Parsed, DropReason> {
     let mut parsed = Parsed::BLANK;
     parse_into(frame, verify, &mut parsed)?;
@@ -171,7 +172,7 @@ fn parse_ipv6(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropRe
 /// Never a source on a wire: "this network", loopback, multicast, reserved and broadcast
 /// (RFC 1122 section 3.2.1.3, RFC 1812 section 5.3.7).
 #[inline]
-const fn is_martian_source_v4(address: [u8; 4]) -> bool {
+pub(crate) const fn is_martian_source_v4(address: [u8; 4]) -> bool {
     matches!(address[0], 0 | 127 | 224..)
 }
 
@@ -193,7 +194,7 @@ pub(crate) const fn is_martian_destination_v6(address: [u8; 16]) -> bool {
 
 /// As a destination, or multicast.
 #[inline]
-const fn is_martian_source_v6(address: [u8; 16]) -> bool {
+pub(crate) const fn is_martian_source_v6(address: [u8; 16]) -> bool {
     address[0] == 0xff || is_martian_destination_v6(address)
 }
 

@@ -27,6 +27,9 @@ pub enum Transport {
         /// Transport protocol of the quoted packet (6, 17, 1 or 58).
         inner_protocol: u8,
     },
+    /// Bytes of a later fragment: the transport header is in the first one, and so are the ports,
+    /// which are 0 here ([`crate::packet::fragment`]).
+    LaterFragment,
 }
 
 /// IP version of a packet.

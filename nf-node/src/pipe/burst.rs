@@ -13,6 +13,7 @@ use crate::frame::{BURST_MAX, Burst, Frame};
 use crate::nf::{NetworkFunction, Packet};
 use crate::packet::parsed::Parsed;
 use crate::packet::{self, Verify};
+use crate::pipe::fragments::Part;
 use crate::pipe::parking::Arrived;
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{Output, Pipe, Stages};
@@ -129,6 +130,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let mut decided = Decided { count: 0, valid_until: Time(u64::MAX), stopped: None };
         for (lane, frame) in lanes.0[done..].iter_mut().zip(frames) {
             if let Some(reason) = lane.malformed {
+                if reason == DropReason::Fragment {
+                    decided.stopped = Some(Way::Stopped(Stop::Fragment));
+                    break;
+                }
                 (lane.verdict, lane.valid_until) = (Err(reason), Time(u64::MAX));
                 decided.count += 1;
                 continue;
@@ -199,7 +204,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     frame.side = side.opposite();
                     let tuple = translated.as_ref().unwrap_or(&parsed.tuple);
                     if self.chain.turns_round(side, tuple) {
-                        self.turned.push_back(frame);
+                        self.turned.push_back((frame, None));
                         continue;
                     }
                     Ok(lane.valid_until)
@@ -249,9 +254,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let Lane { malformed, parsed, slot, key, counted, .. } = self.lanes.0[lane];
         match malformed {
             None => {
-                let arrived = Arrived { frame, parsed, slot, counted };
+                let arrived = Arrived { frame, parsed, slot, counted, part: Part::Whole };
                 self.admit(now, arrived, way.map(|way| (way, key)), out);
             }
+            Some(DropReason::Fragment) => self.take_fragment(now, frame, out),
             Some(reason) => self.hand_over(frame, Err(reason), out),
         }
     }

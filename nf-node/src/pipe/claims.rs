@@ -5,8 +5,9 @@
 //! first of the queue holds the claim and is processed. So packets of one flow never overtake each
 //! other, and nothing that hangs on an undecided change is processed before it is decided.
 //!
-//! **Invariant.** Everybody waits for packets that were parked earlier, so no two wait for each
-//! other: only a packet that has just come in ever joins a queue.
+//! **Invariant.** No two wait for each other: only a packet that has just come in ever joins a
+//! queue, or one that holds claims of its flow and now wants that of a record, whose holders wait
+//! for nobody (`fragments`).
 //!
 //! A hash table with chains in a fixed slab of claims; indexes into the parking place name packets.
 //! Never allocates after it was made, never looks at a packet.
@@ -15,9 +16,12 @@ use nearstate_store::Key;
 
 /// No claim, no packet: the end of a list.
 const NONE: u32 = u32::MAX;
-/// Claims there is room for, for each packet that may be parked: its first key, and on average this
-/// less one of the keys that it writes.
-const CLAIMS_PER_PARKED: usize = 3;
+/// Keys that one packet claims so that others stay behind it: its first one, and a fragment's
+/// record.
+pub(super) const FIRST_KEYS: usize = 2;
+/// Claims there is room for, for each packet that may be parked: these, and on average two of the
+/// keys that it writes.
+const CLAIMS_PER_PARKED: usize = FIRST_KEYS + 2;
 
 #[derive(Clone, Copy, Debug)]
 struct Claim {
@@ -270,7 +274,7 @@ mod tests {
             claims.claim(&key(number), 0);
         }
         assert_eq!(claims.room(), 0);
-        assert!(claims.is_held(&key(2)) && !claims.is_held(&key(3)));
+        assert!(claims.is_held(&key(3)) && !claims.is_held(&key(4)));
         claims.release(0, |_| panic!("nobody waits"));
         assert!(claims.is_empty());
     }

@@ -8,7 +8,8 @@
 //!
 //! A packet from inside to one of the NAT's own ends has two halves (hairpinning): when the first,
 //! outward one is done, the packet is taken in once more, as from outside. Each half is decided
-//! under leases of its own, as if a router outside had sent it back.
+//! under leases of its own, as if a router outside had sent it back. A fragment has a half of its
+//! own as well: it joins what is known of its datagram (`fragments`).
 //!
 //! **Invariant.** Every packet that comes in leaves once or is dropped once, with a counted reason.
 //! **Invariant.** No packet leaves before every change that its way asked for is committed, nor
@@ -19,21 +20,25 @@
 
 mod burst;
 mod claims;
+mod fragments;
 mod parking;
 mod resume;
 #[cfg(test)]
 mod tests;
 mod walk;
 
+pub use fragments::{EARLY_SHARE, LOOKS_MAX};
+
 use crate::chain::{Chain, Function};
 use crate::chain_config::FunctionName;
 use crate::cluster_access::STORE_PATIENCE_MS;
 use crate::counters::{Counters, Event};
 use crate::frame::{BURST_MAX, Frame};
+use crate::nf::fragments::FragmentNames;
 use crate::nf::{Changes, NetworkFunction};
-
 use crate::pipe::burst::Lanes;
 use crate::pipe::claims::Claims;
+use crate::pipe::fragments::{Early, Joins, Member};
 use crate::pipe::parking::Parking;
 use crate::state_access::{Completion, StateAccess};
 use crate::verdict::DropReason;
@@ -82,6 +87,11 @@ pub trait Stages {
 
     /// The slot of a packet.
     fn slot(&self, side: Side, tuple: &FlowTuple) -> SlotId;
+
+    /// What names datagrams that come in fragments.
+    fn fragment_names(&self) -> FragmentNames {
+        FragmentNames::new(0)
+    }
 
     /// Whether a packet from this side that is this flow behind the chain is to be taken in again,
     /// as from the other side.
@@ -133,6 +143,10 @@ impl Stages for SteeredChain {
     #[inline]
     fn slot(&self, side: Side, tuple: &FlowTuple) -> SlotId {
         self.steering.slot(self.chain.tenant(), side, tuple)
+    }
+
+    fn fragment_names(&self) -> FragmentNames {
+        FragmentNames::new(self.steering.seed())
     }
 
     #[inline]
@@ -195,10 +209,12 @@ pub struct Pipe<S, C = SteeredChain> {
     /// Parked packets that are to be processed now.
     ready: VecDeque<u32>,
     /// Packets that have passed the chain and are to be taken in once more, as from outside.
-    turned: VecDeque<Frame>,
+    turned: VecDeque<(Frame, Option<Member>)>,
     /// Parked packets that are tried again: after a short wait, after a long one. In the order of
     /// their time, as the wait is the same for all of a queue.
     retries: [VecDeque<(Time, u32)>; 2],
+    early: Early,
+    joins: Joins,
     sweep_at: Option<Time>,
 }
 
@@ -220,6 +236,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             // A burst's, and those of all that is ready.
             turned: VecDeque::with_capacity(BURST_MAX + places),
             retries: [VecDeque::with_capacity(places), VecDeque::with_capacity(places)],
+            early: Early::new(places),
+            joins: vec![None; places].into_boxed_slice(),
             sweep_at: None,
         }
     }
@@ -266,7 +284,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let retries = self.retries.iter().filter_map(|queue| queue.front().map(|(at, _)| *at));
-        retries.chain(self.sweep_at).min()
+        retries.chain(self.early.next_deadline()).chain(self.sweep_at).min()
     }
 
     /// Does what is due.
@@ -275,6 +293,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             while let Some((_, place)) = self.retries[queue].pop_front_if(|(at, _)| *at <= now) {
                 self.resume(now, place, out);
             }
+        }
+        while let Some(place) = self.early.pop_due(now) {
+            self.resume(now, place, out);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now, out);

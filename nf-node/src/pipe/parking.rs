@@ -8,6 +8,7 @@
 
 use crate::frame::Frame;
 use crate::packet::parsed::Parsed;
+use crate::pipe::fragments::Part;
 use crate::pipe::walk::Counted;
 use crate::pipe::{COMMIT_GIVE_UP_NS, GIVE_UP_NS, STAGES_MAX};
 use crate::state_access::Token;
@@ -28,6 +29,8 @@ pub(super) enum Phase {
     },
     /// For another try.
     Retrying,
+    /// A later fragment: for the first one of its datagram.
+    Early,
 }
 
 /// A read that has been answered.
@@ -47,6 +50,7 @@ pub(super) struct Arrived {
     pub(super) parsed: Parsed,
     pub(super) slot: SlotId,
     pub(super) counted: Counted,
+    pub(super) part: Part,
 }
 
 /// A parked packet.
@@ -199,7 +203,7 @@ impl Parking {
             Phase::Reading(_) => now.since_ns(parked.since) >= GIVE_UP_NS,
             Phase::Committing { since } => now.since_ns(since) >= COMMIT_GIVE_UP_NS,
             // Those behind others wait for them, and retries have a time of their own.
-            Phase::Waiting | Phase::Retrying => false,
+            Phase::Waiting | Phase::Retrying | Phase::Early => false,
         };
         let mut places = self.places.iter().skip(from as usize);
         let found = places.position(|place| place.parked.as_ref().is_some_and(is_forgotten))?;

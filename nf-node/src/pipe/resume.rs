@@ -7,11 +7,13 @@ use crate::counters::Event;
 use crate::frame::Frame;
 use crate::nf::{NetworkFunction, Packet};
 use crate::packet::{self, Verify};
+use crate::pipe::claims::FIRST_KEYS;
+use crate::pipe::fragments::{self, Member, Part};
 use crate::pipe::parking::{Answer, Arrived, Parked, Phase};
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{
     End, GIVE_UP_NS, LEASES_OVER_MAX, Output, Pipe, QUICK_TRIES, QUICK_TRY_NS, SLOW_TRY_NS,
-    SWEEP_NS, Stages, TRANSACTIONS_MAX,
+    SWEEP_NS, Stages,
 };
 use crate::rewrite;
 use crate::state_access::{Access, QueueFull, ReadAnswer, StateAccess, Token};
@@ -46,7 +48,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     /// The place of a packet that is parked; `None` if there was none and it was dropped.
-    fn take_place(
+    pub(super) fn take_place(
         &mut self,
         now: Time,
         arrived: Arrived,
@@ -79,14 +81,27 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
 
     /// Takes in a packet whose first half is done. It is checked again, as what comes from outside
     /// is; its checksums were.
-    fn turn_round(&mut self, now: Time, frame: Frame, out: &mut impl Output) {
+    fn turn_round(
+        &mut self,
+        now: Time,
+        (frame, member): (Frame, Option<Member>),
+        out: &mut impl Output,
+    ) {
         self.counters.add(Event::Hairpins, 1);
-        match packet::parse_with(frame.as_slice(), Verify::Headers) {
+        let parsed = match member {
+            None => packet::parse_with(frame.as_slice(), Verify::Headers),
+            Some(_) => packet::parse_fragment(frame.as_slice()).map(|fragment| fragment.parsed),
+        };
+        match parsed {
             Ok(parsed) => {
                 let slot = self.chain.slot(frame.side, &parsed.tuple);
                 // It has been counted on its way out; the way in has entries of its own.
-                let arrived = Arrived { frame, parsed, slot, counted: Counted::default() };
-                let place = self.take_place(now, arrived, None, out);
+                let part = if member.is_some() { Part::First } else { Part::Whole };
+                let arrived = Arrived { frame, parsed, slot, counted: Counted::default(), part };
+                let place = match member {
+                    None => self.take_place(now, arrived, None, out),
+                    Some(member) => self.take_member(now, arrived, member, out),
+                };
                 self.ready.extend(place);
             }
             Err(reason) => self.hand_over(frame, Err(reason), out),
@@ -135,7 +150,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let parked = self.parking.get_mut(place);
         // What was read before is old, whatever came of it.
         parked.answers.clear();
-        let contended = parked.transactions >= TRANSACTIONS_MAX;
+        let part = parked.arrived.part;
+        let contended = parked.transactions >= part.transactions_max();
+        if part == Part::Join {
+            self.note_outcome(place, matches!(outcome, Some(Outcome::Committed(_))));
+        }
         match outcome {
             Some(Outcome::Committed(_)) => {
                 self.counters.add(Event::Commits, 1);
@@ -176,8 +195,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 if let Some(end) = self.process(now, place, out) {
                     self.finish(place, end, out);
                 }
-            } else if let Some(frame) = self.turned.pop_front() {
-                self.turn_round(now, frame, out);
+            } else if let Some(turned) = self.turned.pop_front() {
+                self.turn_round(now, turned, out);
             } else {
                 return;
             }
@@ -205,6 +224,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             };
             let after = out.clock();
             if after <= valid_until {
+                if verdict.is_ok() && self.begins_to_join(place, &tuple) {
+                    return self.process(after, place, out);
+                }
                 return Some(match verdict {
                     Ok(()) => End::Leave(tuple, valid_until),
                     Err(reason) => End::Drop(reason),
@@ -218,11 +240,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     fn walk_parked(&mut self, now: Time, place: u32) -> (Way, FlowTuple) {
+        if self.parking.get_mut(place).arrived.part == Part::Join {
+            return self.join(now, place);
+        }
         let Self { access, chain, counters, changes, parking, claims, .. } = self;
         let (token, numbered) = (parking.token_of(place), parking.numbered());
         let parked = parking.get_mut(place);
         let Parked { arrived, first_key, answers, asked, .. } = parked;
-        let Arrived { frame, parsed, slot, counted } = arrived;
+        let Arrived { frame, parsed, slot, counted, .. } = arrived;
         let (slot, side) = (*slot, frame.side);
         let (bytes, tenant, translated) = (frame.as_slice(), chain.tenant(), &mut None);
         let mut packet = Packet { frame: bytes, parsed, tenant, side, translated };
@@ -285,6 +310,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 None
             }
             Way::Stopped(Stop::Unavailable) => self.retry_later(now, place),
+            Way::Stopped(Stop::Early) => self.wait_for_first(now, place),
+            Way::Stopped(Stop::Fragment) => unreachable!("it stops a burst only"),
             Way::Changes => self.commit(now, place),
         }
     }
@@ -293,7 +320,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     fn commit(&mut self, now: Time, place: u32) -> Option<End> {
         let token = self.parking.token_of(place);
         let parked = self.parking.get_mut(place);
-        if parked.transactions >= TRANSACTIONS_MAX {
+        if parked.transactions >= parked.arrived.part.transactions_max() {
             return Some(End::Drop(DropReason::Contention));
         }
         let transaction = Transaction {
@@ -333,7 +360,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 Write::Delete(key) | Write::Touch(key) | Write::Add { key, .. } => key,
                 Write::Put { .. } | Write::Take(_) | Write::Return { .. } => continue,
             };
-            if self.claims.room() > self.parking.places() {
+            if self.claims.room() > FIRST_KEYS * self.parking.places() {
                 self.claims.claim(key, place);
             }
         }
@@ -360,7 +387,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     /// be shown to them.
     fn finish(&mut self, place: u32, end: End, out: &mut impl Output) {
         let Parked { arrived, answers, .. } = self.parking.remove(place);
-        let Arrived { mut frame, parsed, .. } = arrived;
+        let Arrived { mut frame, parsed, part, .. } = arrived;
         let Self { claims, parking, ready, .. } = self;
         claims.release(place, |heir| {
             let waiter = parking.get_mut(heir);
@@ -372,13 +399,23 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         if self.parking.is_empty() {
             self.sweep_at = None;
         }
+        let join = if part == Part::Whole { None } else { self.joins[place as usize].take() };
+        if let Some(join) = &join {
+            self.end_join(join, matches!(end, End::Leave(..)));
+        }
         let end = match end {
             End::Leave(tuple, valid_until) => {
                 rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
                 let side = frame.side;
                 frame.side = side.opposite();
-                if self.chain.turns_round(side, &tuple) {
-                    return self.turned.push_back(frame);
+                match &join {
+                    Some(join) if part == Part::Join => {
+                        fragments::finish(&mut frame, &parsed, join);
+                    }
+                    _ if self.chain.turns_round(side, &tuple) => {
+                        return self.turned.push_back((frame, join.map(|join| join.member)));
+                    }
+                    _ => {}
                 }
                 Ok(valid_until)
             }

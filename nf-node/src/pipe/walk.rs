@@ -33,6 +33,10 @@ pub(super) enum Stop {
     Asked(Key),
     /// It cannot be asked for now.
     Unavailable,
+    /// It is a fragment, which a burst does not decide on.
+    Fragment,
+    /// Its datagram's first fragment has not passed yet.
+    Early,
 }
 
 /// What an entry is read for.

@@ -8,6 +8,7 @@ use super::answers::Answers;
 use crate::packet;
 use crate::state_access::Access;
 use crate::trace::{Found, TraceRecord, trace_packet};
+use crate::verdict::DropReason;
 use nearstate_placement::api::{Request, Response};
 use nearstate_placement::{Map, Side};
 use nearstate_store::clock::boot_now;
@@ -36,7 +37,10 @@ impl Answers {
 
     /// Slot and shard of a frame that can be followed.
     fn place(&self, side: Side, frame: &[u8], map: &Map) -> Option<(SlotId, ShardId)> {
-        let parsed = packet::parse(frame).ok()?;
+        let parsed = match packet::parse(frame) {
+            Err(DropReason::Fragment) => packet::parse_fragment(frame).ok()?.parsed,
+            parsed => parsed.ok()?,
+        };
         let slot = self.steering.slot(self.chain.tenant(), side, &parsed.tuple);
         Some((slot, map.shard_of(slot)?))
     }

@@ -11,7 +11,7 @@ mod verify;
 
 use super::Ended;
 use clap::Subcommand;
-use nearstate_nf_node::nf::{entry_rules, state_key};
+use nearstate_nf_node::nf::{entry_rules, fragments, state_key};
 use nearstate_placement::store_api::HeldEntry;
 use serde_json::{Value, json};
 
@@ -54,15 +54,21 @@ pub(super) fn entry_json(held: &HeldEntry) -> Value {
         "endpoints": [a.to_string(), b.to_string()],
         "about": state_key::words(&held.key),
         "version": held.version.0,
-        "value": value_words(held),
+        "value": value_digits(held),
+        "says": fragments::describe(&held.key, &held.value),
         "packets": packets,
         "bytes": bytes,
         "is_current": held.is_current,
     })
 }
 
-/// The bytes of a value as digits, without what is counted in it and the zeros at its end.
+/// What a value says, if there are words for it, or its digits.
 pub(super) fn value_words(held: &HeldEntry) -> String {
+    fragments::describe(&held.key, &held.value).unwrap_or_else(|| value_digits(held))
+}
+
+/// The bytes of a value as digits, without what is counted in it and the zeros at its end.
+fn value_digits(held: &HeldEntry) -> String {
     let value = entry_rules::without_counts(&held.key, held.value);
     let bytes = value.to_bytes();
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);

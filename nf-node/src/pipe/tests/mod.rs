@@ -1,6 +1,8 @@
 //! The pipe against a world that answers late, in another order, falsely slow, or not at all.
 
+mod fragments;
 mod model;
 mod nat;
+mod nodes;
 mod table;
 mod world;
