@@ -8,11 +8,11 @@
 mod imagined;
 
 use crate::chain::Chain;
+use crate::frame::Frame;
 use crate::nf::state_key::words as key_words;
 use crate::nf::{Changes, NetworkFunction};
 use crate::packet;
 use crate::packet::parsed::{Parsed, Transport};
-use crate::rewrite;
 use crate::state_access::Access;
 use crate::verdict::{DropReason, Verdict};
 use core::fmt;
@@ -150,12 +150,14 @@ pub fn trace_packet(
         let Some(again) = way.once_more(&imagined, read) else { return records };
         (tuple, after_commit) = (again, Some(imagined.taken()));
     }
-    if chain.turns_round(side, &tuple) {
-        records.push(TraceRecord::TurnsRound);
-        let frame = way.rewritten(tuple);
-        records.extend(trace_packet(chain, steering, now, (side.opposite(), &frame), read));
-    } else {
-        records.push(TraceRecord::Leaves(way.departure(tuple, after_commit)));
+    match way.rewritten(tuple) {
+        Err(reason) => records.push(TraceRecord::Dropped(reason)),
+        Ok(frame) if chain.turns_round(side, &tuple) => {
+            records.push(TraceRecord::TurnsRound);
+            let turned = (side.opposite(), frame.as_slice());
+            records.extend(trace_packet(chain, steering, now, turned, read));
+        }
+        Ok(frame) => records.push(TraceRecord::Leaves(way.departure(&frame, after_commit))),
     }
     records
 }
@@ -223,16 +225,17 @@ impl Way<'_> {
         changes.is_empty().then_some(tuple)
     }
 
-    fn rewritten(&self, tuple: FlowTuple) -> Vec<u8> {
-        let mut frame = self.frame.to_vec();
-        rewrite::apply(&mut frame, self.parsed, &tuple);
-        frame
+    fn rewritten(&self, tuple: FlowTuple) -> Result<Frame, DropReason> {
+        let mut frame = Frame::new();
+        frame.copy_from(self.frame).map_err(|_| DropReason::FrameTooLong)?;
+        self.chain.rewrite(&mut frame, self.parsed, &tuple)?;
+        Ok(frame)
     }
 
     /// The frame as it would leave, parsed again.
-    fn departure(&self, tuple: FlowTuple, after_commit: Option<Option<Endpoint>>) -> Departure {
-        let frame = self.rewritten(tuple);
-        let packet = packet::parse(&frame).ok().map(|parsed| (parsed.transport, parsed.tuple));
+    fn departure(&self, frame: &Frame, after_commit: Option<Option<Endpoint>>) -> Departure {
+        let frame = frame.as_slice();
+        let packet = packet::parse(frame).ok().map(|parsed| (parsed.transport, parsed.tuple));
         let (side, before) = (self.side.opposite(), self.parsed.tuple);
         Departure { side, bytes: frame.len(), packet, before, after_commit }
     }

@@ -14,7 +14,8 @@ pub const PROTOCOL_ICMPV6: u8 = 58;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// Protocol number of a fragment header.
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// Bytes of a fragment header; also the least that any extension header has.
 const FRAGMENT_BYTES: usize = 8;

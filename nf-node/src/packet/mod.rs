@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod ethernet;
 pub mod icmp;
 pub mod icmp_message;
+pub(crate) mod icmp_translation;
 pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
@@ -15,6 +16,7 @@ mod parse;
 pub mod parsed;
 mod quote;
 pub mod tcp;
+pub mod translation;
 pub mod udp;
 pub(crate) mod word;
 

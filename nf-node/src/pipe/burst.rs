@@ -16,7 +16,6 @@ use crate::packet::parsed::Parsed;
 use crate::pipe::parking::Arrived;
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{Output, Pipe, Stages};
-use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
@@ -189,16 +188,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     ) {
         for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
             let end = match (&lane.verdict, &lane.parsed) {
-                (Ok(()), Ok(parsed)) => {
-                    rewrite::apply(frame.as_mut_slice(), parsed, &lane.tuple);
-                    let side = frame.side;
-                    frame.side = side.opposite();
-                    if self.chain.turns_round(side, &lane.tuple) {
+                (Ok(()), Ok(parsed)) => match self.send_on(&mut frame, parsed, &lane.tuple) {
+                    Ok(true) => {
                         self.turned.push_back(frame);
                         continue;
                     }
-                    Ok(lane.valid_until)
-                }
+                    Ok(false) => Ok(lane.valid_until),
+                    Err(reason) => Err(reason),
+                },
                 (Err(reason), _) | (_, Err(reason)) => Err(*reason),
             };
             self.hand_over(frame, end, out);

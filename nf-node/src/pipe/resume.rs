@@ -13,7 +13,6 @@ use crate::pipe::{
     End, GIVE_UP_NS, LEASES_OVER_MAX, Output, Pipe, QUICK_TRIES, QUICK_TRY_NS, SLOW_TRY_NS,
     SWEEP_NS, Stages, TRANSACTIONS_MAX,
 };
-use crate::rewrite;
 use crate::state_access::{Access, QueueFull, ReadAnswer, StateAccess, Token};
 use crate::verdict::DropReason;
 use arrayvec::ArrayVec;
@@ -376,15 +375,11 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             self.sweep_at = None;
         }
         let end = match end {
-            End::Leave(tuple, valid_until) => {
-                rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
-                let side = frame.side;
-                frame.side = side.opposite();
-                if self.chain.turns_round(side, &tuple) {
-                    return self.turned.push_back(frame);
-                }
-                Ok(valid_until)
-            }
+            End::Leave(tuple, valid_until) => match self.send_on(&mut frame, &parsed, &tuple) {
+                Ok(true) => return self.turned.push_back(frame),
+                Ok(false) => Ok(valid_until),
+                Err(reason) => Err(reason),
+            },
             End::Drop(reason) => Err(reason),
         };
         self.hand_over(frame, end, out);

@@ -2,5 +2,6 @@
 
 mod model;
 mod nat;
+mod nat64;
 mod table;
 mod world;
