@@ -252,7 +252,7 @@ mod tests {
             ("2001:db8::1/32", "behind its length"),
             ("2001:db8:122:344:100::/96", "bits 64 to 71"),
             ("::/96", "never reached"),
-            ("::ffff:0:0/96", "never reached"),
+            ("::ffff:0.0.0.0/96", "never reached"),
             ("ff0e::/32", "never reached"),
             ("fe80::/64", "never reached"),
         ];

@@ -2,7 +2,13 @@
 
 use crate::engine::Target;
 use crate::seal;
-use nearstate_nf_node::packet::{PacketBuilder, Verify, parse, parse_with, tcp::flags};
+use nearstate_nf_node::frame::FRAME_BYTES;
+use nearstate_nf_node::nat64_prefix::Nat64Prefix;
+use nearstate_nf_node::packet::translation::translated;
+use nearstate_nf_node::packet::{
+    IpVersion, PacketBuilder, Parsed, Verify, parse, parse_with, tcp::flags,
+};
+use nearstate_placement::FlowTuple;
 use nearstate_store::Endpoint;
 
 type Samples = Vec<(&'static str, Vec<u8>)>;
@@ -17,13 +23,16 @@ fn samples() -> Samples {
     let six = |text: &str, port| Endpoint::new(text.parse().unwrap(), port);
     let (c, d) = (six("2001:db8::1", 1234), six("2001:db8::2", 80));
     let udp = PacketBuilder::udp(a, b).payload(b"question").build();
+    let udp_6 = PacketBuilder::udp(c, d).payload(b"question").build();
     vec![
         ("udp", udp.clone()),
         ("udp-vlan-options", PacketBuilder::udp(a, b).vlan(7).ip_options(&[1; 8]).build()),
         ("tcp", PacketBuilder::tcp(a, b).flags(flags::SYN).tcp_options(&[2, 4, 5, 180]).build()),
         ("echo", PacketBuilder::echo_request(a, b).payload(&[7; 20]).build()),
         ("error", PacketBuilder::icmp_error(b, (3, 1), &udp).build()),
-        ("udp-6", PacketBuilder::udp(c, d).payload(b"question").build()),
+        ("too-big", PacketBuilder::icmp_error(b, (3, 4), &udp).quote_limit(28).build()),
+        ("error-6", PacketBuilder::icmp_error(d, (4, 0), &udp_6).build()),
+        ("udp-6", udp_6),
         ("tcp-6", PacketBuilder::tcp(c, d).payload(&[1; 30]).build()),
         ("echo-6", PacketBuilder::echo_request(c, d).build()),
     ]
@@ -33,5 +42,38 @@ fn read_packet(bytes: &[u8]) -> bool {
     let lenient = parse_with(bytes, Verify::Headers);
     let strict = parse(bytes);
     assert!(strict.is_err() || lenient.is_ok(), "whoever verifies more takes less");
+    if let Ok(parsed) = &lenient {
+        cross(bytes, parsed, strict.is_ok());
+    }
     lenient.is_ok()
+}
+
+/// A flow of the other IP version, as a NAT64 would have it.
+fn other_version(parsed: &Parsed, prefix: &Nat64Prefix) -> FlowTuple {
+    let FlowTuple { protocol, source, destination } = parsed.tuple;
+    let other = |end: Endpoint, last| match end.ipv4() {
+        Some(address) => Endpoint { address: prefix.embed(address), ..end },
+        None => Endpoint::v4([198, 18, 0, last], end.port),
+    };
+    let protocol = match protocol {
+        1 => 58,
+        58 => 1,
+        protocol => protocol,
+    };
+    FlowTuple { protocol, source: other(source, 1), destination: other(destination, 2) }
+}
+
+/// Whatever was let in crosses to the other IP version or is refused; it fits into a buffer, and is
+/// well-formed again if all of it was looked at before.
+fn cross(bytes: &[u8], parsed: &Parsed, is_verified: bool) {
+    let prefix = Nat64Prefix::WELL_KNOWN;
+    let tuple = other_version(parsed, &prefix);
+    let Ok(crossed) = translated(bytes, parsed, &tuple, &prefix) else { return };
+    let more = if parsed.version == IpVersion::V4 { 40 } else { 0 };
+    assert!(crossed.len() <= FRAME_BYTES && crossed.len() <= bytes.len() + more);
+    let again = parse_with(&crossed, Verify::Headers).expect("what crosses is a packet");
+    assert!(again.tuple == tuple && again.version != parsed.version);
+    if is_verified {
+        parse(&crossed).expect("what crosses has the right checksums");
+    }
 }

@@ -1,6 +1,6 @@
-//! NAT44: many inside hosts behind a pool of external IPv4 addresses (RFC 4787, 5382, 5508); and all
-//! of it that NAT64 ([`crate::nf::nat64`]) has as well: only how packets of inside hosts look is
-//! another matter there ([`Inside`]).
+//! NAT44: many inside hosts behind a pool of external IPv4 addresses (RFC 4787, 5382, 5508); and
+//! all of it that NAT64 ([`crate::nf::nat64`]) has as well: only how packets of inside hosts look
+//! is another matter there ([`Inside`]).
 //!
 //! The mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): an inside endpoint has one
 //! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are

@@ -1,14 +1,15 @@
 //! NAT64: hosts of IPv6 inside, behind a pool of external IPv4 addresses (RFC 6146).
 //!
-//! Whom they talk to has an IPv4 address, which they know behind a prefix ([`Nat64Prefix`]). Mappings
-//! and their lives, ports, quotas, static mappings, filters and hairpinning are those of NAT44
-//! ([`crate::nf::nat44`]): the entries of a mapping hold endpoints of either family. What RFC 6146
-//! calls a BIB entry is a mapping; there is no session table, for filtering by endpoints is the
-//! business of a [`NatFilter`](crate::nf::nat_filter::NatFilter), and the life of a TCP mapping is
-//! followed at the mapping. A subscriber is one IPv6 address.
+//! Whom they talk to has an IPv4 address, which they know behind a prefix ([`Nat64Prefix`]).
+//! Mappings and their lives, ports, quotas, static mappings, filters and hairpinning are those of
+//! NAT44 ([`crate::nf::nat44`]): the entries of a mapping hold endpoints of either family. What RFC
+//! 6146 calls a BIB entry is a mapping; there is no session table, for filtering by endpoints is
+//! the business of a [`NatFilter`](crate::nf::nat_filter::NatFilter), and the life of a TCP mapping
+//! is followed at the mapping. A subscriber is one IPv6 address.
 //!
-//! A flow changes its protocol number with its family (ICMPv6, ICMP); a mapping is kept under that of
-//! IPv4, as its port is. Here only the tuple changes: [`crate::packet::translation`] makes the frame.
+//! A flow changes its protocol number with its family (ICMPv6, ICMP); a mapping is kept under that
+//! of IPv4, as its port is. Here only the tuple changes: [`crate::packet::translation`] makes the
+//! frame.
 //!
 //! What it never does: touch IPv6 that is not for its prefix, or IPv4 of an inside host (they pass,
 //! and whether they may is the firewall's business); take part in a loop: a source behind its own

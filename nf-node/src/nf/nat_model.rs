@@ -1,8 +1,8 @@
 //! For tests: a NAT as RFC 4787 and RFC 6146 describe it in its simplest form, one map from inside
 //! to external endpoints, and random packets that the real one and the model see alike.
 //!
-//! After every packet the mapping is a bijection, in the store as well, and no port has leaked; when
-//! everything has idled out there is nothing left.
+//! After every packet the mapping is a bijection, in the store as well, and no port has leaked;
+//! when everything has idled out there is nothing left.
 
 use crate::chain::Chain;
 use crate::nat64_prefix::Nat64Prefix;

@@ -11,10 +11,10 @@
 //! not a router, as with NAT44. Traffic class and type of service are each other. A flow label is
 //! lost, and 0 comes from IPv4; so are IPv4 options, and extension headers of IPv6 that parsing has
 //! let through. An IPv4 packet of up to 1260 bytes may be fragmented on its way, a longer one may
-//! not (section 5.1): a host of IPv6 is told of MTUs from 1280 on. *Identification* is a hash of the
-//! beginning of the transport, its checksum included: any node gives a packet the same one (P4),
-//! and nobody can tell it in advance who does not know the packet. An atomic fragment (RFC 6946)
-//! keeps its own.
+//! not (section 5.1): a host of IPv6 is told of MTUs from 1280 on. *Identification* is a hash of
+//! the beginning of the transport, its checksum included: any node gives a packet the same one
+//! (P4), and nobody can tell it in advance who does not know the packet. An atomic fragment (RFC
+//! 6946) keeps its own.
 //!
 //! *ICMP errors* have types and codes of the other protocol ([`super::icmp_translation`]), and what
 //! they quote is translated alike. The error's own source goes behind the prefix, whatever it is
@@ -195,7 +195,8 @@ fn last_header(header: &[u8]) -> u8 {
     last.map_or(header[ipv6::field::NEXT_HEADER], |(_, extension)| extension[0])
 }
 
-/// Identification and flags of the fragment header there (RFC 7915 section 5.1.1), if one is. Parsing lets only those at the beginning of a packet through.
+/// Identification and flags of the fragment header there (RFC 7915 section 5.1.1), if one is.
+/// Parsing lets only those at the beginning of a packet through.
 fn fragment_of(header: &[u8]) -> Option<(u16, u16)> {
     let (_, fragment) = extensions(header).find(|(kind, _)| *kind == ipv6::FRAGMENT)?;
     let more = if fragment[3] & 1 == 1 { ipv4::MORE_FRAGMENTS } else { 0 };

@@ -398,7 +398,8 @@ proptest! {
     #[test]
     fn errors_about_what_left_quote_what_was_sent(
         (kind, payload, _, port) in any_packet(),
-        cut in 0usize..200,
+        // Half of a TCP checksum cannot be put right.
+        cut in (0usize..200).prop_filter("half a checksum", |cut| *cut != 9),
         which in 0..5usize,
     ) {
         let sent = build(kind, (host(4000), server_six(port)), &payload).build();
