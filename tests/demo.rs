@@ -36,7 +36,7 @@ fn a_kill_in_the_middle_loses_no_state_and_no_packet() {
 
 #[test]
 fn a_kill_in_the_middle_of_a_nat64_loses_no_state_and_no_packet() {
-    for (chain, steer) in [("nat64", "random"), ("firewall,nat64", "owner")] {
+    for (chain, steer) in [("nat64", "random"), ("firewall,nat,nat64", "owner")] {
         let words = "--flows 400 --packets 12000 --kill 40 --json -";
         let words = format!("--chain {chain} --steer {steer} {words}");
         let report = report(&demo(&words).output().unwrap());

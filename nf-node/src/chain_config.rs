@@ -427,8 +427,9 @@ pub enum ChainConfigError {
 impl ChainConfig {
     /// The chain of these functions with the settings of the demo: a NAT on 198.19.0.0/24 whose
     /// hosts may have 256 port blocks, a NAT64 on 198.19.1.0/24 with as many and the prefix
-    /// 2001:db8:64::/96 (the well-known one cannot stand for the demo's addresses), a firewall without rules, a service on 203.0.113.80:80 with
-    /// four backends (which a firewall in the same chain lets clients reach).
+    /// 2001:db8:64::/96 (the well-known one cannot stand for the demo's addresses), a firewall
+    /// without rules, a service on 203.0.113.80:80 with four backends (which a firewall in the same
+    /// chain lets clients reach).
     ///
     /// # Errors
     /// If a name is no function's.

@@ -25,8 +25,8 @@ use std::process::ExitCode;
 #[command(
     after_help = "Give the inside end first: the packet that is traced goes from it to the other \
     end, and the answer to where that came from. Behind a NAT64 with a prefix of 96 bits the other \
-    end is the address behind it, and answers from the IPv4 address there. With one end only its entries are shown. Exit \
-    code 1 if no owner holds an entry of the flow."
+    end is the address behind it, and answers from the IPv4 address there. With one end only its \
+    entries are shown. Exit code 1 if no owner holds an entry of the flow."
 )]
 pub(super) struct ExplainArgs {
     #[command(flatten)]

@@ -137,14 +137,15 @@ fn packets(plan: &DemoPlan, story: &Story) -> Result<Frames, DemoError> {
 /// The hosts behind a NAT64 have their addresses of the capture behind this prefix.
 const SIX_HOSTS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0);
 
-/// Who begins flows: clients outside, if there is a balancer for them; over IPv6, if there is a NAT64
-/// and no NAT for hosts of IPv4.
+/// Who begins flows: clients outside, if there is a balancer for them; over IPv6, if there is a
+/// NAT64: all of them, or every other one if there is a NAT for IPv4 as well.
 fn scene(chain: &ChainConfig) -> Scene {
     let hosts = Nat64Prefix::new(SIX_HOSTS, 96).ok();
-    let six = match (&chain.nat64, &chain.nat) {
-        (Some(nat64), None) => hosts.map(|hosts| Six { hosts, world: nat64.prefix }),
-        _ => None,
-    };
+    let six = chain.nat64.as_ref().zip(hosts).map(|(nat64, hosts)| Six {
+        hosts,
+        world: nat64.prefix,
+        is_for_all: chain.nat.is_none(),
+    });
     let Some(balancer) = &chain.load_balancer else {
         return Scene { six, ..Scene::inside_calls() };
     };

@@ -3,8 +3,8 @@
 //! A packet belongs to the flow of its canonical tuple; an ICMP error belongs to the flow that it
 //! quotes. The first sender of a flow is its initiator, who sits inside, or outside where a load
 //! balancer serves clients: the initiator's packets are then readdressed to the virtual endpoint.
-//! Behind a NAT64 the initiator has IPv6: what it sends over IPv4 in the capture it sends over IPv6,
-//! to the address behind the NAT64's prefix. Its peers answer over IPv4, as they do in the capture.
+//! Behind a NAT64 the initiator has IPv6: what it sends over IPv4 in the capture it sends over
+//! IPv6, to the address behind the NAT64's prefix. Its peers answer over IPv4, as in the capture.
 //! A packet that does not parse is a flow of its own and is sent alone. What no node could take
 //! (cut short by the capture, longer than a buffer) is refused here, with a counted reason.
 //! Never touches the outside, and sends nothing.
@@ -44,6 +44,8 @@ pub(crate) struct Six {
     pub(crate) hosts: Nat64Prefix,
     /// Of the NAT64: the rest of the world.
     pub(crate) world: Nat64Prefix,
+    /// Whether all hosts have IPv6, or those with an even address only.
+    pub(crate) is_for_all: bool,
 }
 
 impl Six {
@@ -52,6 +54,9 @@ impl Six {
         let behind = |prefix: &Nat64Prefix, end: &Endpoint| {
             Some(Endpoint { address: prefix.embed(end.ipv4()?), port: end.port })
         };
+        if !self.is_for_all && tuple.source.ipv4()?.to_bits() % 2 == 1 {
+            return None;
+        }
         let protocol = if tuple.protocol == ICMP { ICMPV6 } else { tuple.protocol };
         let source = behind(&self.hosts, &tuple.source)?;
         let destination = behind(&self.world, &tuple.destination)?;
@@ -311,7 +316,8 @@ mod tests {
     #[test]
     fn behind_a_nat64_initiators_speak_ipv6_and_their_peers_ipv4() {
         let prefix = |text: &str| text.parse::<Nat64Prefix>().unwrap();
-        let six = Six { hosts: prefix("2001:db8:a::/96"), world: prefix("2001:db8:64::/96") };
+        let (hosts, world) = (prefix("2001:db8:a::/96"), prefix("2001:db8:64::/96"));
+        let six = Six { hosts, world, is_for_all: true };
         let scene = Scene { six: Some(six), ..Scene::inside_calls() };
         let end = |text: &str, port| Endpoint::new(text.parse().unwrap(), port);
         let (host, world) = (end("2001:db8:a::a00:1", 4000), end("2001:db8:64::c000:201", 80));
@@ -319,6 +325,8 @@ mod tests {
         let answer = PacketBuilder::udp(SERVER, CLIENT).payload(b"answer").build();
         let refusal = PacketBuilder::icmp_error(CLIENT, (3, 3), &answer).build();
         let already = PacketBuilder::udp(host, world).build();
+        let odd = Scene { six: Some(Six { is_for_all: false, ..six }), ..scene.clone() };
+        assert_eq!(script(&[question.clone()], &odd).frame(0), &question[..], "10.0.0.1 is odd");
         let script = script(&[question, answer.clone(), refusal, already.clone()], &scene);
         assert_eq!(script.flows(), [vec![0, 1, 2], vec![3]]);
         for number in [0, 2] {
