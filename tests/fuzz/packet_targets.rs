@@ -15,7 +15,7 @@ type Samples = Vec<(&'static str, Vec<u8>)>;
 
 /// A frame as it comes in.
 pub(crate) const PACKETS: Target =
-    Target { name: "packets", samples, is_fresh: false, read: read_packet, seal: seal::nothing };
+    Target { name: "packets", samples, is_fresh: false, read: read_packet, seal: seal::ip_headers };
 
 fn samples() -> Samples {
     let a = Endpoint::v4([10, 0, 0, 1], 1234);

@@ -16,7 +16,7 @@
 //! (P4), and nobody can tell it in advance who does not know the packet. An atomic fragment (RFC
 //! 6946) keeps its own.
 //!
-//! *ICMP errors* have types and codes of the other protocol ([`super::icmp_translation`]), and what
+//! *ICMP errors* have types and codes of the other protocol (`icmp_translation`), and what
 //! they quote is translated alike. The error's own source goes behind the prefix, whatever it is
 //! (section 4.1: routers use strange addresses); from inside it becomes the NAT's (RFC 5508
 //! REQ-5c). Extensions (RFC 4884) are cut off, and an ICMPv6 error is cut to 1280 bytes (RFC 4443
@@ -84,6 +84,9 @@ pub fn translate(
         }
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { .. } => None,
     };
+    if is_piece(&buffer[outer.ip..outer.transport], parsed.version) {
+        return Err(DropReason::Fragment);
+    }
     let ports = (tuple.source.port, tuple.destination.port);
     let (place, ether_type) = match (Ends::of(tuple), quote) {
         (Ends::V4(ends), None) => (packet_to_v4(buffer, outer, ends, ports), ethernet::TYPE_IPV4),
@@ -129,6 +132,15 @@ pub fn translated(
     let length = translate(&mut buffer, parsed, tuple, prefix)?;
     buffer.truncate(length);
     Ok(buffer)
+}
+
+/// Whether this header is one of a piece of a datagram: its checksums are those of the whole, whose
+/// length ICMPv6 counts, and over IPv6 it would need a header more.
+fn is_piece(header: &[u8], version: IpVersion) -> bool {
+    match version {
+        IpVersion::V4 => Ipv4Packet::new_unchecked(header).is_fragment(),
+        IpVersion::V6 => fragment_of(header).is_some_and(|(_, flags)| flags != 0),
+    }
 }
 
 /// Where the headers of a packet are in a buffer, and where it ends.

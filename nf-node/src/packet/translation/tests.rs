@@ -350,6 +350,24 @@ fn what_has_no_word_in_the_other_version_is_refused() {
     }
 }
 
+/// Parsing lets no piece of a datagram come here; whoever does so otherwise is told.
+#[test]
+fn pieces_of_datagrams_are_refused() {
+    let mut four = PacketBuilder::udp(server(53), external(2048)).payload(b"piece").build();
+    let parsed = parse(&four).unwrap();
+    let mut header = Ipv4Packet::new_unchecked(&mut four[14..34]);
+    header.set_flags_offset(ipv4::MORE_FRAGMENTS);
+    header.fill_checksum();
+    let crossed = translated(&four, &parsed, &inwards(&parsed.tuple, 4000), &prefix());
+    assert_eq!(crossed, Err(DropReason::Fragment));
+    let whole = PacketBuilder::udp(host(4000), server_six(53)).payload(b"piece").build();
+    let mut six = extended(&whole, &[(44, [0, 0, 0, 0, 0, 0, 0, 7])]);
+    let parsed = parse(&six).unwrap();
+    six[54 + 3] |= 1;
+    let crossed = translated(&six, &parsed, &outwards(&parsed.tuple, 2048), &prefix());
+    assert_eq!(crossed, Err(DropReason::Fragment));
+}
+
 /// A quoted packet that is whole, with the checksums that its sender gave it.
 fn quoted_whole(frame: &[u8], is_v4: bool) -> Vec<u8> {
     let mut whole = frame[..14].to_vec();
