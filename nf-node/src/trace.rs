@@ -471,6 +471,38 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_through_a_nat64_leaves_over_ipv4_in_words() {
+        let chain = chain(
+            "functions = [\"nat64\"]\n[nat64]\nprefix = \"2001:db8:64::/96\"\n\
+             addresses = [\"198.19.0.0/28\"]",
+        );
+        let end = |text: &str, port| Endpoint::new(text.parse().unwrap(), port);
+        let (host, web) = (end("2001:db8::5", 4000), end("2001:db8:64::192.0.2.1", 53));
+        let frame = PacketBuilder::udp(host, web).payload(b"question").build();
+        let nothing = Found { entry: None, shard: ShardId(1), access: Some(Access::Local) };
+        let packet = (Side::Inside, &frame[..]);
+        let steering = chain.steering(7);
+        let records = trace_packet(&chain, &steering, Time(5), packet, &mut |_, _| Some(nothing));
+        let text = words(&records);
+        let Some(TraceRecord::Leaves(departure)) = records.last() else { panic!("{text}") };
+        assert_eq!(departure.bytes, frame.len() - 20, "{text}");
+        let (_, tuple) = departure.packet.unwrap();
+        assert_eq!(tuple.destination, Endpoint::v4([192, 0, 2, 1], 53), "{text}");
+        assert!(text.contains("the mapping of inside endpoint udp [2001:db8::5]:4000"), "{text}");
+        assert!(text.contains("rewritten: source [2001:db8::5]:4000 -> 198.19.0."), "{text}");
+        assert!(text.contains("take a port of pool-1 for 2001:db8::5"), "{text}");
+        // What cannot cross ends there.
+        let long = PacketBuilder::udp(end("192.0.2.1", 53), end("10.0.0.7", 9)).build();
+        let parsed = packet::parse(&long).unwrap();
+        let tuple = FlowTuple { source: web, destination: host, ..parsed.tuple };
+        let slot = steering.slot(chain.tenant(), Side::Outside, &parsed.tuple);
+        let frame = &[&long[..], &[0; 2000][..]].concat()[..];
+        let (side, now) = (Side::Outside, Time(5));
+        let way = Way { chain: &chain, now, slot, side, frame, parsed: &parsed };
+        assert_eq!(way.rewritten(tuple).err(), Some(DropReason::FrameTooLong));
+    }
+
+    #[test]
     fn a_packet_from_outside_without_state_is_dropped_in_words() {
         let chain = chain("functions = [\"firewall\"]\n[firewall]");
         let steering = chain.steering(7);
