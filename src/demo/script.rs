@@ -326,7 +326,11 @@ mod tests {
         let refusal = PacketBuilder::icmp_error(CLIENT, (3, 3), &answer).build();
         let already = PacketBuilder::udp(host, world).build();
         let odd = Scene { six: Some(Six { is_for_all: false, ..six }), ..scene.clone() };
-        assert_eq!(script(&[question.clone()], &odd).frame(0), &question[..], "10.0.0.1 is odd");
+        assert_eq!(
+            script(core::slice::from_ref(&question), &odd).frame(0),
+            &question[..],
+            "10.0.0.1 is odd"
+        );
         let script = script(&[question, answer.clone(), refusal, already.clone()], &scene);
         assert_eq!(script.flows(), [vec![0, 1, 2], vec![3]]);
         for number in [0, 2] {
