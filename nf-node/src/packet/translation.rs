@@ -20,7 +20,7 @@
 //! they quote is translated alike. The error's own source goes behind the prefix, whatever it is
 //! (section 4.1: routers use strange addresses); from inside it becomes the NAT's (RFC 5508
 //! REQ-5c). Extensions (RFC 4884) are cut off, and an ICMPv6 error is cut to 1280 bytes (RFC 4443
-//! section 2.4 (c)). A quoted first fragment is quoted to IPv6 as if it were whole.
+//! section 2.4 (c)).
 //!
 //! What it never does: decide where a packet goes; send anything of its own, such as "packet too
 //! big" (sections 4.4 and 5.4); make fragments. What has no counterpart, or no room in the buffer,
@@ -50,8 +50,10 @@ const FRAGMENTABLE_BYTES: usize = MTU_MIN as usize - ipv6::HEADER_BYTES + ipv4::
 const IDENT_BYTES: usize = 20;
 /// Bytes of a quoted transport that parsing has seen.
 const QUOTED_TRANSPORT_MIN: usize = 8;
-/// What of a transport an ICMPv6 error may quote behind the quoted header.
-const QUOTED_MAX: usize = MTU_MIN as usize - 2 * ipv6::HEADER_BYTES - icmp_message::HEADER_BYTES;
+/// What an ICMPv6 error may quote.
+const QUOTE_MAX: usize = MTU_MIN as usize - ipv6::HEADER_BYTES - icmp_message::HEADER_BYTES;
+/// Bytes of a fragment header.
+const FRAGMENT_BYTES: usize = 8;
 
 /// Whether this flow, which a packet is to leave as, is of the other IP version than it came.
 #[must_use]
@@ -139,7 +141,7 @@ pub fn translated(
 fn is_piece(header: &[u8], version: IpVersion) -> bool {
     match version {
         IpVersion::V4 => Ipv4Packet::new_unchecked(header).is_fragment(),
-        IpVersion::V6 => fragment_of(header).is_some_and(|(_, flags)| flags != 0),
+        IpVersion::V6 => fragment_of(header).is_some_and(|piece| piece.flags_offset != 0),
     }
 }
 
@@ -183,8 +185,26 @@ struct Fields {
     payload: usize,
     /// An identification for IPv4: see the module's text.
     ident: u16,
-    /// Identification and flags of a fragment header.
-    fragment: Option<(u16, u16)>,
+    /// What it says of a piece of a datagram, if it is one (or looks like one: RFC 6946).
+    piece: Option<Piece>,
+}
+
+/// What a header says of a piece of a datagram, as IPv4 has it; of IPv6 the lower half of the
+/// identification (RFC 7915 section 5.1.1).
+#[derive(Clone, Copy)]
+struct Piece {
+    ident: u16,
+    flags_offset: u16,
+}
+
+impl Fields {
+    /// Bytes of the header over IPv6.
+    const fn header_v6_bytes(&self) -> usize {
+        match self.piece {
+            Some(_) => ipv6::HEADER_BYTES + FRAGMENT_BYTES,
+            None => ipv6::HEADER_BYTES,
+        }
+    }
 }
 
 fn read_v6(buffer: &[u8], place: Place) -> Fields {
@@ -197,7 +217,7 @@ fn read_v6(buffer: &[u8], place: Place) -> Fields {
         protocol: last_header(header),
         payload: packet.payload_len().saturating_sub(extensions),
         ident: identify(&buffer[place.transport..place.end]),
-        fragment: fragment_of(header),
+        piece: fragment_of(header),
     }
 }
 
@@ -207,12 +227,12 @@ fn last_header(header: &[u8]) -> u8 {
     last.map_or(header[ipv6::field::NEXT_HEADER], |(_, extension)| extension[0])
 }
 
-/// Identification and flags of the fragment header there (RFC 7915 section 5.1.1), if one is.
-/// Parsing lets only those at the beginning of a packet through.
-fn fragment_of(header: &[u8]) -> Option<(u16, u16)> {
+/// What the fragment header there says, if one is.
+fn fragment_of(header: &[u8]) -> Option<Piece> {
     let (_, fragment) = extensions(header).find(|(kind, _)| *kind == ipv6::FRAGMENT)?;
-    let more = if fragment[3] & 1 == 1 { ipv4::MORE_FRAGMENTS } else { 0 };
-    Some((get_u16(fragment, 6), more))
+    let word = get_u16(fragment, 2);
+    let more = if word & 1 == 1 { ipv4::MORE_FRAGMENTS } else { 0 };
+    Some(Piece { ident: get_u16(fragment, 6), flags_offset: word >> 3 | more })
 }
 
 /// The extension headers in these bytes, an IPv6 header and all before the transport, which
@@ -222,7 +242,7 @@ fn extensions(header: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = &header[ipv6::HEADER_BYTES..];
     core::iter::from_fn(move || {
         let length = match next {
-            ipv6::FRAGMENT => 8,
+            ipv6::FRAGMENT => FRAGMENT_BYTES,
             _ => (usize::from(*rest.get(1)?) + 1) * 8,
         };
         let (extension, behind) = rest.split_at_checked(length)?;
@@ -240,7 +260,10 @@ fn read_v4(buffer: &[u8], place: Place) -> Fields {
         protocol: packet.protocol(),
         payload: packet.total_len().saturating_sub(packet.header_len()),
         ident: packet.ident(),
-        fragment: None,
+        piece: packet.is_fragment().then(|| Piece {
+            ident: packet.ident(),
+            flags_offset: packet.flags_offset() & !ipv4::DONT_FRAGMENT,
+        }),
     }
 }
 
@@ -248,14 +271,15 @@ fn read_v4(buffer: &[u8], place: Place) -> Fields {
 fn write_v4(buffer: &mut [u8], ip: usize, fields: &Fields, ends: (Ipv4Addr, Ipv4Addr)) {
     let total = ipv4::HEADER_BYTES + fields.payload;
     let flags = if total > FRAGMENTABLE_BYTES { ipv4::DONT_FRAGMENT } else { 0 };
-    let (ident, flags) = fields.fragment.unwrap_or((fields.ident, flags));
+    let whole = Piece { ident: fields.ident, flags_offset: flags };
+    let Piece { ident, flags_offset } = fields.piece.unwrap_or(whole);
     let mut packet = Ipv4Packet::new_unchecked(&mut buffer[ip..ip + ipv4::HEADER_BYTES]);
     packet.set_header_len(ipv4::HEADER_BYTES);
     packet.set_service(fields.service);
     // Only what is quoted can say that it was longer than any.
     packet.set_total_len(u16::try_from(total).unwrap_or(u16::MAX));
     packet.set_ident(ident);
-    packet.set_flags_offset(flags);
+    packet.set_flags_offset(flags_offset);
     packet.set_ttl(fields.hops);
     packet.set_protocol(fields.protocol);
     packet.set_source(ends.0);
@@ -263,15 +287,24 @@ fn write_v4(buffer: &mut [u8], ip: usize, fields: &Fields, ends: (Ipv4Addr, Ipv4
     packet.fill_checksum();
 }
 
-/// The IPv6 header of a packet (RFC 7915 section 4.1).
+/// The IPv6 header of a packet (RFC 7915 section 4.1), with a fragment header if it needs one.
 fn write_v6(buffer: &mut [u8], ip: usize, fields: &Fields, ends: (Ipv6Addr, Ipv6Addr)) {
+    let behind = fields.header_v6_bytes() - ipv6::HEADER_BYTES;
     set_u32(buffer, ip, 6 << 28 | u32::from(fields.service) << 20);
     let mut packet = Ipv6Packet::new_unchecked(&mut buffer[ip..ip + ipv6::HEADER_BYTES]);
-    packet.set_payload_len(u16::try_from(fields.payload).unwrap_or(u16::MAX));
+    packet.set_payload_len(u16::try_from(fields.payload + behind).unwrap_or(u16::MAX));
     packet.set_next_header(fields.protocol);
     packet.set_hop_limit(fields.hops);
     packet.set_source(ends.0);
     packet.set_destination(ends.1);
+    if let Some(Piece { ident, flags_offset }) = fields.piece {
+        packet.set_next_header(ipv6::FRAGMENT);
+        let more = u16::from(flags_offset & ipv4::MORE_FRAGMENTS != 0);
+        let at = ip + ipv6::HEADER_BYTES;
+        set_u16(buffer, at, u16::from(fields.protocol) << 8);
+        set_u16(buffer, at + 2, (flags_offset & ipv4::OFFSET_MASK) << 3 | more);
+        set_u32(buffer, at + 4, ident.into());
+    }
 }
 
 /// The identification of a packet that has none, by its transport as it came: what a NAT makes of
@@ -415,7 +448,7 @@ fn packet_to_v6(
     ports: (u16, u16),
 ) -> Result<Place, DropReason> {
     let mut fields = read_v4(buffer, old);
-    let place = make_room(buffer, old, ipv6::HEADER_BYTES)?;
+    let place = make_room(buffer, old, fields.header_v6_bytes())?;
     let addresses = old.ip + ipv4::field::SOURCE.start..old.ip + ipv4::field::DESTINATION.end;
     let pseudo = PseudoHeaders::to_v6(&buffer[addresses], ends, fields.payload);
     let transport = &mut buffer[place.transport..place.end];
@@ -491,7 +524,8 @@ fn message_to_v6(
     let new_head = error_to_v6(head, quoted_len).ok_or(DropReason::NoTranslation)?;
     let mut fields = read_v4(buffer, outer);
     let quote = without_extension(quote, true, head);
-    let quote = Place { end: quote.end.min(quote.transport + QUOTED_MAX), ..quote };
+    let most = QUOTE_MAX - read_v4(buffer, quote).header_v6_bytes();
+    let quote = Place { end: quote.end.min(quote.transport + most), ..quote };
     let quote = packet_to_v6(buffer, quote, (ends.1, ends.0), (ports.1, ports.0))?;
     let place = make_room(buffer, Place { end: quote.end, ..outer }, ipv6::HEADER_BYTES)?;
     let message = &mut buffer[place.transport..place.end];

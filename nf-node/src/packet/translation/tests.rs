@@ -368,6 +368,33 @@ fn pieces_of_datagrams_are_refused() {
     assert_eq!(crossed, Err(DropReason::Fragment));
 }
 
+/// RFC 7915 sections 4.1 and 5.1.1, in what an error quotes.
+#[test]
+fn an_error_about_a_first_piece_quotes_it_as_one() {
+    let mut left = PacketBuilder::udp(external(2048), server(53)).payload(&[3; 64]).build();
+    let mut header = Ipv4Packet::new_unchecked(&mut left[14..34]);
+    header.set_ident(0xabcd);
+    header.set_flags_offset(ipv4::MORE_FRAGMENTS);
+    header.fill_checksum();
+    let told = cross(&PacketBuilder::icmp_error(server(0), (11, 1), &left).build()).unwrap();
+    assert_eq!((told[62 + 6], get_u16(&told, 62 + 4)), (ipv6::FRAGMENT, 72 + 8));
+    assert_eq!(told[102..110], [17, 0, 0, 1, 0, 0, 0xab, 0xcd]);
+    assert_eq!(told[110..114], [0x0f, 0xa0, 0, 53], "4000 to 53");
+    let mut long = PacketBuilder::udp(external(2048), server(53)).payload(&[3; 1472]).build();
+    let mut header = Ipv4Packet::new_unchecked(&mut long[14..34]);
+    header.set_flags_offset(ipv4::MORE_FRAGMENTS);
+    header.fill_checksum();
+    let told = cross(&PacketBuilder::icmp_error(server(0), (11, 1), &long).build()).unwrap();
+    assert_eq!(told.len(), 14 + 1280);
+
+    let came = PacketBuilder::udp(server_six(53), host(4000)).payload(&[3; 64]).build();
+    let came = extended(&came, &[(44, [0, 0, 0, 1, 0x12, 0x34, 0xab, 0xcd])]);
+    let said = cross(&PacketBuilder::icmp_error(host(0), (3, 1), &came).build()).unwrap();
+    let quoted = Ipv4Packet::new_unchecked(&said[42..]);
+    assert_eq!((quoted.ident(), quoted.flags_offset()), (0xabcd, ipv4::MORE_FRAGMENTS));
+    assert_eq!((quoted.protocol(), quoted.total_len()), (17, 20 + 72));
+}
+
 /// A quoted packet that is whole, with the checksums that its sender gave it.
 fn quoted_whole(frame: &[u8], is_v4: bool) -> Vec<u8> {
     let mut whole = frame[..14].to_vec();
