@@ -7,10 +7,13 @@
 //! shipped access to a cluster, with its leases and grants (`cluster`). Before that every flow is
 //! opened through the same pipe, by a commit, which is measured too.
 //!
-//! `cargo bench --bench packet_path [-- --quick] [--only nat44_64k] [--json FILE]`
+//! `cargo bench --bench packet_path [-- --quick] [--only nat44_64k] [--json FILE]`; with
+//! `--instructions` it counts those of a packet instead, and fails if there are too many
+//! (`instructions`).
 
 mod allocations;
 mod cluster;
+mod instructions;
 #[path = "../report/mod.rs"]
 mod report;
 
@@ -26,6 +29,7 @@ use nearstate_store::link::LINK_CAPACITY;
 use nearstate_store::{Endpoint, Region, Table, Time, clock};
 use report::{Options, Report};
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,6 +44,7 @@ const CHUNKS: usize = 7;
 
 /// Takes frames back to where they came from.
 struct Sink {
+    clock: fn() -> Time,
     pool: FramePool,
     left: u64,
     dropped: Option<DropReason>,
@@ -47,7 +52,7 @@ struct Sink {
 
 impl Output for Sink {
     fn clock(&mut self) -> Time {
-        clock::boot_now()
+        (self.clock)()
     }
 
     fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
@@ -70,6 +75,20 @@ struct Function {
     side: Side,
     /// Entries that a flow has.
     entries: u32,
+    /// Instructions that a packet may cost: what it does cost, and a tenth for other compilers.
+    instructions_max: f64,
+}
+
+impl Function {
+    /// Its chain, and the store for so many flows.
+    fn chain(&self, flows: u32, shape: Shape) -> Result<(SteeredChain, Shape), Box<dyn Error>> {
+        let config: ChainConfig = toml::from_str(self.chain)?;
+        let chain = SteeredChain::new(Arc::new(Chain::new(&config, SLOTS)?), 7);
+        // Four fifths full.
+        let capacity = flows * self.entries / 4 * 5;
+        let pools = chain.chain().pools().to_vec();
+        Ok((chain, Shape { capacity, pools, ..shape }))
+    }
 }
 
 const FUNCTIONS: [Function; 3] = [
@@ -78,12 +97,14 @@ const FUNCTIONS: [Function; 3] = [
         chain: "functions = [\"nat\"]\n[nat]\naddresses = [\"198.18.0.0/25\"]",
         side: Side::Inside,
         entries: 2,
+        instructions_max: 1e9,
     },
     Function {
         name: "firewall",
         chain: "functions = [\"firewall\"]\n[firewall]",
         side: Side::Inside,
         entries: 1,
+        instructions_max: 1e9,
     },
     Function {
         name: "lb",
@@ -92,6 +113,7 @@ const FUNCTIONS: [Function; 3] = [
                 backends = [{ endpoint = \"10.9.0.1:53\" }, { endpoint = \"10.9.0.2:53\" }]",
         side: Side::Outside,
         entries: 2,
+        instructions_max: 1e9,
     },
 ];
 
@@ -140,10 +162,10 @@ trait Push {
 }
 
 impl<S: StateAccess> Way<S> {
-    fn new(chain: &SteeredChain, side: Side, access: S) -> Self {
+    fn new(chain: &SteeredChain, side: Side, access: S, clock: fn() -> Time) -> Self {
         let settings = PipeSettings { client: 1, parked_max: PARKED_MAX, seed: 1 };
         // No more packets are under way than the store takes requests: none finds a queue full.
-        let sink = Sink { pool: FramePool::new(LINK_CAPACITY), left: 0, dropped: None };
+        let sink = Sink { clock, pool: FramePool::new(LINK_CAPACITY), left: 0, dropped: None };
         Self { pipe: Pipe::new(chain.clone(), access, settings), sink, side }
     }
 }
@@ -165,7 +187,7 @@ impl<S: StateAccess> Push for Way<S> {
             if burst.is_empty() && pipe.parked() == 0 {
                 break;
             }
-            let now = clock::boot_now();
+            let now = (sink.clock)();
             let came = burst.len();
             pipe.on_burst(now, &mut burst, sink);
             let answered = pipe.on_completions(now, sink);
@@ -284,26 +306,18 @@ impl Bench {
     ) -> Result<(), Box<dyn Error>> {
         let (side, packets) = (function.side, packets(function, flows));
         let name = format!("{}_{size}", function.name);
-        let config: ChainConfig = toml::from_str(function.chain)?;
-        let chain = SteeredChain::new(Arc::new(Chain::new(&config, SLOTS)?), 7);
-        let shape = Shape {
-            slots: SLOTS,
-            // Four fifths full.
-            capacity: flows * function.entries / 4 * 5,
-            pools: chain.chain().pools().to_vec(),
-            region: self.dir.path().join(&name),
-        };
-        let mut baseline = Way::new(&chain, side, baseline(&shape)?);
+        let (chain, shape) = function.chain(flows, shape(self.dir.path().join(&name)))?;
+        let mut baseline = Way::new(&chain, side, baseline(&shape)?, clock::boot_now);
         let ns = open(&mut baseline, &packets);
         self.note_opened(
             (format!("{name}_new_baseline"), format!("{name} new flow, baseline")),
             ns,
         );
         let cluster = Cluster::start(&shape)?;
-        let mut local = Way::new(&chain, side, cluster.owner_access()?);
+        let mut local = Way::new(&chain, side, cluster.owner_access()?, clock::boot_now);
         let ns = open(&mut local, &packets);
         self.note_opened((format!("{name}_new"), format!("{name} new flow, one replica")), ns);
-        let mut remote = Way::new(&chain, side, cluster.reader_access()?);
+        let mut remote = Way::new(&chain, side, cluster.reader_access()?, clock::boot_now);
 
         let count = if self.report.quick() { 1 << 18 } else { packets.len().max(1 << 21) };
         let mut contestants = [
@@ -323,6 +337,11 @@ impl Bench {
     }
 }
 
+/// A store in this place, yet without a size.
+fn shape(region: PathBuf) -> Shape {
+    Shape { slots: SLOTS, capacity: 0, pools: vec![], region }
+}
+
 /// A baseline in memory of the kind that a node's tables have.
 fn baseline(shape: &Shape) -> Result<Baseline, Box<dyn Error>> {
     let path = shape.region.with_extension("baseline");
@@ -338,15 +357,28 @@ fn baseline(shape: &Shape) -> Result<Baseline, Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // On tmpfs, as the regions of nodes are.
+    let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
+    let mut arguments = std::env::args().skip(1);
+    if std::env::args().nth(1).as_deref() == Some(instructions::PROBE) {
+        let asked = (arguments.nth(1), arguments.next().map(|count| count.parse()));
+        let (Some(name), Some(Ok(count))) = asked else { return Err("a probe of what?".into()) };
+        let function = FUNCTIONS.iter().find(|function| function.name == name);
+        let function = function.ok_or("there is no such function")?;
+        return instructions::probe(function, shape(dir.path().join("probe")), count);
+    }
     let settings = format!(
         "{PACKET_BYTES}-byte UDP packets, uniform flows, bursts of {BURST_MAX}, {SLOTS} slots, \
          tables filled to 80 % of their capacity, one core, median of {CHUNKS} chunks, the three \
          ways of each chunk in turn"
     );
-    let options = Options::read("packet_path", std::env::args().skip(1));
-    let report = Report::begin(options, &settings);
-    // On tmpfs, as the regions of nodes are.
-    let dir = tempfile::Builder::new().prefix("packet-path").tempdir_in("/dev/shm")?;
+    let options = Options::read("packet_path", &[INSTRUCTIONS], arguments);
+    let counts = options.has(INSTRUCTIONS.0);
+    let mut report = Report::begin(options, &settings);
+    if counts {
+        instructions::hold(&mut report, &FUNCTIONS)?;
+        return report.finish();
+    }
     let mut bench = Bench { report, dir };
     for function in &FUNCTIONS {
         for size in SIZES {
@@ -357,3 +389,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     bench.report.finish()
 }
+
+/// Asks for instructions instead of times.
+const INSTRUCTIONS: (&str, &str) =
+    ("--instructions", "count instructions a packet instead, and fail if they are too many");

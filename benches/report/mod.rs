@@ -17,20 +17,31 @@ pub(crate) struct Options {
     /// Only rows whose names begin so.
     pub(crate) only: String,
     json: Option<PathBuf>,
+    /// What else was asked for, of what this benchmark alone offers.
+    more: Vec<String>,
 }
+
+/// A switch that one benchmark offers: as it is written, and what it does.
+pub(crate) type Switch = (&'static str, &'static str);
 
 impl Options {
     /// What is asked of the benchmark of this name. Says what may be asked and ends the process if
     /// that is what is wanted (code 0), or if it is something else (code 2).
-    pub(crate) fn read(bench: &str, arguments: impl Iterator<Item = String>) -> Self {
+    pub(crate) fn read(
+        bench: &str,
+        switches: &[Switch],
+        arguments: impl Iterator<Item = String>,
+    ) -> Self {
+        let more = switches.iter().map(|(name, what)| format!("\n{name}  {what}"));
         let usage = format!(
             "Usage: cargo bench --bench {bench} -- [OPTIONS]\n\n\
              --quick      shorter runs, wider spread\n\
              --only NAME  only rows whose names begin so\n\
              --json FILE  write the rows to a file as well\n\
-             --help       say this"
+             --help       say this{}",
+            more.collect::<String>()
         );
-        match Self::parse(arguments) {
+        match Self::parse(switches, arguments) {
             Ok(Some(options)) => options,
             Ok(None) => {
                 println!("{usage}");
@@ -44,7 +55,10 @@ impl Options {
     }
 
     /// The options, or nothing if help is asked for.
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+    fn parse(
+        switches: &[Switch],
+        mut arguments: impl Iterator<Item = String>,
+    ) -> Result<Option<Self>, String> {
         let mut options = Self::default();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -58,10 +72,21 @@ impl Options {
                 // Given by cargo.
                 "--bench" => {}
                 "--help" | "-h" => return Ok(None),
+                other if switches.iter().any(|(name, _)| *name == other) => {
+                    options.more.push(argument);
+                }
                 other => return Err(format!("unknown option {other}")),
             }
         }
         Ok(Some(options))
+    }
+}
+
+impl Options {
+    /// Whether a switch of this benchmark alone was given.
+    #[allow(dead_code, reason = "not every benchmark has one")]
+    pub(crate) fn has(&self, switch: &str) -> bool {
+        self.more.iter().any(|name| name == switch)
     }
 }
 

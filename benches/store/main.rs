@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if arguments.next_if(|first| first == reads::OWNER_ARGUMENT).is_some() {
         return reads::own(arguments);
     }
-    let options = Options::read("store", arguments);
+    let options = Options::read("store", &[], arguments);
     let mut report = Report::begin(
         options,
         "3 replicas in 3 processes, loopback TCP, durability memory, default timing; a flow is one \

@@ -296,9 +296,10 @@ fn bytes_per_flow(entries: u64) -> Result<f64, Failure> {
     let mut machine = FlowMachine::new(FlowMachineConfig { table, slots, pools: vec![] });
     crate::commits::fill(&mut machine, entries);
     let (reader, seen) = (machine.reader(), (Time(1), Tally::packet(64)));
+    let mut entry = Entry::BLANK;
     for serial in 1..=entries {
         let key = crate::commits::flow_key(1, serial);
-        if reader.get_seen(&key, reader.hash(&key), seen).is_none() {
+        if !reader.get_seen(&key, reader.hash(&key), seen, &mut entry) {
             return Err(format!("flow {serial} is not there").into());
         }
     }

@@ -14,7 +14,7 @@ use nearstate_store::lifetimes::MARK_NS;
 use nearstate_store::slot_set::SlotSet;
 use nearstate_store::upkeep::{Upkeep, UpkeepClock};
 use nearstate_store::{
-    Key, KeyHash, LogIndex, Machine, PoolSpec, Region, RegionError, RegionIdentity, ShardId,
+    Entry, Key, KeyHash, LogIndex, Machine, PoolSpec, Region, RegionError, RegionIdentity, ShardId,
     SlotId, Table, TableError, TableReader, Tally, Term, Time, Transaction, TransactionId,
 };
 use std::collections::VecDeque;
@@ -141,9 +141,16 @@ impl StateAccess for Baseline {
     }
 
     #[inline]
-    fn read(&mut self, _: Time, _: Token, _: SlotId, (key, hash): (&Key, KeyHash)) -> ReadAnswer {
+    fn read(
+        &mut self,
+        _: Time,
+        _: Token,
+        _: SlotId,
+        (key, hash): (&Key, KeyHash),
+        into: &mut Entry,
+    ) -> ReadAnswer {
         ReadAnswer::Here {
-            entry: self.reader.get_hashed(key, hash),
+            found: self.reader.get_hashed(key, hash, into),
             access: Access::Local,
             valid_until: Time(u64::MAX),
         }
@@ -156,9 +163,10 @@ impl StateAccess for Baseline {
         _: Token,
         _: SlotId,
         (key, hash): (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
         ReadAnswer::Here {
-            entry: self.reader.get_seen(key, hash, seen),
+            found: self.reader.get_seen(key, hash, seen, into),
             access: Access::Local,
             valid_until: Time(u64::MAX),
         }

@@ -12,7 +12,7 @@ use crate::state_access::{Access, Completion, QueueFull, ReadAnswer, StateAccess
 use nearstate_store::lease::LeaseCell;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
 use nearstate_store::region::Region;
-use nearstate_store::remote_read::MappedReads;
+use nearstate_store::remote_read::MappedTable;
 use nearstate_store::{Entry, Key, KeyHash, ShardId, SlotId, SlotMap, Tally, Time, Transaction};
 use nearstate_store::{RegionIdentity, TableReader};
 use std::sync::Arc;
@@ -28,12 +28,9 @@ pub struct LocalShard {
     pub lease: Arc<LeaseCell>,
 }
 
-/// Packets are read for one by one, which remembers no places.
-const NO_PLACES: usize = 0;
-
 /// A table of another process, mapped read-only.
 enum RemoteTable {
-    Mapped(Box<MappedReads>),
+    Mapped(MappedTable),
     /// What this grant names cannot be mapped, or is not what it says.
     Unusable(Arc<ReadGrant>),
 }
@@ -45,7 +42,7 @@ impl RemoteTable {
             .ok()
             .and_then(|region| TableReader::open(Arc::new(region), identity).ok());
         match reader {
-            Some(reader) => Self::Mapped(Box::new(MappedReads::new(reader, grant, NO_PLACES))),
+            Some(reader) => Self::Mapped(MappedTable::new(reader, grant)),
             None => Self::Unusable(grant),
         }
     }
@@ -95,26 +92,26 @@ impl ClusterAccess {
 
     /// The table of a shard's owner, if it was mapped.
     #[inline]
-    fn mapped(&self, shard: ShardId) -> Option<&MappedReads> {
+    fn mapped(&self, shard: ShardId) -> Option<&MappedTable> {
         match self.remote.get(usize::from(shard.0))? {
-            Some(RemoteTable::Mapped(reads)) => Some(reads),
+            Some(RemoteTable::Mapped(table)) => Some(table),
             _ => None,
         }
     }
 
-    /// Reads of the table that the current grant for `shard` names, mapped when the grant is new.
-    fn remote_table(&mut self, shard: ShardId) -> Option<&mut MappedReads> {
+    /// The table that the current grant for `shard` names, mapped when the grant is new.
+    fn remote_table(&mut self, shard: ShardId) -> Option<&mut MappedTable> {
         let grant = self.link.grant(shard)?;
         let place = self.remote.get_mut(usize::from(shard.0))?;
         match place {
-            Some(RemoteTable::Mapped(reads)) if names_same_region(reads.grant(), &grant) => {
-                reads.renew(grant);
+            Some(RemoteTable::Mapped(table)) if names_same_region(table.grant(), &grant) => {
+                table.renew(grant);
             }
             Some(RemoteTable::Unusable(old)) if names_same_region(old, &grant) => {}
             _ => *place = Some(RemoteTable::open(self.cluster, shard, grant)),
         }
         match place {
-            Some(RemoteTable::Mapped(reads)) => Some(reads),
+            Some(RemoteTable::Mapped(table)) => Some(table),
             _ => None,
         }
     }
@@ -125,17 +122,17 @@ impl ClusterAccess {
         &self,
         now: Time,
         (shard, slot): (ShardId, SlotId),
-        get: impl FnOnce(&TableReader) -> Option<Entry>,
+        get: impl FnOnce(&TableReader) -> bool,
     ) -> Option<ReadAnswer> {
         let local = self.local.get(usize::from(shard.0))?.as_ref()?;
         let valid_until = local.lease.until();
         if now >= valid_until {
             return None;
         }
-        let entry = get(&local.reader);
+        let found = get(&local.reader);
         // After the value is in hand: another shard may have changed it since the slot left.
         local.reader.holds(slot).then_some(ReadAnswer::Here {
-            entry,
+            found,
             access: Access::Local,
             valid_until,
         })
@@ -147,9 +144,10 @@ impl ClusterAccess {
         token: Token,
         of: (ShardId, SlotId),
         wanted: (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
         if self.shared_memory_reads
-            && let Some(answer) = self.read_mapped(now, of, wanted)
+            && let Some(answer) = self.read_mapped(now, of, wanted, into)
         {
             return answer;
         }
@@ -164,11 +162,13 @@ impl ClusterAccess {
         now: Time,
         (shard, slot): (ShardId, SlotId),
         wanted: (&Key, KeyHash),
+        into: &mut Entry,
     ) -> Option<ReadAnswer> {
-        let reads = self.remote_table(shard)?;
+        let table = self.remote_table(shard)?;
         // Whatever the reason, the owner can be asked.
-        let (entry, valid_until) = reads.read(now, slot, wanted).ok()?;
-        Some(ReadAnswer::Here { entry, access: Access::RemoteShm, valid_until })
+        let (entry, valid_until) = table.read(now, slot, wanted).ok()?;
+        let found = entry.map(|entry| *into = entry).is_some();
+        Some(ReadAnswer::Here { found, access: Access::RemoteShm, valid_until })
     }
 }
 
@@ -181,7 +181,7 @@ impl StateAccess for ClusterAccess {
             reader.prefetch_tags(hash);
             return hash;
         }
-        self.mapped(shard).map_or(KeyHash::UNKNOWN, |reads| reads.prefetch(key))
+        self.mapped(shard).map_or(KeyHash::UNKNOWN, |table| table.prefetch(key))
     }
 
     #[inline]
@@ -190,7 +190,7 @@ impl StateAccess for ClusterAccess {
         if let Some(reader) = self.nearest(shard) {
             return reader.prefetch_cell(hash);
         }
-        self.mapped(shard).map_or(hash, |reads| reads.prefetch_entry(hash))
+        self.mapped(shard).map_or(hash, |table| table.prefetch_entry(hash))
     }
 
     #[inline]
@@ -200,11 +200,12 @@ impl StateAccess for ClusterAccess {
         token: Token,
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
         let of = (self.shard_of(slot), slot);
-        match self.read_local(now, of, |reader| reader.get_hashed(key, hash)) {
+        match self.read_local(now, of, |reader| reader.get_hashed(key, hash, into)) {
             Some(answer) => answer,
-            None => self.read_elsewhere(now, token, of, (key, hash)),
+            None => self.read_elsewhere(now, token, of, (key, hash), into),
         }
     }
 
@@ -215,13 +216,14 @@ impl StateAccess for ClusterAccess {
         token: Token,
         slot: SlotId,
         (key, hash): (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
         let of = (self.shard_of(slot), slot);
-        match self.read_local(now, of, |reader| reader.get_seen(key, hash, (now, tally))) {
+        match self.read_local(now, of, |reader| reader.get_seen(key, hash, (now, tally), into)) {
             Some(answer) => answer,
             None => {
-                let answer = self.read_elsewhere(now, token, of, (key, hash));
-                if let ReadAnswer::Here { entry: Some(_), .. } = answer {
+                let answer = self.read_elsewhere(now, token, of, (key, hash), into);
+                if let ReadAnswer::Here { found: true, .. } = answer {
                     self.link.note_seen(of.0, key, (now, tally));
                 }
                 answer

@@ -18,6 +18,7 @@
 use core::fmt;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
+use nearstate_store::Address;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -101,14 +102,14 @@ impl Nat64Prefix {
     /// Whether an address begins with it.
     #[must_use]
     #[inline]
-    pub const fn holds(&self, address: &[u8; 16]) -> bool {
-        u128::from_be_bytes(*address) & self.mask() == self.bits
+    pub const fn holds(&self, address: &Address) -> bool {
+        address.bits() & self.mask() == self.bits
     }
 
     /// The address that stands for an IPv4 address.
     #[must_use]
     #[inline]
-    pub const fn embed(&self, address: Ipv4Addr) -> [u8; 16] {
+    pub const fn embed(&self, address: Ipv4Addr) -> Address {
         let address = address.to_bits() as u128;
         let bits = if self.length == 96 {
             address
@@ -116,14 +117,14 @@ impl Nat64Prefix {
             let straight = address << (96 - self.length);
             (straight & !LOWER_HALF) | ((straight & LOWER_HALF) >> 8)
         };
-        (self.bits | bits).to_be_bytes()
+        Address::from_octets((self.bits | bits).to_be_bytes())
     }
 
     /// The IPv4 address that an address stands for.
     #[must_use]
     #[inline]
-    pub fn extract(&self, address: &[u8; 16]) -> Option<Ipv4Addr> {
-        let bits = u128::from_be_bytes(*address);
+    pub fn extract(&self, address: &Address) -> Option<Ipv4Addr> {
+        let bits = address.bits();
         let straight = if self.length == 96 {
             bits
         } else {
@@ -197,8 +198,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn six(text: &str) -> [u8; 16] {
-        text.parse::<Ipv6Addr>().unwrap().octets()
+    fn six(text: &str) -> Address {
+        Address::from_octets(text.parse::<Ipv6Addr>().unwrap().octets())
     }
 
     /// RFC 6052 section 2.4, tables 2 and 3: all of them stand for 192.0.2.33.
@@ -302,7 +303,7 @@ mod tests {
             let prefix = Nat64Prefix::new(Ipv6Addr::from_bits(network & mask), length).unwrap();
             let address = Ipv4Addr::from_bits(address);
             let six = prefix.embed(address);
-            prop_assert_eq!(six[8], 0, "bits 64 to 71");
+            prop_assert_eq!(six.octets()[8], 0, "bits 64 to 71");
             prop_assert!(prefix.holds(&six));
             prop_assert_eq!(prefix.extract(&six), Some(address));
         }

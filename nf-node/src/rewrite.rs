@@ -19,10 +19,10 @@
 use crate::packet::checksum::{Sum, update_at};
 use crate::packet::icmp_message;
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
-use crate::packet::word::{get_u16, set_u16};
+use crate::packet::word::{get_array, get_u16, set_u16};
 use crate::packet::{ipv4, ipv6, tcp, udp};
 use nearstate_placement::FlowTuple;
-use nearstate_store::Endpoint;
+use nearstate_store::{Address, Endpoint};
 
 /// Makes the frame that `parsed` was found in one of flow `tuple`. Protocol and address family of
 /// the two are the same; of another family [`crate::packet::translation`] makes it. For echo the
@@ -38,6 +38,12 @@ pub fn apply(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
         "families are never translated"
     );
     match parsed.transport {
+        Transport::Tcp { .. } if parsed.version == IpVersion::V4 => {
+            write_ipv4_flow(frame, parsed, tcp::field::CHECKSUM, tuple);
+        }
+        Transport::Udp if parsed.version == IpVersion::V4 => {
+            write_ipv4_flow(frame, parsed, udp::field::CHECKSUM, tuple);
+        }
         Transport::Tcp { .. } | Transport::Udp | Transport::Echo { .. } => {
             let headers = Headers {
                 ip: usize::from(parsed.ip),
@@ -57,6 +63,31 @@ pub fn apply(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
     }
 }
 
+/// [`write_flow`] of nearly all packets, TCP or UDP over IPv4: both addresses are one word of the
+/// frame, and both ports are.
+#[inline]
+fn write_ipv4_flow(frame: &mut [u8], parsed: &Parsed, checksum_at: usize, tuple: &FlowTuple) {
+    let FlowTuple { source, destination, .. } = tuple;
+    let addresses_at = usize::from(parsed.ip) + ipv4::field::SOURCE.start;
+    let [_, from] = source.address.words();
+    let [_, to] = destination.address.words();
+    let new = (from >> 32 | to >> 32 << 32).to_le_bytes();
+    let old: [u8; 8] = get_array(frame, addresses_at);
+    frame[addresses_at..addresses_at + 8].copy_from_slice(&new);
+    let addresses = Sum::ZERO.change(&old, &new);
+    update_at(frame, usize::from(parsed.ip) + ipv4::field::CHECKSUM, addresses);
+
+    let at = usize::from(parsed.transport_at);
+    let ports = u32::from(source.port) << 16 | u32::from(destination.port);
+    let (old, new): ([u8; 4], _) = (get_array(frame, at), ports.to_be_bytes());
+    frame[at..at + 4].copy_from_slice(&new);
+    let difference = addresses.change(&old, &new);
+    match parsed.transport {
+        Transport::Udp => update_udp(frame, at + checksum_at, difference),
+        _ => update_at(frame, at + checksum_at, difference),
+    }
+}
+
 /// Where the headers of a packet, or of one that is quoted, are in a frame.
 struct Headers {
     ip: usize,
@@ -64,24 +95,20 @@ struct Headers {
     protocol: u8,
 }
 
-/// The address bytes of an endpoint as the IP version has them.
+/// The last bytes of an endpoint's address: of IPv4 all there are.
 #[inline]
-fn address_bytes(version: IpVersion, endpoint: &Endpoint) -> &[u8] {
-    match version {
-        IpVersion::V4 => &endpoint.address[12..],
-        IpVersion::V6 => &endpoint.address,
-    }
+fn last_bytes<const N: usize>(endpoint: &Endpoint) -> [u8; N] {
+    get_array(&endpoint.address.octets(), 16 - N)
 }
 
-/// Writes `new` over the address at `at`; the difference it makes to a sum.
+/// Writes both addresses over those at `at`; the difference they make to a sum.
 #[inline]
-fn write_address(frame: &mut [u8], at: usize, new: &[u8]) -> Sum {
-    let field = &mut frame[at..at + new.len()];
-    if field == new {
-        return Sum::ZERO;
-    }
-    let difference = Sum::ZERO.change(field, new);
-    field.copy_from_slice(new);
+fn write_both<const N: usize>(frame: &mut [u8], at: usize, ends: (&Endpoint, &Endpoint)) -> Sum {
+    let fields = &mut frame[at..at + 2 * N];
+    let (old, _) = fields.as_chunks_mut::<N>();
+    let new = [last_bytes::<N>(ends.0), last_bytes::<N>(ends.1)];
+    let difference = Sum::ZERO.change(&old[0], &new[0]).change(&old[1], &new[1]);
+    old.copy_from_slice(&new);
     difference
 }
 
@@ -94,25 +121,20 @@ fn write_addresses(
     ip: usize,
     ends: (&Endpoint, &Endpoint),
 ) -> Sum {
-    let (source_at, destination_at) = match version {
-        IpVersion::V4 => (ipv4::field::SOURCE.start, ipv4::field::DESTINATION.start),
-        IpVersion::V6 => (ipv6::field::SOURCE.start, ipv6::field::DESTINATION.start),
-    };
-    let difference = write_address(frame, ip + source_at, address_bytes(version, ends.0))
-        .plus(write_address(frame, ip + destination_at, address_bytes(version, ends.1)));
-    if version == IpVersion::V4 && difference != Sum::ZERO {
-        update_at(frame, ip + ipv4::field::CHECKSUM, difference);
+    match version {
+        IpVersion::V4 => {
+            let difference = write_both::<4>(frame, ip + ipv4::field::SOURCE.start, ends);
+            update_at(frame, ip + ipv4::field::CHECKSUM, difference);
+            difference
+        }
+        IpVersion::V6 => write_both::<16>(frame, ip + ipv6::field::SOURCE.start, ends),
     }
-    difference
 }
 
 /// Writes a port; the difference it makes.
 #[inline]
 fn write_port(frame: &mut [u8], at: usize, new: u16) -> Sum {
     let old = get_u16(frame, at);
-    if old == new {
-        return Sum::ZERO;
-    }
     set_u16(frame, at, new);
     Sum::ZERO.change_word(old, new)
 }
@@ -217,7 +239,7 @@ fn outer_source(frame: &[u8], version: IpVersion, ip: usize) -> Endpoint {
         }
         IpVersion::V6 => {
             let packet = ipv6::Ipv6Packet::new_unchecked(&frame[ip..]);
-            Endpoint { address: packet.source().octets(), port: 0 }
+            Endpoint { address: Address::from_octets(packet.source().octets()), port: 0 }
         }
     }
 }
@@ -236,7 +258,7 @@ mod tests {
     fn v6(last: u8, port: u16) -> Endpoint {
         let mut address = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         address[15] = last;
-        Endpoint { address, port }
+        Endpoint { address: Address::from_octets(address), port }
     }
 
     /// A translation of a source, as NAT does to what leaves.

@@ -29,8 +29,8 @@ pub enum ReadAnswer {
     /// Read in hand. `valid_until` is the end of the lease that it was read under, margin taken
     /// off: nothing that depends on the read may leave later.
     Here {
-        /// What was found, `None` if the key is absent.
-        entry: Option<Entry>,
+        /// Whether there is such an entry; then it is where it was wanted.
+        found: bool,
         /// How.
         access: Access,
         /// When the right to use it ends.
@@ -75,13 +75,15 @@ pub trait StateAccess {
     /// Second step: draws the entry itself near. The hash then knows where that is.
     fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) -> KeyHash;
 
-    /// Reads an entry. With the key comes its hash, or [`KeyHash::UNKNOWN`].
+    /// Reads an entry, into the room that is given: it is 80 bytes, and every copy of it shows.
+    /// With the key comes its hash, or [`KeyHash::UNKNOWN`].
     fn read(
         &mut self,
         now: Time,
         token: Token,
         slot: SlotId,
         wanted: (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer;
 
     /// Reads an entry for a packet that keeps it alive. If it is found at once its owner learns
@@ -92,8 +94,9 @@ pub trait StateAccess {
         token: Token,
         slot: SlotId,
         wanted: (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
-        self.read(now, token, slot, wanted)
+        self.read(now, token, slot, wanted, into)
     }
 
     /// The same for an entry that came as a completion.

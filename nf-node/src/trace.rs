@@ -18,7 +18,7 @@ use crate::verdict::{DropReason, Verdict};
 use core::fmt;
 use imagined::Imagined;
 use nearstate_placement::{FlowTuple, Side, Steering};
-use nearstate_store::{Condition, Endpoint, Entry, Key, ShardId, SlotId, Time, Write};
+use nearstate_store::{Address, Condition, Endpoint, Entry, Key, ShardId, SlotId, Time, Write};
 
 /// What reading a key gave, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +180,8 @@ impl Way<'_> {
         read: Read<'_>,
         records: &mut Vec<TraceRecord>,
     ) -> Option<FlowTuple> {
-        let mut packet = self.chain.packet(self.side, self.frame, self.parsed);
+        let mut translation = None;
+        let mut packet = self.chain.packet(self.side, self.frame, self.parsed, &mut translation);
         let of = self.chain.len();
         for stage in 0..of {
             let function = self.chain.function(self.side, stage)?;
@@ -196,9 +197,10 @@ impl Way<'_> {
                     return None;
                 }
             }
-            let (before, asked) = (packet.tuple, changes.writes.len());
+            let (before, asked) = (*packet.tuple(), changes.writes.len());
             let verdict = function.process(self.now, &mut packet, entry.as_ref(), changes);
-            let translated = (packet.tuple != before).then_some((before, packet.tuple));
+            let after = *packet.tuple();
+            let translated = (after != before).then_some((before, after));
             let asks = changes.writes.len() > asked;
             records.push(TraceRecord::Spoken { verdict, changes: asks, translated });
             match verdict {
@@ -210,7 +212,7 @@ impl Way<'_> {
                 }
             }
         }
-        Some(packet.tuple)
+        Some(*packet.tuple())
     }
 
     /// Through the chain again, over what the commit would have made.
@@ -297,7 +299,7 @@ fn write_words(write: &Write) -> String {
         Write::Touch(key) => format!("touch {}", key_words(key)),
         Write::Add { key, amount, .. } => format!("add {amount} to {}", key_words(key)),
         Write::Take(take) => {
-            let holder = Endpoint { address: take.holder, port: 0 }.ip();
+            let holder = Address::from_octets(take.holder).ip();
             format!("take a port of {} for {holder}", take.pool)
         }
         Write::Return { pool, endpoint: [a, b, c, d, high, low], .. } => {
@@ -492,12 +494,12 @@ mod tests {
         assert!(text.contains("rewritten: source [2001:db8::5]:4000 -> 198.19.0."), "{text}");
         assert!(text.contains("take a port of pool-1 for 2001:db8::5"), "{text}");
         // What cannot cross ends there.
-        let long = PacketBuilder::udp(end("192.0.2.1", 53), end("10.0.0.7", 9)).build();
+        let long = PacketBuilder::udp(end("192.0.2.1", 53), end("10.0.0.7", 9));
+        let long = long.payload(&[0; 1990]).build();
         let parsed = packet::parse(&long).unwrap();
         let tuple = FlowTuple { source: web, destination: host, ..parsed.tuple };
         let slot = steering.slot(chain.tenant(), Side::Outside, &parsed.tuple);
-        let frame = &[&long[..], &[0; 2000][..]].concat()[..];
-        let (side, now) = (Side::Outside, Time(5));
+        let (side, now, frame) = (Side::Outside, Time(5), &long[..]);
         let way = Way { chain: &chain, now, slot, side, frame, parsed: &parsed };
         assert_eq!(way.rewritten(tuple).err(), Some(DropReason::FrameTooLong));
     }

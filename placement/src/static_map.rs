@@ -8,7 +8,7 @@
 //! Never gives two inside ends one external end, nor two external ends to one inside end.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use nearstate_store::Endpoint;
+use nearstate_store::{Address, Endpoint};
 use thiserror::Error;
 
 /// Static mappings that a NAT may have.
@@ -44,7 +44,7 @@ pub enum StaticMapError {
 type End = (u128, u8, u16);
 
 fn address_bits(address: IpAddr) -> u128 {
-    u128::from_be_bytes(Endpoint::new(address, 0).address)
+    Address::from(address).bits()
 }
 
 /// Static mappings, to be looked up from either end.
@@ -128,7 +128,7 @@ fn find(ends: &[(End, End)], protocol: u8, end: &Endpoint) -> Option<Endpoint> {
     if ends.is_empty() {
         return None;
     }
-    let address = u128::from_be_bytes(end.address);
+    let address = end.address.bits();
     let at = |wanted: End| {
         let place = ends.binary_search_by_key(&wanted, |(end, _)| *end).ok()?;
         Some(ends[place].1)
@@ -137,7 +137,7 @@ fn find(ends: &[(End, End)], protocol: u8, end: &Endpoint) -> Option<Endpoint> {
         Some((address, _, port)) => (address, port),
         None => (at((address, 0, 0))?.0, end.port),
     };
-    Some(Endpoint { address: address.to_be_bytes(), port })
+    Some(Endpoint { address: Address::from_octets(address.to_be_bytes()), port })
 }
 
 #[cfg(test)]
@@ -192,7 +192,10 @@ mod tests {
             }
         }
         assert_eq!(map.external_of(6, &inner(2, 443)), None);
-        assert_eq!(map.inside_of(6, &Endpoint { address: [0x20; 16], port: 443 }), None);
+        assert_eq!(
+            map.inside_of(6, &Endpoint { address: Address::from_octets([0x20; 16]), port: 443 }),
+            None
+        );
         assert_eq!(map.mappings().count(), mappings.len());
         assert!(map.mappings().all(|mapping| mappings.contains(&mapping)));
         assert!(StaticMap::default().is_empty() && !map.is_empty());

@@ -6,7 +6,7 @@
 
 use crate::flow::{FlowKey, FlowTuple, Side};
 use crate::static_map::StaticMap;
-use nearstate_store::{PoolSpec, SlotId, TenantId};
+use nearstate_store::{Address, Endpoint, PoolSpec, SlotId, TenantId};
 use serde::{Deserialize, Serialize};
 
 /// Slots a cluster may have.
@@ -28,6 +28,7 @@ pub enum Affinity {
 
 /// MurmurHash3 x86-32 of the words, as if they were their little-endian bytes.
 #[must_use]
+#[inline]
 pub fn steer_hash(seed: u32, words: &[u32]) -> u32 {
     let mut hash = seed;
     for word in words {
@@ -83,6 +84,7 @@ impl Steering {
 
     /// The slot of a packet with this tuple that came in on this side.
     #[must_use]
+    #[inline]
     pub fn slot(&self, tenant: TenantId, side: Side, tuple: &FlowTuple) -> SlotId {
         match (self.affinity, side) {
             (Affinity::FiveTuple, _) => self.slot_of_flow(&FlowKey::canonical(tenant, tuple)),
@@ -102,36 +104,34 @@ impl Steering {
                     .unwrap_or_else(|| self.slot_of_host(tenant, &destination.address))
             }
             (Affinity::OutsideEndpoint, Side::Inside) => {
-                self.slot_of_endpoint(tenant, tuple.protocol, &tuple.destination.to_bytes())
+                self.slot_of_endpoint(tenant, tuple.protocol, &tuple.destination)
             }
             (Affinity::OutsideEndpoint, Side::Outside) => {
-                self.slot_of_endpoint(tenant, tuple.protocol, &tuple.source.to_bytes())
+                self.slot_of_endpoint(tenant, tuple.protocol, &tuple.source)
             }
         }
     }
 
-    fn slot_of_host(&self, tenant: TenantId, address: &[u8; 16]) -> SlotId {
-        let mut words = [0; 5];
-        load_words(&mut words[..4], address);
-        words[4] = u32::from(tenant.0);
-        self.mask(steer_hash(self.seed, &words))
+    #[inline]
+    fn slot_of_host(&self, tenant: TenantId, address: &Address) -> SlotId {
+        let [a, b, c, d] = words_of(address);
+        self.mask(steer_hash(self.seed, &[a, b, c, d, u32::from(tenant.0)]))
     }
 
-    fn slot_of_endpoint(&self, tenant: TenantId, protocol: u8, endpoint: &[u8; 18]) -> SlotId {
-        let mut words = [0; 6];
-        load_words(&mut words[..4], &endpoint[..16]);
-        words[4] = u32::from_be_bytes([0, 0, endpoint[16], endpoint[17]]);
-        words[5] = u32::from(tenant.0) << 8 | u32::from(protocol);
-        self.mask(steer_hash(self.seed, &words))
+    #[inline]
+    fn slot_of_endpoint(&self, tenant: TenantId, protocol: u8, end: &Endpoint) -> SlotId {
+        let [a, b, c, d] = words_of(&end.address);
+        let whose = u32::from(tenant.0) << 8 | u32::from(protocol);
+        self.mask(steer_hash(self.seed, &[a, b, c, d, u32::from(end.port), whose]))
     }
 
+    #[inline]
     fn slot_of_flow(&self, key: &FlowKey) -> SlotId {
-        let mut words = [0; 10];
-        load_words(&mut words[..4], &key.low.address);
-        load_words(&mut words[4..8], &key.high.address);
-        words[8] = u32::from(key.low.port) << 16 | u32::from(key.high.port);
-        words[9] = u32::from(key.tenant.0) << 8 | u32::from(key.protocol);
-        self.mask(steer_hash(self.seed, &words))
+        let ([a, b, c, d], [e, f, g, h]) =
+            (words_of(&key.low.address), words_of(&key.high.address));
+        let ports = u32::from(key.low.port) << 16 | u32::from(key.high.port);
+        let whose = u32::from(key.tenant.0) << 8 | u32::from(key.protocol);
+        self.mask(steer_hash(self.seed, &[a, b, c, d, e, f, g, h, ports, whose]))
     }
 
     const fn mask(&self, hash: u32) -> SlotId {
@@ -139,17 +139,18 @@ impl Steering {
     }
 }
 
-fn load_words(words: &mut [u32], bytes: &[u8]) {
-    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(*chunk);
-    }
+/// The bytes of an address as little-endian words.
+#[inline]
+const fn words_of(address: &Address) -> [u32; 4] {
+    let [low, high] = address.words();
+    [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::static_map::StaticMapping;
-    use nearstate_store::{Endpoint, PoolId};
+    use nearstate_store::PoolId;
 
     #[test]
     fn steer_hash_is_murmur3() {

@@ -113,7 +113,7 @@ fn answer(
 ) -> (Side, &'static str, Endpoint, Endpoint) {
     let to = external.unwrap_or(inside);
     let from = if to.ipv4().is_some() && outside.ipv4().is_none() {
-        let [.., a, b, c, d] = outside.address;
+        let [.., a, b, c, d] = outside.address.octets();
         Endpoint::v4([a, b, c, d], outside.port)
     } else {
         outside

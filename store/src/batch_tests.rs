@@ -1,14 +1,15 @@
 //! Batches come out as they went in, and nothing else comes out.
 
 use super::*;
-use crate::key::Endpoint;
+use crate::key::{Address, Endpoint};
 use crate::types::TenantId;
 use proptest::prelude::*;
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
     prop_oneof![
         (any::<[u8; 4]>(), any::<u16>()).prop_map(|(address, port)| Endpoint::v4(address, port)),
-        (any::<[u8; 16]>(), any::<u16>()).prop_map(|(address, port)| Endpoint { address, port }),
+        (any::<[u8; 16]>(), any::<u16>())
+            .prop_map(|(address, port)| Endpoint { address: Address::from_octets(address), port }),
     ]
 }
 

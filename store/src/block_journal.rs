@@ -14,7 +14,7 @@
 //! block=198.19.0.7:1088-1151 holder=10.0.0.9 pool=0 slot=17 time_ms=1763903600456 free
 //! ```
 
-use crate::key::Endpoint;
+use crate::key::Address;
 use crate::pool_spec::BLOCK_PORTS;
 use crate::types::{PoolId, SlotId, Term};
 use core::fmt;
@@ -48,7 +48,7 @@ pub struct BlockRecord {
 impl fmt::Display for BlockRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { time_ms, pool, slot, first: (address, port), holder, is_given } = *self;
-        let (last, holder) = (port + (BLOCK_PORTS - 1), Endpoint { address: holder, port: 0 }.ip());
+        let (last, holder) = (port + (BLOCK_PORTS - 1), Address::from_octets(holder).ip());
         let what = if is_given { "given" } else { "free" };
         write!(
             f,
@@ -105,7 +105,7 @@ mod tests {
             pool: PoolId(1),
             slot: SlotId(17),
             first: (Ipv4Addr::new(198, 19, 0, 7), 1088),
-            holder: Endpoint::v4([10, 0, 0, 9], 0).address,
+            holder: Address::v4([10, 0, 0, 9]).octets(),
             is_given: true,
         }
     }

@@ -164,7 +164,9 @@ impl Shard {
     /// One that is counted.
     fn counted_packet(&mut self, key: &Key, tally: Tally) -> bool {
         let seen = (self.now(self.owner), tally);
-        self.replicas[self.owner].reader().get_seen(key, KeyHash::UNKNOWN, seen).is_some()
+        let mut entry = Entry::BLANK;
+        let reader = self.replicas[self.owner].reader();
+        reader.get_seen(key, KeyHash::UNKNOWN, seen, &mut entry)
     }
 
     /// What the owner has to propose now.

@@ -25,59 +25,143 @@ pub const KEY_ENDPOINT_B: usize = 22;
 /// Where, in the 18 bytes of an endpoint, the IPv4 address and port (6 bytes) begin.
 pub const ENDPOINT_V4: usize = 12;
 
-/// An address and a port (or ICMP identifier). IPv4 addresses are kept IPv4-mapped
-/// (`::ffff:a.b.c.d`), so both families have one form.
+/// An address of either family, IPv4 as IPv4-mapped (`::ffff:a.b.c.d`), so that both have one form.
+///
+/// As two numbers and not as bytes: packets make, copy and compare addresses all the time, and what
+/// was written in one piece is read again in one piece.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Address {
+    high: u64,
+    low: u64,
+}
+
+/// What an IPv4-mapped address begins with, as its low word has it.
+const MAPPED: u64 = 0xffff << 32;
+
+impl Address {
+    /// Of IPv4.
+    #[inline]
+    #[must_use]
+    pub const fn v4(octets: [u8; 4]) -> Self {
+        Self { high: 0, low: MAPPED | u32::from_be_bytes(octets) as u64 }
+    }
+
+    /// Of these bytes in network order.
+    #[inline]
+    #[must_use]
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
+        let bits = u128::from_be_bytes(octets);
+        Self { high: (bits >> 64) as u64, low: bits as u64 }
+    }
+
+    /// As one number, whose first bits are those of a prefix.
+    #[inline]
+    #[must_use]
+    pub const fn bits(&self) -> u128 {
+        (self.high as u128) << 64 | self.low as u128
+    }
+
+    /// Its bytes in network order.
+    #[inline]
+    #[must_use]
+    pub const fn octets(&self) -> [u8; 16] {
+        self.bits().to_be_bytes()
+    }
+
+    /// Its bytes as two little-endian words, as keys and values have them.
+    #[inline]
+    #[must_use]
+    pub const fn words(&self) -> [u64; 2] {
+        [self.high.swap_bytes(), self.low.swap_bytes()]
+    }
+
+    /// Reads back what [`Address::words`] gave.
+    #[inline]
+    #[must_use]
+    pub const fn from_words([high, low]: [u64; 2]) -> Self {
+        Self { high: high.swap_bytes(), low: low.swap_bytes() }
+    }
+
+    /// The IPv4 address, if it is one.
+    #[inline]
+    #[must_use]
+    pub const fn ipv4(&self) -> Option<Ipv4Addr> {
+        if self.high == 0 && self.low >> 32 == MAPPED >> 32 {
+            Some(Ipv4Addr::from_bits(self.low as u32))
+        } else {
+            None
+        }
+    }
+
+    /// In its own family.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        Ipv6Addr::from(self.octets()).to_canonical()
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::v4(v4.octets()),
+            IpAddr::V6(v6) => Self::from_octets(v6.octets()),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.ip(), f)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An address and a port (or ICMP identifier).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Endpoint {
-    /// The address in network order, IPv4 as IPv4-mapped.
-    pub address: [u8; 16],
+    /// The address.
+    pub address: Address,
     /// The port or identifier, host order.
     pub port: u16,
 }
 
 impl Endpoint {
     /// An IPv4 endpoint.
+    #[inline]
     #[must_use]
     pub const fn v4(address: [u8; 4], port: u16) -> Self {
-        let [a, b, c, d] = address;
-        Self { address: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d], port }
+        Self { address: Address::v4(address), port }
     }
 
     /// An endpoint of either family.
     #[must_use]
     pub fn new(address: IpAddr, port: u16) -> Self {
-        match address {
-            IpAddr::V4(v4) => Self::v4(v4.octets(), port),
-            IpAddr::V6(v6) => Self { address: v6.octets(), port },
-        }
+        Self { address: address.into(), port }
     }
 
     /// The IPv4 address, if this is an IPv4 endpoint.
     #[inline]
     #[must_use]
     pub const fn ipv4(&self) -> Option<Ipv4Addr> {
-        let bits = u128::from_be_bytes(self.address);
-        if bits >> 32 == 0xffff { Some(Ipv4Addr::from_bits(bits as u32)) } else { None }
-    }
-
-    /// The address as two little-endian words.
-    #[inline]
-    const fn address_words(&self) -> [u64; 2] {
-        let bits = u128::from_le_bytes(self.address);
-        [bits as u64, (bits >> 64) as u64]
+        self.address.ipv4()
     }
 
     /// The address in its own family.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
-        Ipv6Addr::from(self.address).to_canonical()
+        self.address.ip()
     }
 
     /// The 18 bytes that stand in a key.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 18] {
         let mut out = [0; 18];
-        out[..16].copy_from_slice(&self.address);
+        out[..16].copy_from_slice(&self.address.octets());
         out[16..].copy_from_slice(&self.port.to_be_bytes());
         out
     }
@@ -87,7 +171,8 @@ impl Endpoint {
     pub fn from_bytes(bytes: &[u8; 18]) -> Self {
         let mut address = [0; 16];
         address.copy_from_slice(&bytes[..16]);
-        Self { address, port: u16::from_be_bytes([bytes[16], bytes[17]]) }
+        let port = u16::from_be_bytes([bytes[16], bytes[17]]);
+        Self { address: Address::from_octets(address), port }
     }
 }
 
@@ -119,7 +204,7 @@ impl Key {
     #[must_use]
     pub const fn new(kind: u8, protocol: u8, tenant: TenantId, ends: (Endpoint, Endpoint)) -> Self {
         debug_assert!(kind != 0, "kind 0 marks an empty cell");
-        let ([a0, a1], [b0, b1]) = (ends.0.address_words(), ends.1.address_words());
+        let ([a0, a1], [b0, b1]) = (ends.0.address.words(), ends.1.address.words());
         let (a_port, b_port) = (ends.0.port.swap_bytes() as u64, ends.1.port.swap_bytes() as u64);
         let head = kind as u64 | (protocol as u64) << 8 | (tenant.0.swap_bytes() as u64) << 16;
         Self([

@@ -75,7 +75,7 @@ pub use embedded::{Embedded, EmbeddedConfig};
 pub use flow_machine::{FlowMachine, FlowMachineConfig, FlowMachineStats};
 pub use inspection::Inspection;
 pub use keeper::UpkeepCounts;
-pub use key::{Endpoint, Key, Value};
+pub use key::{Address, Endpoint, Key, Value};
 pub use layout::KeyHash;
 pub use lease::LeaseCell;
 pub use location_cache::LocationCache;
@@ -103,4 +103,9 @@ pub struct Entry {
     pub version: Version,
     /// The slot that it belongs to.
     pub slot: SlotId,
+}
+
+impl Entry {
+    /// Room for an entry that is about to be read.
+    pub const BLANK: Self = Self { value: Value::ZERO, version: Version(0), slot: SlotId(0) };
 }

@@ -53,7 +53,8 @@ impl LocalReads for TableReader {
 
     fn note_seen(&self, key: &Key, at: Time, tally: Tally) {
         // Whether there is such an entry is not asked here.
-        let _ = self.get_seen(key, self.hash(key), (at, tally));
+        let mut entry = Entry::BLANK;
+        let _ = self.get_seen(key, self.hash(key), (at, tally), &mut entry);
     }
 }
 

@@ -158,10 +158,23 @@ impl<M: Words> View<M> {
     /// The entry of a key, if this cell holds it intact: an answer that needs no other look.
     #[inline]
     pub(crate) fn entry_at(&self, cell: u32, key: &Key, verified: bool) -> Option<Entry> {
-        if cell >= self.layout.cells() {
-            return None;
-        }
-        cell::read_entry(self.cell(cell), key, verified).ok().flatten()
+        let mut found = None;
+        self.hand_over((cell, key), verified, |entry| found = Some(entry));
+        found
+    }
+
+    /// The same for a reader that has a place for the entry: whether it was there.
+    #[inline(always)]
+    pub(crate) fn hand_over(
+        &self,
+        (cell, key): (u32, &Key),
+        verified: bool,
+        take: impl FnOnce(Entry),
+    ) -> bool {
+        // What lies behind the last cell holds no key.
+        let cells = self.memory.words().get(self.layout.cells_at..);
+        let cell = cells.and_then(|words| words.as_chunks().0.get(cell as usize));
+        cell.is_some_and(|cell| cell::hand_over(cell, key, verified, take))
     }
 
     /// What a burst of lookups looks at.
@@ -229,7 +242,7 @@ impl<M: Words> Sight<'_, M> {
         cell
     }
 
-    /// As [`View::entry_at`], for a reader that has a place for the entry. Whether it was there.
+    /// As [`View::hand_over`].
     #[inline(always)]
     pub(crate) fn hand_over(
         &self,

@@ -63,23 +63,18 @@ pub trait RemoteReads {
     fn poll(&mut self) -> Option<RemoteAnswer>;
 }
 
-/// One-sided reads of a region that is mapped here. Up to [`READ_BURST`] at a time.
+/// A region of another owner that is mapped here, and the right to read it.
 #[derive(Debug)]
-pub struct MappedReads {
+pub struct MappedTable {
     reader: TableReader,
     grant: Arc<ReadGrant>,
-    cache: LocationCache,
-    posted: ArrayVec<(u64, SlotId, Key), READ_BURST>,
-    answers: ArrayVec<RemoteAnswer, READ_BURST>,
 }
 
-impl MappedReads {
-    /// Reads under a grant, with a memory of so many places.
+impl MappedTable {
+    /// The table, read under a grant.
     #[must_use]
-    pub fn new(reader: TableReader, grant: Arc<ReadGrant>, places: usize) -> Self {
-        let cache = LocationCache::new(places);
-        let (posted, answers) = (ArrayVec::new(), ArrayVec::new());
-        Self { reader, grant, cache, posted, answers }
+    pub const fn new(reader: TableReader, grant: Arc<ReadGrant>) -> Self {
+        Self { reader, grant }
     }
 
     /// The grant that the region is read under.
@@ -93,8 +88,7 @@ impl MappedReads {
         self.grant = grant;
     }
 
-    /// First step for the keys of a burst that are read one by one ([`MappedReads::read`]): draws
-    /// near what says where the entry lies.
+    /// First step for the keys of a burst: draws near what says where the entry lies.
     #[inline]
     #[must_use]
     pub fn prefetch(&self, key: &Key) -> KeyHash {
@@ -110,8 +104,7 @@ impl MappedReads {
         self.reader.prefetch_cell(hash)
     }
 
-    /// Reads an entry of a slot now, without posting. With the key comes its hash. Places are not
-    /// remembered: in memory that is mapped, the tags of a key are no farther than such a memory.
+    /// Reads an entry of a slot now. With the key comes its hash.
     ///
     /// # Errors
     /// As [`RemoteAnswer::found`].
@@ -153,6 +146,27 @@ impl MappedReads {
     }
 }
 
+/// One-sided reads of a region that is mapped here, posted and answered together. Up to
+/// [`READ_BURST`] at a time. With a memory of places, the second read of a key looks at its entry
+/// and at nothing else; a pipe does without, for its reads are one by one and the tags of a key in
+/// mapped memory are no farther than such a memory.
+#[derive(Debug)]
+pub struct MappedReads {
+    table: MappedTable,
+    cache: LocationCache,
+    posted: ArrayVec<(u64, SlotId, Key), READ_BURST>,
+    answers: ArrayVec<RemoteAnswer, READ_BURST>,
+}
+
+impl MappedReads {
+    /// Reads of a table, with a memory of so many places.
+    #[must_use]
+    pub fn new(table: MappedTable, places: usize) -> Self {
+        let cache = LocationCache::new(places);
+        Self { table, cache, posted: ArrayVec::new(), answers: ArrayVec::new() }
+    }
+}
+
 impl RemoteReads for MappedReads {
     fn post(&mut self, token: u64, (slot, key): (SlotId, &Key), _: Time) -> Result<(), RemoteFull> {
         if self.posted.len() + self.answers.len() >= READ_BURST {
@@ -164,11 +178,12 @@ impl RemoteReads for MappedReads {
 
     fn flush(&mut self, now: Time) {
         let keys: ArrayVec<Key, READ_BURST> = self.posted.iter().map(|(.., key)| *key).collect();
-        let right = self.right(now);
+        let right = self.table.right(now);
         let mut found = [Err(ReadError::Busy); READ_BURST];
-        self.reader.try_get_cached(&mut self.cache, &keys, &mut found[..keys.len()]);
+        let Self { table, cache, .. } = self;
+        table.reader.try_get_cached(cache, &keys, &mut found[..keys.len()]);
         for ((token, slot, _), found) in core::mem::take(&mut self.posted).into_iter().zip(found) {
-            let found = self.under(right, slot, found);
+            let found = self.table.under(right, slot, found);
             self.answers.push(RemoteAnswer { token, found });
         }
     }
@@ -248,9 +263,13 @@ mod tests {
         table
     }
 
-    fn reads(table: &Table, until: Time) -> MappedReads {
+    fn mapped(table: &Table, until: Time) -> MappedTable {
         let grant = ReadGrant::new("/dev/null".into(), 7, NodeId(1), until);
-        MappedReads::new(table.reader(), Arc::new(grant), 1 << 12)
+        MappedTable::new(table.reader(), Arc::new(grant))
+    }
+
+    fn reads(table: &Table, until: Time) -> MappedReads {
+        MappedReads::new(mapped(table, until), 1 << 12)
     }
 
     fn read(reads: &mut MappedReads, numbers: core::ops::Range<u64>) -> Vec<RemoteAnswer> {
@@ -263,7 +282,7 @@ mod tests {
 
     /// The same reads, one by one, with and without what a burst does before them.
     fn read_now(
-        reads: &MappedReads,
+        reads: &MappedTable,
         numbers: core::ops::Range<u64>,
     ) -> Vec<Result<(Option<Entry>, Time), RemoteError>> {
         let keys: Vec<Key> = numbers.map(key).collect();
@@ -281,7 +300,7 @@ mod tests {
     #[test]
     fn a_read_at_once_finds_what_a_posted_one_finds() {
         let mut table = table(30);
-        let reads = reads(&table, END);
+        let reads = mapped(&table, END);
         for _ in 0..2 {
             for (found, number) in read_now(&reads, 10..42).iter().zip(10..) {
                 assert_eq!(*found, Ok((table.get(&key(number)), END)), "{number}");
@@ -319,15 +338,15 @@ mod tests {
         };
         let all_revoked = |found: Vec<_>| found.iter().all(|f| *f == Err(RemoteError::Revoked));
         assert!(revoked(read(&mut reads(&table, NOW), 0..3)), "over at this moment");
-        assert!(all_revoked(read_now(&reads(&table, NOW), 0..3)), "over at this moment");
+        assert!(all_revoked(read_now(&mapped(&table, NOW), 0..3)), "over at this moment");
         let mut reads = reads(&table, END);
         assert!(!revoked(read(&mut reads, 0..3)));
         table.set_generation(8);
         assert!(revoked(read(&mut reads, 0..3)), "the region is another owner's");
-        assert!(all_revoked(read_now(&reads, 0..3)), "the region is another owner's");
+        assert!(all_revoked(read_now(&reads.table, 0..3)), "the region is another owner's");
         let later = ReadGrant::new("/dev/null".into(), 8, NodeId(1), END);
-        reads.renew(Arc::new(later));
-        assert!(read_now(&reads, 0..3).iter().all(Result::is_ok), "granted anew");
+        reads.table.renew(Arc::new(later));
+        assert!(read_now(&reads.table, 0..3).iter().all(Result::is_ok), "granted anew");
     }
 
     #[test]
@@ -338,7 +357,7 @@ mod tests {
         let answers = read(&mut reads, 28..32);
         assert_eq!(answers.len(), 4);
         assert!(answers.iter().all(|a| a.found == Err(RemoteError::SlotMoved)), "{answers:?}");
-        let found = read_now(&reads, 28..32);
+        let found = read_now(&reads.table, 28..32);
         assert!(found.iter().all(|found| *found == Err(RemoteError::SlotMoved)), "{found:?}");
     }
 }

@@ -117,6 +117,12 @@ struct Group {
     cells: [u32; GROUP],
 }
 
+/// Puts what was found where it is wanted; whether something was.
+#[inline]
+fn put(found: Option<Entry>, into: &mut Entry) -> bool {
+    found.map(|entry| *into = entry).is_some()
+}
+
 /// Reads one table. See the module's text.
 #[derive(Clone, Debug)]
 pub struct TableReader {
@@ -226,65 +232,62 @@ impl TableReader {
         self.get_settled(key, self.view.hash(key))
     }
 
-    /// As [`TableReader::get`], with the hash at hand. `hash` is this key's.
+    /// As [`TableReader::get`], with the hash at hand and room for the entry: whether there is one.
+    /// `hash` is this key's.
     #[must_use]
     #[inline]
-    pub fn get_hashed(&self, key: &Key, hash: KeyHash) -> Option<Entry> {
+    pub fn get_hashed(&self, key: &Key, hash: KeyHash, into: &mut Entry) -> bool {
         let resolved = self.resolve(key, hash);
-        match self.view.entry_at(hash.cell, key, false) {
-            Some(entry) => Some(entry),
-            None => self.get_settled(key, resolved),
-        }
+        self.view.hand_over((hash.cell, key), false, |entry| *into = entry)
+            || put(self.get_settled(key, resolved), into)
     }
 
     /// As [`TableReader::get_hashed`], for packets that keep the entry alive: leaves a mark that it
     /// was seen now, and counts them. Without a lock; with nothing to count, nothing is written
     /// between two ticks of the marks.
     #[inline]
-    pub fn get_seen(&self, key: &Key, hash: KeyHash, (now, tally): (Time, Tally)) -> Option<Entry> {
-        let Some(marks) = &self.marks else { return self.get_hashed(key, hash) };
+    pub fn get_seen(
+        &self,
+        key: &Key,
+        hash: KeyHash,
+        (now, tally): (Time, Tally),
+        into: &mut Entry,
+    ) -> bool {
+        let Some(marks) = &self.marks else { return self.get_hashed(key, hash, into) };
         let (hint, hash) = (hash.cell, self.resolve(key, hash));
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let moves = counter.load(Ordering::Acquire);
-        let found = match self.view.entry_at(hint, key, false) {
-            Some(entry) => Ok(Some((hint, entry))),
-            None => self.view.look(key, hash, false),
-        };
-        if let Ok(found) = found {
-            let (cell, entry) = found?;
-            marks.leave(cell, now);
+        if self.view.hand_over((hint, key), false, |entry| *into = entry) {
+            marks.leave(hint, now);
             // An entry that moved meanwhile may have left without the mark.
             if moves & 1 == 0 && counter.load(Ordering::Relaxed) == moves {
-                marks.count(cell, tally);
-                return Some(entry);
+                marks.count(hint, tally);
+                return true;
             }
         }
-        self.get_seen_unsettled(key, hash, (now, tally))
+        put(self.search_seen(key, hash, (now, tally)), into)
     }
 
-    #[cold]
-    fn get_seen_unsettled(
-        &self,
-        key: &Key,
-        hash: u64,
-        (now, tally): (Time, Tally),
-    ) -> Option<Entry> {
+    /// [`TableReader::get_seen`] of a key that does not lie where it was thought to, or moves.
+    #[inline(never)]
+    fn search_seen(&self, key: &Key, hash: u64, (now, tally): (Time, Tally)) -> Option<Entry> {
         let marks = self.marks.as_ref()?;
         let counter = self.word(Layout::moves_word(self.view.layout.home(hash)));
         let mut spins = 0;
         loop {
-            rest(&mut spins);
             let moves = counter.load(Ordering::Acquire);
-            let Ok(found) = self.view.look(key, hash, false) else { continue };
-            let (cell, entry) = found?;
-            marks.leave(cell, now);
-            let is_same = counter.load(Ordering::Relaxed) == moves;
-            // A writer that was put aside in the middle of a move must not hold up a packet. The
-            // mark lies where the entry was found, and goes along when the move goes on.
-            if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
-                marks.count(cell, tally);
-                return Some(entry);
+            if let Ok(found) = self.view.look(key, hash, false) {
+                let (cell, entry) = found?;
+                marks.leave(cell, now);
+                let is_same = counter.load(Ordering::Relaxed) == moves;
+                // A writer that was put aside in the middle of a move must not hold up a packet.
+                // The mark lies where the entry was found, and goes along when the move goes on.
+                if is_same && (moves & 1 == 0 || spins >= MARK_ATTEMPTS) {
+                    marks.count(cell, tally);
+                    return Some(entry);
+                }
             }
+            rest(&mut spins);
         }
     }
 

@@ -98,7 +98,9 @@ fn bursts_and_hashes_at_hand_read_what_single_reads_read() {
         assert_eq!(Ok(found), remote);
         // A hash from another region's table, or none, must not make a key seem absent.
         for hash in [hash, aimed, other.reader().hash(key), KeyHash::UNKNOWN] {
-            assert_eq!(found, reader.get_hashed(key, hash));
+            let mut entry = Entry::BLANK;
+            let is_there = reader.get_hashed(key, hash, &mut entry);
+            assert_eq!(found, is_there.then_some(entry));
             assert_eq!(Ok(found), reader.try_get_hashed(key, hash));
         }
     }
@@ -536,7 +538,8 @@ fn a_mark_is_not_lost_when_its_entry_is_moved() {
                 if at % 16 == 0 {
                     *hint = reader.prefetch_cell(reader.hash(&key(number)));
                 }
-                assert!(reader.get_seen(&key(number), *hint, (now, Tally::ZERO)).is_some());
+                let mut entry = Entry::BLANK;
+                assert!(reader.get_seen(&key(number), *hint, (now, Tally::ZERO), &mut entry));
                 left[number as usize].store(now.0, Ordering::Release);
                 count.store(at, Ordering::Release);
             }

@@ -69,7 +69,8 @@ fn cross(bytes: &[u8], parsed: &Parsed, is_verified: bool) {
     let prefix = Nat64Prefix::WELL_KNOWN;
     let tuple = other_version(parsed, &prefix);
     let Ok(crossed) = translated(bytes, parsed, &tuple, &prefix) else { return };
-    let more = if parsed.version == IpVersion::V4 { 40 } else { 0 };
+    // Two headers grow by 20, and what is quoted may need a fragment header.
+    let more = if parsed.version == IpVersion::V4 { 48 } else { 0 };
     assert!(crossed.len() <= FRAME_BYTES && crossed.len() <= bytes.len() + more);
     let again = parse_with(&crossed, Verify::Headers).expect("what crosses is a packet");
     assert!(again.tuple == tuple && again.version != parsed.version);

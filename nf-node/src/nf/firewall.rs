@@ -154,14 +154,14 @@ impl Firewall {
             key: key_of(packet),
             value: flow.encode(),
             fill: Fill::default(),
-            ttl_s: self.ttl_s(flow.state, packet.tuple.protocol),
+            ttl_s: self.ttl_s(flow.state, packet.tuple().protocol),
         });
         Verdict::Forward
     }
 
     /// Why this packet may not open a flow, if it may not.
     fn refusal(&self, packet: &Packet<'_>) -> Option<DropReason> {
-        match (self.rules.decide(packet.side, &packet.tuple), packet.side) {
+        match (self.rules.decide(packet.side, packet.tuple()), packet.side) {
             (Some(Action::Allow), _) | (None, Side::Inside) => None,
             (Some(Action::Deny), _) => Some(DropReason::RuleDenied),
             (None, Side::Outside) => Some(DropReason::NoState),
@@ -288,10 +288,10 @@ impl NetworkFunction for Firewall {
 }
 
 fn key_of(packet: &Packet<'_>) -> Key {
-    state_key::firewall(packet.tenant, &packet.tuple)
+    state_key::firewall(packet.tenant, packet.tuple())
 }
 
 /// Whether the packet's source is the larger endpoint of its key.
 fn is_from_high(packet: &Packet<'_>) -> bool {
-    packet.tuple.source > packet.tuple.destination
+    packet.tuple().source > packet.tuple().destination
 }

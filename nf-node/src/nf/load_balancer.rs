@@ -229,14 +229,15 @@ impl LoadBalancer {
         state: Option<&Entry>,
         changes: &mut Changes,
     ) -> Verdict {
-        let Some(service) = self.service(packet.tuple.protocol, &packet.tuple.destination) else {
+        let Some(service) = self.service(packet.tuple().protocol, &packet.tuple().destination)
+        else {
             return Verdict::Forward;
         };
         let old = state.map(|entry| (Choice::decode(&entry.value), entry.version));
         if let Some((choice, _)) = old
             && self.holds(service, choice)
         {
-            packet.tuple.destination = choice.to;
+            packet.tuple_mut().destination = choice.to;
             return Verdict::Forward;
         }
         match packet.parsed.transport {
@@ -247,14 +248,14 @@ impl LoadBalancer {
             _ => {}
         }
         let mut flow = [0; 37];
-        flow[0] = packet.tuple.protocol;
-        flow[1..19].copy_from_slice(&packet.tuple.source.to_bytes());
-        flow[19..].copy_from_slice(&packet.tuple.destination.to_bytes());
+        flow[0] = packet.tuple().protocol;
+        flow[1..19].copy_from_slice(&packet.tuple().source.to_bytes());
+        flow[19..].copy_from_slice(&packet.tuple().destination.to_bytes());
         let Some(chosen) = service.maglev.choose(siphash(self.hash_key, &flow)) else {
             return Verdict::Drop(DropReason::NoBackend);
         };
         self.keep(packet, service.backends[chosen].endpoint, old, changes);
-        packet.tuple.destination = service.backends[chosen].endpoint;
+        packet.tuple_mut().destination = service.backends[chosen].endpoint;
         Verdict::Forward
     }
 
@@ -266,8 +267,8 @@ impl LoadBalancer {
         old: Option<(Choice, Version)>,
         changes: &mut Changes,
     ) {
-        let (tenant, protocol) = (packet.tenant, packet.tuple.protocol);
-        let (client, service) = (packet.tuple.source, packet.tuple.destination);
+        let (tenant, protocol) = (packet.tenant, packet.tuple().protocol);
+        let (client, service) = (packet.tuple().source, packet.tuple().destination);
         let key = state_key::balance(tenant, protocol, client, service);
         let reply = |backend| state_key::balance_reply(tenant, protocol, client, backend);
         match old {
@@ -291,7 +292,7 @@ impl NetworkFunction for LoadBalancer {
     }
 
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
-        let (tenant, tuple) = (packet.tenant, &packet.tuple);
+        let (tenant, tuple) = (packet.tenant, packet.tuple());
         let (protocol, source, destination) = (tuple.protocol, tuple.source, tuple.destination);
         match packet.side {
             Side::Outside => self
@@ -315,7 +316,7 @@ impl NetworkFunction for LoadBalancer {
             // Of a flow that the balancer never saw: the backend's own, or routed to it directly.
             (Side::Inside, None) => Verdict::Forward,
             (Side::Inside, Some(entry)) => {
-                packet.tuple.source = Choice::decode(&entry.value).to;
+                packet.tuple_mut().source = Choice::decode(&entry.value).to;
                 Verdict::Forward
             }
         }

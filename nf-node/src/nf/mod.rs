@@ -37,7 +37,7 @@ use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
 use nearstate_store::{Condition, Entry, Key, TenantId, Time, Write};
 
 /// A packet on its way through a chain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Packet<'a> {
     /// The bytes as they came in.
     pub frame: &'a [u8],
@@ -47,11 +47,25 @@ pub struct Packet<'a> {
     pub tenant: TenantId,
     /// Where it came in.
     pub side: Side,
-    /// The flow as the functions so far have translated it.
-    pub tuple: FlowTuple,
+    /// The flow as the functions so far have translated it, if one has. Where its owner keeps it,
+    /// so that a packet that is not translated costs no copy.
+    pub translated: &'a mut Option<FlowTuple>,
 }
 
 impl Packet<'_> {
+    /// The flow as the functions so far have made it.
+    #[must_use]
+    #[inline]
+    pub fn tuple(&self) -> &FlowTuple {
+        self.translated.as_ref().unwrap_or(&self.parsed.tuple)
+    }
+
+    /// The same, to be translated.
+    #[inline]
+    pub fn tuple_mut(&mut self) -> &mut FlowTuple {
+        self.translated.get_or_insert(self.parsed.tuple)
+    }
+
     /// Whether this packet keeps the entry of a key alive. ICMP errors do not (RFC 4787 REQ-12,
     /// RFC 5508 REQ-6), and neither do resets (RFC 7857 section 9). A mapping lives by its outbound
     /// packets, and so does the leave of a remote end to send to it: what comes in from outside
@@ -141,7 +155,9 @@ mod tests {
         let tenant = TenantId(0);
         for (parsed, expected) in rows {
             let (side, tuple) = (Side::Inside, parsed.tuple);
-            let packet = Packet { frame: &[], parsed: &parsed, tenant, side, tuple };
+            let mut translated = None;
+            let translated = &mut translated;
+            let mut packet = Packet { frame: &[], parsed: &parsed, tenant, side, translated };
             let out = state_key::nat_out(tenant, 17, end(a));
             for key in [out, state_key::firewall(tenant, &tuple)] {
                 assert_eq!(packet.keeps_alive(&key), expected, "{parsed:?}");
@@ -149,8 +165,8 @@ mod tests {
             assert!(!packet.keeps_alive(&state_key::nat_in(tenant, 17, end(b))));
             let leave = state_key::nat_filter(tenant, 17, end(a), end(b));
             assert_eq!(packet.keeps_alive(&leave), expected, "{parsed:?}");
-            let inwards = Packet { side: Side::Outside, ..packet };
-            assert!(!inwards.keeps_alive(&leave), "{parsed:?}");
+            packet.side = Side::Outside;
+            assert!(!packet.keeps_alive(&leave), "{parsed:?}");
         }
     }
 }

@@ -52,7 +52,8 @@ use core::net::Ipv4Addr;
 use nearstate_placement::{FlowTuple, Side, StaticMap};
 use nearstate_store::key::{ENDPOINT_V4, VALUE_BYTES};
 use nearstate_store::{
-    Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value, Write,
+    Address, Condition, Endpoint, Entry, Fill, Key, PoolId, PoolSpec, Take, TenantId, Time, Value,
+    Write,
 };
 
 /// Where a `nat-out` value takes the external endpoint: the layout begins with an endpoint.
@@ -83,9 +84,8 @@ impl Remote {
     #[must_use]
     #[inline]
     pub fn of(end: &Endpoint) -> Self {
-        let [.., a, b, c, d] = end.address;
-        let [high, low] = end.port.to_be_bytes();
-        Self(u64::from_le_bytes([a, b, c, d, high, low, 0, 0]))
+        let [_, low] = end.address.words();
+        Self(low >> 32 | u64::from(end.port.swap_bytes()) << 32)
     }
 }
 
@@ -106,10 +106,8 @@ impl Mapping {
     #[inline]
     pub fn decode(value: &Value) -> Self {
         let [w0, w1, w2, w3, ..] = value.0;
-        let mut address = [0; 16];
-        address[..8].copy_from_slice(&w0.to_le_bytes());
-        address[8..].copy_from_slice(&w1.to_le_bytes());
         let [high, low, pool, life, ..] = w2.to_le_bytes();
+        let address = Address::from_words([w0, w1]);
         let to = Endpoint { address, port: u16::from_be_bytes([high, low]) };
         let life = Life::from_number(life);
         Self { to, pool: PoolId(pool), life, remote: Remote(w3 & Remote::BITS) }
@@ -268,13 +266,13 @@ impl<I: Inside> Nat<I> {
     }
 
     /// What is to be done with a packet that came in as this flow.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn way(&self, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
         I::way(self, packet, tuple)
     }
 
     /// What is to be done with a packet from inside that is to be translated.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn way_out(&self, tuple: &FlowTuple) -> Way {
         if self.static_map.is_empty() {
             return Way::Out;
@@ -284,7 +282,7 @@ impl<I: Inside> Nat<I> {
     }
 
     /// What is to be done with an IPv4 packet from outside.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn way_in(&self, packet: &Packet<'_>, tuple: &FlowTuple, to: Ipv4Addr) -> Way {
         if !self.static_map.is_empty()
             && let Some(inside) = self.static_map.inside_of(tuple.protocol, &tuple.destination)
@@ -302,12 +300,12 @@ impl<I: Inside> Nat<I> {
 
     /// Asks for a mapping: the port, and the two entries that it is filled into.
     fn open(&self, packet: &Packet<'_>, changes: &mut Changes) -> Verdict {
-        let (tenant, protocol) = (packet.tenant, I::external_protocol(packet.tuple.protocol));
-        let inside = packet.tuple.source;
+        let (tenant, protocol) = (packet.tenant, I::external_protocol(packet.tuple().protocol));
+        let inside = packet.tuple().source;
         let out = state_key::nat_out(tenant, protocol, inside);
         let pool = self.pool.id();
         let (life, remote) = match protocol {
-            6 => (Life::Opening, self.inside.remote(&packet.tuple.destination)),
+            6 => (Life::Opening, self.inside.remote(&packet.tuple().destination)),
             _ => (Life::Plain, Remote::default()),
         };
         let mapping = |to| Mapping { to, pool, life, remote }.encode();
@@ -315,7 +313,7 @@ impl<I: Inside> Nat<I> {
         changes.writes.push(Write::Take(Take {
             pool,
             protocol,
-            holder: inside.address,
+            holder: inside.address.octets(),
             like_port: inside.port,
         }));
         changes.writes.push(Write::Put {
@@ -343,15 +341,15 @@ impl<I: Inside> Nat<I> {
         changes: &mut Changes,
     ) {
         let Transport::Tcp { flags } = packet.parsed.transport else { return };
-        let to = self.inside.remote(&packet.tuple.destination);
+        let to = self.inside.remote(&packet.tuple().destination);
         let turn =
             mapping_life::from_inside(mapping.life, to == mapping.remote, Segment::of(flags));
         let Some(turn) = turn else { return };
         let remote = if turn.is_followed { to } else { mapping.remote };
         let moved = Mapping { life: turn.life, remote, ..*mapping };
-        let key = state_key::nat_out(packet.tenant, 6, packet.tuple.source);
+        let key = state_key::nat_out(packet.tenant, 6, packet.tuple().source);
         changes.conditions.push(Condition::Version(key, entry.version));
-        self.move_on(packet.tenant, (packet.tuple.source, mapping.to), moved, changes);
+        self.move_on(packet.tenant, (packet.tuple().source, mapping.to), moved, changes);
     }
 
     /// What a TCP segment from outside makes of it.
@@ -365,11 +363,11 @@ impl<I: Inside> Nat<I> {
         let Transport::Tcp { flags } = packet.parsed.transport else { return };
         let segment = Segment::of(flags);
         let Some(turn) = mapping_life::from_outside(mapping.life, segment) else { return };
-        if Remote::of(&packet.tuple.source) != mapping.remote {
+        if Remote::of(&packet.tuple().source) != mapping.remote {
             return;
         }
         let moved = Mapping { life: turn.life, ..*mapping };
-        let external = packet.tuple.destination;
+        let external = packet.tuple().destination;
         let key = state_key::nat_in(packet.tenant, 6, external);
         changes.conditions.push(Condition::Version(key, entry.version));
         self.move_on(packet.tenant, (mapping.to, external), moved, changes);
@@ -390,6 +388,31 @@ impl<I: Inside> Nat<I> {
         put(state_key::nat_out(tenant, 6, inside), external, self.ttl_s(6, mapping.life));
         put(state_key::nat_in(tenant, 6, external), inside, 0);
     }
+
+    /// Decides on a packet that no mapping is known for.
+    fn process_without_entry(&self, packet: &mut Packet<'_>, changes: &mut Changes) -> Verdict {
+        match self.way(packet, packet.tuple()) {
+            Way::Pass => Verdict::Forward,
+            Way::Refused(reason) => Verdict::Drop(reason),
+            Way::OutAs(external) => {
+                self.inside.send_out(packet, external);
+                Verdict::Forward
+            }
+            Way::InTo(inside) => {
+                self.inside.let_in(packet, inside);
+                Verdict::Forward
+            }
+            Way::Out => match refuses_to_open(packet.parsed.transport) {
+                Some(reason) => Verdict::Drop(reason),
+                None => self.open(packet, changes),
+            },
+            Way::In => Verdict::Drop(match packet.parsed.transport {
+                // RFC 5508 REQ-4: dropped silently without a mapping for the quoted packet.
+                Transport::IcmpError { .. } => DropReason::IcmpUnrelated,
+                _ => DropReason::NoMapping,
+            }),
+        }
+    }
 }
 
 impl<I: Inside> NetworkFunction for Nat<I> {
@@ -397,8 +420,9 @@ impl<I: Inside> NetworkFunction for Nat<I> {
         I::NAME
     }
 
+    #[inline(always)]
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
-        let (tenant, tuple) = (packet.tenant, &packet.tuple);
+        let (tenant, tuple) = (packet.tenant, packet.tuple());
         match self.way(packet, tuple) {
             Way::Out => {
                 let protocol = I::external_protocol(tuple.protocol);
@@ -409,6 +433,7 @@ impl<I: Inside> NetworkFunction for Nat<I> {
         }
     }
 
+    #[inline]
     fn process(
         &self,
         _now: Time,
@@ -416,39 +441,23 @@ impl<I: Inside> NetworkFunction for Nat<I> {
         state: Option<&Entry>,
         changes: &mut Changes,
     ) -> Verdict {
-        match (self.way(packet, &packet.tuple), state) {
-            (Way::Pass, _) => Verdict::Forward,
-            (Way::Refused(reason), _) => Verdict::Drop(reason),
-            (Way::OutAs(external), _) => {
-                self.inside.send_out(packet, external);
-                Verdict::Forward
+        if let Some(entry) = state {
+            // Only a packet that is to be translated by an entry asks for one: what is to be done
+            // with it need not be found out again.
+            let mapping = Mapping::decode(&entry.value);
+            match packet.side {
+                Side::Inside => {
+                    self.follow_inside(packet, (entry, &mapping), changes);
+                    self.inside.send_out(packet, mapping.to);
+                }
+                Side::Outside => {
+                    self.follow_outside(packet, (entry, &mapping), changes);
+                    self.inside.let_in(packet, mapping.to);
+                }
             }
-            (Way::InTo(inside), _) => {
-                self.inside.let_in(packet, inside);
-                Verdict::Forward
-            }
-            (Way::Out, Some(entry)) => {
-                let mapping = Mapping::decode(&entry.value);
-                self.follow_inside(packet, (entry, &mapping), changes);
-                self.inside.send_out(packet, mapping.to);
-                Verdict::Forward
-            }
-            (Way::In, Some(entry)) => {
-                let mapping = Mapping::decode(&entry.value);
-                self.follow_outside(packet, (entry, &mapping), changes);
-                self.inside.let_in(packet, mapping.to);
-                Verdict::Forward
-            }
-            (Way::Out, None) => match refuses_to_open(packet.parsed.transport) {
-                Some(reason) => Verdict::Drop(reason),
-                None => self.open(packet, changes),
-            },
-            (Way::In, None) => Verdict::Drop(match packet.parsed.transport {
-                // RFC 5508 REQ-4: dropped silently without a mapping for the quoted packet.
-                Transport::IcmpError { .. } => DropReason::IcmpUnrelated,
-                _ => DropReason::NoMapping,
-            }),
+            return Verdict::Forward;
         }
+        self.process_without_entry(packet, changes)
     }
 
     fn describe(&self, key: &Key, entry: Option<&Entry>) -> String {
@@ -487,7 +496,7 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
 impl Inside for Ipv4Inside {
     const NAME: &'static str = "nat";
 
-    #[inline]
+    #[inline(always)]
     fn way(nat: &Nat44, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
         if packet.parsed.version != IpVersion::V4 {
             return Way::Pass;
@@ -518,23 +527,23 @@ impl Inside for Ipv4Inside {
     #[inline]
     fn send_out(&self, packet: &mut Packet<'_>, external: Endpoint) {
         debug_assert!(external.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
-        packet.tuple.source = external;
+        packet.tuple_mut().source = external;
         if is_icmp(packet) {
-            packet.tuple.destination.port = external.port;
+            packet.tuple_mut().destination.port = external.port;
         }
     }
 
     #[inline]
     fn let_in(&self, packet: &mut Packet<'_>, inside: Endpoint) {
         debug_assert!(inside.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
-        packet.tuple.destination = inside;
+        packet.tuple_mut().destination = inside;
         if is_icmp(packet) {
-            packet.tuple.source.port = inside.port;
+            packet.tuple_mut().source.port = inside.port;
         }
     }
 }
 
 /// An echo (or a quoted one) has its one identifier as both ports, before and after translation.
 fn is_icmp(packet: &Packet<'_>) -> bool {
-    packet.tuple.protocol == 1
+    packet.tuple().protocol == 1
 }

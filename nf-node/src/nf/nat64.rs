@@ -114,19 +114,18 @@ impl Inside for Ipv6Inside {
 
     #[inline]
     fn send_out(&self, packet: &mut Packet<'_>, external: Endpoint) {
-        let Some(to) = self.behind(&packet.tuple.destination) else {
+        let Some(to) = self.behind(&packet.tuple().destination) else {
             return debug_assert!(false, "only what goes behind the prefix is translated");
         };
-        let protocol = Self::external_protocol(packet.tuple.protocol);
-        packet.tuple = FlowTuple { protocol, source: external, destination: to };
-        if protocol == ipv4::PROTOCOL_ICMP {
-            packet.tuple.destination.port = external.port;
-        }
+        let protocol = Self::external_protocol(packet.tuple().protocol);
+        let port = if protocol == ipv4::PROTOCOL_ICMP { external.port } else { to.port };
+        let destination = Endpoint { port, ..to };
+        *packet.tuple_mut() = FlowTuple { protocol, source: external, destination };
     }
 
     #[inline]
     fn let_in(&self, packet: &mut Packet<'_>, inside: Endpoint) {
-        let FlowTuple { protocol, source, .. } = packet.tuple;
+        let FlowTuple { protocol, source, .. } = *packet.tuple();
         let Some(from) = source.ipv4() else {
             return debug_assert!(false, "only what comes from IPv4 is translated");
         };
@@ -134,6 +133,6 @@ impl Inside for Ipv6Inside {
         let protocol = if is_icmp { ipv6::PROTOCOL_ICMPV6 } else { protocol };
         let port = if is_icmp { inside.port } else { source.port };
         let source = Endpoint { address: self.prefix.embed(from), port };
-        packet.tuple = FlowTuple { protocol, source, destination: inside };
+        *packet.tuple_mut() = FlowTuple { protocol, source, destination: inside };
     }
 }

@@ -147,7 +147,7 @@ impl<I: Inside> NatFilter<I> {
             key,
             value: next.encode(),
             fill: Fill::default(),
-            ttl_s: self.ttl_s(next, packet.tuple.protocol),
+            ttl_s: self.ttl_s(next, packet.tuple().protocol),
         });
     }
 }
@@ -160,13 +160,13 @@ impl<I: Inside> NetworkFunction for NatFilter<I> {
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         // On the way in the NAT has been here before: the packet as it came says what it was to do.
         let (inside, remote) = match self.nat.way(packet, &packet.parsed.tuple) {
-            Way::Out => (packet.tuple.source, packet.tuple.destination),
-            Way::In => (packet.tuple.destination, packet.tuple.source),
+            Way::Out => (packet.tuple().source, packet.tuple().destination),
+            Way::In => (packet.tuple().destination, packet.tuple().source),
             Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => return None,
         };
         let port = if self.is_for_all_ports { 0 } else { remote.port };
         let remote = Endpoint { port, ..remote };
-        Some(state_key::nat_filter(packet.tenant, packet.tuple.protocol, inside, remote))
+        Some(state_key::nat_filter(packet.tenant, packet.tuple().protocol, inside, remote))
     }
 
     fn process(

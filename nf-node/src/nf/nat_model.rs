@@ -59,7 +59,7 @@ impl Net {
             None => Endpoint::v4([10, 0, 0, host], port),
             Some(_) => {
                 let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into());
-                Endpoint { address: address.octets(), port }
+                Endpoint::new(address.into(), port)
             }
         }
     }

@@ -22,7 +22,7 @@ use core::fmt;
 use core::net::IpAddr;
 use core::str::FromStr;
 use nearstate_placement::{FlowTuple, Side};
-use nearstate_store::Endpoint;
+use nearstate_store::{Address, Endpoint};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -88,7 +88,7 @@ impl Prefix {
         }
         let mapped = length + (128 - width);
         let mask = if mapped == 0 { 0 } else { u128::MAX << (128 - mapped) };
-        let bits = u128::from_be_bytes(Endpoint::new(address, 0).address);
+        let bits = Address::from(address).bits();
         if bits & !mask != 0 {
             return Err(PrefixError::HostBits { address, length });
         }
@@ -97,8 +97,9 @@ impl Prefix {
 
     /// Whether this is one of the addresses; an IPv4 address is given IPv4-mapped.
     #[must_use]
-    pub fn holds(&self, address: &[u8; 16]) -> bool {
-        u128::from_be_bytes(*address) & self.mask == self.bits
+    #[inline]
+    pub fn holds(&self, address: &Address) -> bool {
+        address.bits() & self.mask == self.bits
     }
 }
 

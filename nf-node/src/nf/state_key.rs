@@ -117,12 +117,14 @@ pub fn words(key: &Key) -> String {
 
 /// The key of the mapping of an inside endpoint.
 #[must_use]
+#[inline]
 pub fn nat_out(tenant: TenantId, protocol: u8, inside: Endpoint) -> Key {
     Key::new(KeyKind::NatOut as u8, protocol, tenant, (inside, Endpoint::default()))
 }
 
 /// The key of the mapping that holds an external endpoint.
 #[must_use]
+#[inline]
 pub fn nat_in(tenant: TenantId, protocol: u8, external: Endpoint) -> Key {
     Key::new(KeyKind::NatIn as u8, protocol, tenant, (external, Endpoint::default()))
 }
@@ -137,12 +139,14 @@ pub fn nat_in_unfilled(tenant: TenantId, protocol: u8) -> Key {
 /// The key of a remote end's leave to send to an inside endpoint. Port 0 stands for all ports of
 /// the remote address.
 #[must_use]
+#[inline]
 pub fn nat_filter(tenant: TenantId, protocol: u8, inside: Endpoint, remote: Endpoint) -> Key {
     Key::new(KeyKind::NatFilter as u8, protocol, tenant, (inside, remote))
 }
 
 /// The key of a flow that a firewall sees: the same for both directions.
 #[must_use]
+#[inline]
 pub fn firewall(tenant: TenantId, tuple: &FlowTuple) -> Key {
     let flow = FlowKey::canonical(tenant, tuple);
     Key::new(KeyKind::Firewall as u8, flow.protocol, tenant, (flow.low, flow.high))

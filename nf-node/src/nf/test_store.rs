@@ -118,7 +118,8 @@ impl TestStore {
                 assert!(entry.is_none_or(|entry| entry.slot == slot), "read across slots: {key:?}");
                 entry
             };
-            let packet = chain.packet(side, &[], parsed);
+            let mut translated = None;
+            let packet = chain.packet(side, &[], parsed, &mut translated);
             match chain.run(Time(0), packet, &mut read, &mut changes) {
                 (Verdict::Forward, tuple) => {
                     assert!(changes.is_empty(), "forwarded before its changes were committed");

@@ -403,7 +403,10 @@ impl PacketBuilder {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 pseudo_header(&source.octets(), &destination.octets(), protocol, len)
             }
-            _ => pseudo_header(&self.source.address, &self.destination.address, protocol, len),
+            _ => {
+                let (source, destination) = (self.source.address, self.destination.address);
+                pseudo_header(&source.octets(), &destination.octets(), protocol, len)
+            }
         };
         pseudo.bytes(bytes).checksum()
     }

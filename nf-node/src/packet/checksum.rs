@@ -1,13 +1,13 @@
 //! The Internet checksum (RFC 1071): over bytes, over pseudo headers, and by difference (RFC 1624).
 //!
-//! A one's complement sum does not mind the order of bytes as long as all words are read alike
-//! (RFC 1071 section 2 (B)), so bytes are summed eight at a time as this machine reads them, and
-//! only the folded result is put into network order.
+//! A one's complement sum does not mind the order of bytes as long as all words are read alike, nor
+//! how wide the words are as long as the carry goes round (RFC 1071 section 2 (B), (C)). So bytes
+//! are summed eight at a time, as little-endian words, and only the folded result is put into
+//! network order.
 
 use crate::packet::word::get_u16;
 
-/// A one's complement sum in the making. Holds far more than a packet's worth of words before it
-/// would overflow (2^31 words of 32 bits).
+/// A one's complement sum in the making, of 64 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -22,64 +22,59 @@ impl Sum {
         Self::ZERO.bytes(bytes)
     }
 
+    /// Adds a little-endian word, and the carry at the other end.
+    #[inline(always)]
+    const fn add(self, word: u64) -> Self {
+        let (sum, carry) = self.0.overflowing_add(word);
+        Self(sum.wrapping_add(carry as u64))
+    }
+
     /// Adds bytes. An odd last byte is padded with zero, so only the last piece may be odd.
     #[inline]
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
         let (words, rest) = bytes.as_chunks::<8>();
-        let (mut low, mut high) = (self.0, 0);
-        for word in words {
-            let word = u64::from_ne_bytes(*word);
-            low += word & 0xffff_ffff;
-            high += word >> 32;
+        let total = words.iter().fold(self, |sum, word| sum.add(u64::from_le_bytes(*word)));
+        match (rest.len(), bytes.last_chunk::<8>()) {
+            (0, _) => total,
+            // Most of the last eight bytes are in the sum already: they are shifted out.
+            (left, Some(last)) => total.add(u64::from_le_bytes(*last) >> (64 - 8 * left)),
+            (_, None) => {
+                total.add(rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+            }
         }
-        Self(low + high).tail(rest)
-    }
-
-    /// Adds fewer than eight bytes. Piece by piece: a copy of a length that is known only now would
-    /// be a call.
-    #[inline]
-    fn tail(self, bytes: &[u8]) -> Self {
-        let mut total = self.0;
-        let (quads, rest) = bytes.as_chunks::<4>();
-        for quad in quads {
-            total += u64::from(u32::from_ne_bytes(*quad));
-        }
-        let (pairs, last) = rest.as_chunks::<2>();
-        for pair in pairs {
-            total += u64::from(u16::from_ne_bytes(*pair));
-        }
-        if let [byte] = last {
-            total += u64::from(u16::from_ne_bytes([*byte, 0]));
-        }
-        Self(total)
     }
 
     /// Adds one 16-bit word, given as a number.
     #[inline]
     #[must_use]
     pub const fn word(self, word: u16) -> Self {
-        Self(self.0 + word.to_be() as u64)
+        self.add(word.swap_bytes() as u64)
     }
 
     /// Adds another sum.
     #[inline]
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
-        Self(self.0 + other.0)
+        self.add(other.0)
     }
 
     /// Adds the difference that it makes when `old` becomes `new`: `~m + m'` of RFC 1624.
-    /// Both have the same, even, length.
     #[inline]
     #[must_use]
-    pub fn change(self, old: &[u8], new: &[u8]) -> Self {
-        debug_assert!(old.len() == new.len() && old.len().is_multiple_of(2));
-        let mut total = self.0;
-        for (old, new) in old.as_chunks::<2>().0.iter().zip(new.as_chunks::<2>().0) {
-            total += u64::from(!u16::from_ne_bytes(*old)) + u64::from(u16::from_ne_bytes(*new));
+    pub fn change<const N: usize>(self, old: &[u8; N], new: &[u8; N]) -> Self {
+        const { assert!(N.is_multiple_of(4), "addresses are whole words of four bytes") };
+        let ((old, old_rest), (new, new_rest)) = (old.as_chunks::<8>(), new.as_chunks::<8>());
+        let words = old.iter().zip(new).fold(self, |sum, (old, new)| {
+            sum.add(!u64::from_le_bytes(*old)).add(u64::from_le_bytes(*new))
+        });
+        match (old_rest.first_chunk(), new_rest.first_chunk()) {
+            (Some(old), Some(new)) => {
+                let (old, new) = (u32::from_le_bytes(*old), u32::from_le_bytes(*new));
+                words.add(u64::from(!old)).add(u64::from(new))
+            }
+            _ => words,
         }
-        Self(total)
     }
 
     /// [`Sum::change`] for one word, given as numbers.
@@ -93,12 +88,11 @@ impl Sum {
     #[inline]
     #[must_use]
     pub const fn fold(self) -> u16 {
-        let mut sum = self.0;
-        sum = (sum & 0xffff_ffff) + (sum >> 32);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        u16::from_be(sum as u16)
+        // Each step adds the upper half to the lower, and the carry of that.
+        let (half, carry) = (self.0 as u32).overflowing_add((self.0 >> 32) as u32);
+        let half = half.wrapping_add(carry as u32);
+        let (sum, carry) = (half as u16).overflowing_add((half >> 16) as u16);
+        sum.wrapping_add(carry as u16).swap_bytes()
     }
 
     /// The checksum that makes the sum right: its complement.
@@ -198,7 +192,7 @@ mod tests {
             bytes[0] |= 1; // A header is never all zero: then ~HC is never -0.
             let at = 2 + at * 2;
             let before = Sum::of(&bytes).checksum();
-            let difference = Sum::ZERO.change(&bytes[at..at + 4], &new);
+            let difference = Sum::ZERO.change(bytes[at..].first_chunk().unwrap(), &new);
             bytes[at..at + 4].copy_from_slice(&new);
             prop_assert_eq!(difference.updated(before), Sum::of(&bytes).checksum());
         }

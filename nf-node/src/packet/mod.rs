@@ -21,5 +21,5 @@ pub mod udp;
 pub(crate) mod word;
 
 pub use builder::PacketBuilder;
-pub use parse::{Verify, parse, parse_with};
+pub use parse::{Verify, parse, parse_into, parse_with};
 pub use parsed::{IpVersion, Parsed, Transport};

@@ -18,7 +18,7 @@ use crate::packet::udp::{self, UdpDatagram};
 use crate::packet::{ethernet, quote};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
-use nearstate_store::Endpoint;
+use nearstate_store::{Address, Endpoint};
 
 /// Which checksums are verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,28 +60,56 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, DropReason> {
 ///
 /// # Errors
 /// The reason to drop it.
-#[inline]
 pub fn parse_with(frame: &[u8], verify: Verify) -> Result<Parsed, DropReason> {
+    let mut parsed = Parsed::BLANK;
+    parse_into(frame, verify, &mut parsed)?;
+    Ok(parsed)
+}
+
+/// Looks at a frame, for whoever has room for what is found: it is not copied then.
+///
+/// # Errors
+/// The reason to drop it; what was found is none then.
+#[inline(always)]
+pub fn parse_into(frame: &[u8], verify: Verify, into: &mut Parsed) -> Result<(), DropReason> {
     if frame.len() > FRAME_BYTES {
         return Err(DropReason::FrameTooLong);
     }
     let (ether_type, ip) = ethernet::network_header(frame)?;
-    let network = match ether_type {
-        ethernet::TYPE_IPV4 => parse_ipv4(frame, ip, verify)?,
-        ethernet::TYPE_IPV6 => parse_ipv6(frame, ip, verify)?,
-        _ => return Err(DropReason::NotIp),
-    };
+    match ether_type {
+        ethernet::TYPE_IPV4 => {
+            let network = parse_ipv4(frame, ip, verify)?;
+            let bytes = &frame[network.transport_at..network.end];
+            match network.protocol {
+                tcp::PROTOCOL => parse_tcp(bytes, &network, into),
+                udp::PROTOCOL => parse_udp(bytes, &network, into),
+                ipv4::PROTOCOL_ICMP => parse_icmp(frame, &network, into),
+                _ => Err(DropReason::UnknownProtocol),
+            }
+        }
+        ethernet::TYPE_IPV6 => parse_ipv6_packet(frame, ip, verify, into),
+        _ => Err(DropReason::NotIp),
+    }
+}
+
+#[inline(never)]
+fn parse_ipv6_packet(
+    frame: &[u8],
+    ip: usize,
+    verify: Verify,
+    into: &mut Parsed,
+) -> Result<(), DropReason> {
+    let network = parse_ipv6(frame, ip, verify)?;
     let bytes = &frame[network.transport_at..network.end];
-    match (network.version, network.protocol) {
-        (_, tcp::PROTOCOL) => parse_tcp(bytes, &network),
-        (_, udp::PROTOCOL) => parse_udp(bytes, &network),
-        (IpVersion::V4, ipv4::PROTOCOL_ICMP) => parse_icmp(frame, &network),
-        (IpVersion::V6, ipv6::PROTOCOL_ICMPV6) => parse_icmpv6(frame, &network),
+    match network.protocol {
+        tcp::PROTOCOL => parse_tcp(bytes, &network, into),
+        udp::PROTOCOL => parse_udp(bytes, &network, into),
+        ipv6::PROTOCOL_ICMPV6 => parse_icmpv6(frame, &network, into),
         _ => Err(DropReason::UnknownProtocol),
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_ipv4(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropReason> {
     let packet = Ipv4Packet::new_checked(&frame[ip..])?;
     if !packet.verify_checksum() {
@@ -108,7 +136,7 @@ fn parse_ipv4(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropRe
         protocol: packet.protocol(),
         source: Endpoint::v4(source, 0),
         destination: Endpoint::v4(destination, 0),
-        addresses: Sum::of(&source).bytes(&destination),
+        addresses: packet.addresses(),
         verify,
     })
 }
@@ -133,8 +161,8 @@ fn parse_ipv6(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropRe
         transport_at: ip + upper.at,
         end,
         protocol: upper.protocol,
-        source: Endpoint { address: source, port: 0 },
-        destination: Endpoint { address: destination, port: 0 },
+        source: Endpoint { address: Address::from_octets(source), port: 0 },
+        destination: Endpoint { address: Address::from_octets(destination), port: 0 },
         addresses: Sum::of(&source).bytes(&destination),
         verify,
     })
@@ -182,34 +210,41 @@ impl Network {
     }
 
     /// The result for ports that were found in the transport header.
-    #[inline]
-    fn with_ports(&self, ports: (u16, u16), transport: Transport) -> Result<Parsed, DropReason> {
+    #[inline(always)]
+    fn with_ports(
+        &self,
+        ports: (u16, u16),
+        transport: Transport,
+        into: &mut Parsed,
+    ) -> Result<(), DropReason> {
         let tuple = FlowTuple {
             protocol: self.protocol,
             source: Endpoint { port: ports.0, ..self.source },
             destination: Endpoint { port: ports.1, ..self.destination },
         };
-        self.with_tuple(tuple, transport)
+        self.with_tuple(tuple, transport, into)
     }
 
     /// The result. A packet whose two ends are one ("land") is refused here.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with_tuple(
         &self,
         tuple: FlowTuple,
         transport: Transport,
-    ) -> Result<Parsed, DropReason> {
+        into: &mut Parsed,
+    ) -> Result<(), DropReason> {
         if tuple.source == tuple.destination {
             return Err(DropReason::MartianAddress);
         }
-        Ok(Parsed {
+        *into = Parsed {
             version: self.version,
             ip: self.ip as u16,
             transport_at: self.transport_at as u16,
             end: self.end as u16,
             transport,
             tuple,
-        })
+        };
+        Ok(())
     }
 
     /// Where it goes, port 0.
@@ -223,8 +258,8 @@ impl Network {
     }
 }
 
-#[inline]
-fn parse_tcp(bytes: &[u8], network: &Network) -> Result<Parsed, DropReason> {
+#[inline(always)]
+fn parse_tcp(bytes: &[u8], network: &Network, into: &mut Parsed) -> Result<(), DropReason> {
     let segment = TcpSegment::new_checked(bytes)?;
     tcp::check_options(segment.options())?;
     if !network.checksum_is_right(bytes) {
@@ -238,11 +273,11 @@ fn parse_tcp(bytes: &[u8], network: &Network) -> Result<Parsed, DropReason> {
     if !tcp::flags_are_legal(flags) {
         return Err(DropReason::BadTcpFlags);
     }
-    network.with_ports(ports, Transport::Tcp { flags })
+    network.with_ports(ports, Transport::Tcp { flags }, into)
 }
 
-#[inline]
-fn parse_udp(bytes: &[u8], network: &Network) -> Result<Parsed, DropReason> {
+#[inline(always)]
+fn parse_udp(bytes: &[u8], network: &Network, into: &mut Parsed) -> Result<(), DropReason> {
     let datagram = UdpDatagram::new_checked(bytes)?;
     if datagram.checksum() == 0 {
         // RFC 768: no checksum was made. RFC 8200 section 8.1: not so over IPv6.
@@ -256,10 +291,11 @@ fn parse_udp(bytes: &[u8], network: &Network) -> Result<Parsed, DropReason> {
     if ports.0 == 0 || ports.1 == 0 {
         return Err(DropReason::PortZero);
     }
-    network.with_ports(ports, Transport::Udp)
+    network.with_ports(ports, Transport::Udp, into)
 }
 
-fn parse_icmp(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
+#[inline(never)]
+fn parse_icmp(frame: &[u8], network: &Network, into: &mut Parsed) -> Result<(), DropReason> {
     let message = IcmpMessage::new_checked(&frame[network.transport_at..network.end])?;
     // RFC 5508 REQ-3: an error with a wrong checksum is dropped silently.
     if network.verify == Verify::All && !message.verify_checksum() {
@@ -268,14 +304,15 @@ fn parse_icmp(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
     match message.kind() {
         kind @ (icmp::ECHO_REQUEST | icmp::ECHO_REPLY) => {
             let transport = Transport::Echo { request: kind == icmp::ECHO_REQUEST };
-            network.with_ports((message.ident(), message.ident()), transport)
+            network.with_ports((message.ident(), message.ident()), transport, into)
         }
-        kind if icmp::is_error(kind) => quote::parse_v4(frame, network),
+        kind if icmp::is_error(kind) => quote::parse_v4(frame, network, into),
         _ => Err(DropReason::IcmpType),
     }
 }
 
-fn parse_icmpv6(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
+#[inline(never)]
+fn parse_icmpv6(frame: &[u8], network: &Network, into: &mut Parsed) -> Result<(), DropReason> {
     let bytes = &frame[network.transport_at..network.end];
     let message = Icmpv6Message::new_checked(bytes)?;
     if !network.checksum_is_right(bytes) {
@@ -284,9 +321,9 @@ fn parse_icmpv6(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
     match message.kind() {
         kind @ (icmpv6::ECHO_REQUEST | icmpv6::ECHO_REPLY) => {
             let transport = Transport::Echo { request: kind == icmpv6::ECHO_REQUEST };
-            network.with_ports((message.ident(), message.ident()), transport)
+            network.with_ports((message.ident(), message.ident()), transport, into)
         }
-        kind if icmpv6::is_error(kind) => quote::parse_v6(frame, network),
+        kind if icmpv6::is_error(kind) => quote::parse_v6(frame, network, into),
         _ => Err(DropReason::IcmpType),
     }
 }

@@ -1,6 +1,7 @@
 //! What one look at a frame found: where its headers are and which flow it belongs to.
 
 use nearstate_placement::FlowTuple;
+use nearstate_store::Endpoint;
 
 /// What the packet is, above IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,3 +57,17 @@ pub struct Parsed {
     /// that of the quoted packet (`inner_protocol`), not ICMP's own.
     pub tuple: FlowTuple,
 }
+
+impl Parsed {
+    /// Room for what parsing is about to find.
+    pub const BLANK: Self = Self {
+        version: IpVersion::V4,
+        ip: 0,
+        transport_at: 0,
+        end: 0,
+        transport: Transport::Udp,
+        tuple: FlowTuple { protocol: 0, source: NOBODY, destination: NOBODY },
+    };
+}
+
+const NOBODY: Endpoint = Endpoint::v4([0; 4], 0);

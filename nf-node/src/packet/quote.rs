@@ -15,7 +15,7 @@ use crate::packet::word::get_u16;
 use crate::packet::{tcp, udp};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
-use nearstate_store::Endpoint;
+use nearstate_store::{Address, Endpoint};
 
 /// Bytes of a quoted transport header that must be there.
 const TRANSPORT_BYTES_MIN: usize = 8;
@@ -30,7 +30,11 @@ struct Quoted {
 }
 
 /// The error's flow, from a quoted IPv4 packet.
-pub(crate) fn parse_v4(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
+pub(crate) fn parse_v4(
+    frame: &[u8],
+    network: &Network,
+    into: &mut Parsed,
+) -> Result<(), DropReason> {
     let ip = network.transport_at + icmp_message::HEADER_BYTES;
     let quote = &frame[ip..network.end];
     if quote.len() < ipv4::HEADER_BYTES {
@@ -63,11 +67,15 @@ pub(crate) fn parse_v4(frame: &[u8], network: &Network) -> Result<Parsed, DropRe
         source: Endpoint::v4(packet.source().octets(), 0),
         destination: Endpoint::v4(packet.destination().octets(), 0),
     };
-    finish(frame, network, &quoted)
+    finish(frame, network, &quoted, into)
 }
 
 /// The error's flow, from a quoted IPv6 packet.
-pub(crate) fn parse_v6(frame: &[u8], network: &Network) -> Result<Parsed, DropReason> {
+pub(crate) fn parse_v6(
+    frame: &[u8],
+    network: &Network,
+    into: &mut Parsed,
+) -> Result<(), DropReason> {
     let ip = network.transport_at + icmp_message::HEADER_BYTES;
     let quote = &frame[ip..network.end];
     if quote.len() < ipv6::HEADER_BYTES {
@@ -91,14 +99,19 @@ pub(crate) fn parse_v6(frame: &[u8], network: &Network) -> Result<Parsed, DropRe
         ip,
         transport: ip + upper.at,
         protocol: upper.protocol,
-        source: Endpoint { address: source, port: 0 },
-        destination: Endpoint { address: destination, port: 0 },
+        source: Endpoint { address: Address::from_octets(source), port: 0 },
+        destination: Endpoint { address: Address::from_octets(destination), port: 0 },
     };
-    finish(frame, network, &quoted)
+    finish(frame, network, &quoted, into)
 }
 
 /// Takes the ports, and turns the tuple round: an error is an answer.
-fn finish(frame: &[u8], network: &Network, quoted: &Quoted) -> Result<Parsed, DropReason> {
+fn finish(
+    frame: &[u8],
+    network: &Network,
+    quoted: &Quoted,
+    into: &mut Parsed,
+) -> Result<(), DropReason> {
     // Who sent the quoted packet is who gets the error. Anything else was made up to have us send
     // it on to a host that its sender could not name.
     if quoted.source.address != network.destination().address {
@@ -129,7 +142,7 @@ fn finish(frame: &[u8], network: &Network, quoted: &Quoted) -> Result<Parsed, Dr
         inner_transport: quoted.transport as u16,
         inner_protocol: quoted.protocol,
     };
-    network.with_tuple(tuple, transport)
+    network.with_tuple(tuple, transport, into)
 }
 
 /// The identifier of a quoted echo. An error about an error does not exist (RFC 1122 section

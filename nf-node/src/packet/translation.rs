@@ -38,11 +38,12 @@ use crate::packet::icmp_translation::{
 use crate::packet::ipv4::{self, Ipv4Packet};
 use crate::packet::ipv6::{self, Ipv6Packet};
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
-use crate::packet::word::{get_u16, get_u32, set_u16, set_u32};
+use crate::packet::word::{get_array, get_u16, get_u32, set_u16, set_u32};
 use crate::packet::{ethernet, icmp_message, tcp, udp};
 use crate::verdict::DropReason;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use nearstate_placement::{FlowTuple, steer_hash};
+use nearstate_store::Endpoint;
 
 /// The longest IPv4 packet that may be fragmented: a longer one is more than the least MTU of IPv6.
 const FRAGMENTABLE_BYTES: usize = MTU_MIN as usize - ipv6::HEADER_BYTES + ipv4::HEADER_BYTES;
@@ -104,7 +105,7 @@ pub fn translate(
         }
         (Ends::V6(ends), Some(quote)) => {
             let router = Ipv4Packet::new_unchecked(&buffer[outer.ip..]).source();
-            let from = prefix.embed(router).into();
+            let from = prefix.embed(router).octets().into();
             let place = message_to_v6(buffer, (outer, quote), (ends, from), ports)?;
             (place, ethernet::TYPE_IPV6)
         }
@@ -167,7 +168,10 @@ impl Ends {
         let (source, destination) = (tuple.source, tuple.destination);
         match (source.ipv4(), destination.ipv4()) {
             (Some(source), Some(destination)) => Self::V4((source, destination)),
-            (None, None) => Self::V6((source.address.into(), destination.address.into())),
+            (None, None) => {
+                let of = |end: Endpoint| Ipv6Addr::from(end.address.octets());
+                Self::V6((of(source), of(destination)))
+            }
             _ => Self::Mixed,
         }
     }
@@ -342,8 +346,8 @@ fn pair_v6(ends: (Ipv6Addr, Ipv6Addr)) -> [u8; 32] {
 }
 
 /// What a sum loses with these bytes: RFC 1624's `~m`.
-fn without(bytes: &[u8]) -> Sum {
-    Sum::ZERO.change(bytes, &[0; 32][..bytes.len()])
+fn without<const N: usize>(bytes: &[u8; N]) -> Sum {
+    Sum::ZERO.change(bytes, &[0; N])
 }
 
 /// What checksums lose and gain with the pseudo header of another IP version. TCP and UDP differ by
@@ -354,7 +358,7 @@ struct PseudoHeaders {
 }
 
 impl PseudoHeaders {
-    fn to_v4(old: &[u8], new: (Ipv4Addr, Ipv4Addr), payload: usize) -> Self {
+    fn to_v4(old: &[u8; 32], new: (Ipv4Addr, Ipv4Addr), payload: usize) -> Self {
         let old = without(old);
         let tail = Sum::ZERO
             .change_word(ipv6::PROTOCOL_ICMPV6.into(), 0)
@@ -363,7 +367,7 @@ impl PseudoHeaders {
         Self { ports: old.bytes(&pair_v4(new)), icmp: old.plus(tail) }
     }
 
-    fn to_v6(old: &[u8], new: (Ipv6Addr, Ipv6Addr), payload: usize) -> Self {
+    fn to_v6(old: &[u8; 8], new: (Ipv6Addr, Ipv6Addr), payload: usize) -> Self {
         let new = Sum::of(&pair_v6(new));
         let tail = pseudo_tail(ipv6::PROTOCOL_ICMPV6, payload);
         Self { ports: without(old).plus(new), icmp: new.plus(tail) }
@@ -380,10 +384,10 @@ fn change_transport(
 ) -> u8 {
     match protocol {
         tcp::PROTOCOL | udp::PROTOCOL => {
-            let before = get_u32(transport, 0).to_be_bytes();
+            let before: [u8; 4] = get_array(transport, 0);
             set_u16(transport, udp::field::SOURCE_PORT, ports.0);
             set_u16(transport, udp::field::DESTINATION_PORT, ports.1);
-            let difference = pseudo.ports.change(&before, &transport[..4]);
+            let difference = pseudo.ports.change(&before, &get_array(transport, 0));
             if protocol == tcp::PROTOCOL {
                 if transport.len() >= tcp::field::CHECKSUM + 2 {
                     update_at(transport, tcp::field::CHECKSUM, difference);
@@ -428,8 +432,8 @@ fn packet_to_v4(
     ports: (u16, u16),
 ) -> Place {
     let mut fields = read_v6(buffer, place);
-    let addresses = place.ip + ipv6::field::SOURCE.start..place.ip + ipv6::field::DESTINATION.end;
-    let pseudo = PseudoHeaders::to_v4(&buffer[addresses], ends, fields.payload);
+    let addresses = get_array(buffer, place.ip + ipv6::field::SOURCE.start);
+    let pseudo = PseudoHeaders::to_v4(&addresses, ends, fields.payload);
     let transport = &mut buffer[place.transport..place.end];
     fields.protocol = change_transport(transport, fields.protocol, ports, &pseudo);
     let length = place.end - place.transport;
@@ -449,8 +453,8 @@ fn packet_to_v6(
 ) -> Result<Place, DropReason> {
     let mut fields = read_v4(buffer, old);
     let place = make_room(buffer, old, fields.header_v6_bytes())?;
-    let addresses = old.ip + ipv4::field::SOURCE.start..old.ip + ipv4::field::DESTINATION.end;
-    let pseudo = PseudoHeaders::to_v6(&buffer[addresses], ends, fields.payload);
+    let addresses = get_array(buffer, old.ip + ipv4::field::SOURCE.start);
+    let pseudo = PseudoHeaders::to_v6(&addresses, ends, fields.payload);
     let transport = &mut buffer[place.transport..place.end];
     fields.protocol = change_transport(transport, fields.protocol, ports, &pseudo);
     write_v6(buffer, place.ip, &fields, ends);

@@ -5,21 +5,22 @@
 /// The 16-bit word at `at`.
 #[inline]
 pub(crate) fn get_u16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+    u16::from_be_bytes(get_array(bytes, at))
 }
 
 /// The 32-bit word at `at`.
 #[inline]
 pub(crate) fn get_u32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    u32::from_be_bytes(get_array(bytes, at))
 }
 
 /// The `N` bytes at `at`.
 #[inline]
 pub(crate) fn get_array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&bytes[at..at + N]);
-    out
+    match bytes[at..].first_chunk() {
+        Some(array) => *array,
+        None => panic!("offset {at} is behind the end"),
+    }
 }
 
 /// Writes the 16-bit word at `at`.

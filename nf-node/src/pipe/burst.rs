@@ -11,20 +11,22 @@
 use crate::counters::Event;
 use crate::frame::{BURST_MAX, Burst, Frame};
 use crate::nf::{NetworkFunction, Packet};
-use crate::packet;
 use crate::packet::parsed::Parsed;
+use crate::packet::{self, Verify};
 use crate::pipe::parking::Arrived;
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{Output, Pipe, Stages};
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
-use nearstate_store::{Endpoint, Key, KeyHash, SlotId, Time};
+use nearstate_store::{Key, KeyHash, SlotId, Time};
 
 /// What is known of one packet of a burst.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lane {
-    pub(super) parsed: Result<Parsed, DropReason>,
+    /// Why it is no packet, if it is none; nothing else is known of it then.
+    malformed: Option<DropReason>,
+    parsed: Parsed,
     pub(super) slot: SlotId,
     /// The first key of its way.
     pub(super) key: Option<Key>,
@@ -32,8 +34,8 @@ pub(super) struct Lane {
     hash: KeyHash,
     counted: Counted,
     verdict: Result<(), DropReason>,
-    /// The flow as which it is to leave.
-    tuple: FlowTuple,
+    /// The flow as which it is to leave, if not as it came.
+    translated: Option<FlowTuple>,
     valid_until: Time,
 }
 
@@ -44,17 +46,14 @@ pub(super) struct Lanes(Box<[Lane; BURST_MAX]>);
 impl Lanes {
     pub(super) fn new() -> Self {
         let empty = Lane {
-            parsed: Err(DropReason::ShortEthernet),
+            malformed: None,
+            parsed: Parsed::BLANK,
             slot: SlotId(0),
             key: None,
             hash: KeyHash::UNKNOWN,
             counted: Counted::default(),
             verdict: Err(DropReason::ShortEthernet),
-            tuple: FlowTuple {
-                protocol: 0,
-                source: Endpoint { address: [0; 16], port: 0 },
-                destination: Endpoint { address: [0; 16], port: 0 },
-            },
+            translated: None,
             valid_until: Time(0),
         };
         Self(Box::new([empty; BURST_MAX]))
@@ -99,11 +98,15 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let tenant = self.chain.tenant();
         for (lane, frame) in self.lanes.0.iter_mut().zip(frames) {
             let (bytes, side) = (frame.as_slice(), frame.side);
-            lane.parsed = packet::parse(bytes);
+            let Lane { parsed, translated, .. } = lane;
+            *translated = None;
             lane.counted = Counted::default();
-            let Ok(parsed) = &lane.parsed else { continue };
+            lane.malformed = packet::parse_into(bytes, Verify::All, parsed).err();
+            if lane.malformed.is_some() {
+                continue;
+            }
             lane.slot = self.chain.slot(side, &parsed.tuple);
-            let packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
+            let packet = Packet { frame: bytes, parsed, tenant, side, translated };
             lane.key = self.chain.function(side, 0).and_then(|first| first.key(&packet));
             lane.hash = match &lane.key {
                 Some(key) => self.access.prefetch(lane.slot, key),
@@ -112,7 +115,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
         // By now what was asked for first has come, or is about to.
         for lane in &mut self.lanes.0[..frames.len()] {
-            if lane.parsed.is_ok() {
+            if lane.malformed.is_none() {
                 lane.hash = self.access.prefetch_entry(lane.slot, lane.hash);
             }
         }
@@ -124,47 +127,45 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let (tenant, token) = (chain.tenant(), parking.next_token());
         let mut decided = Decided { count: 0, valid_until: Time(u64::MAX), stopped: None };
         for (lane, frame) in lanes.0[done..].iter_mut().zip(frames) {
-            let Lane { parsed, slot, key: first, hash, counted, .. } = lane;
-            let parsed = match parsed {
-                Ok(parsed) => &*parsed,
-                Err(reason) => {
-                    (lane.verdict, lane.valid_until) = (Err(*reason), Time(u64::MAX));
-                    decided.count += 1;
-                    continue;
-                }
-            };
+            if let Some(reason) = lane.malformed {
+                (lane.verdict, lane.valid_until) = (Err(reason), Time(u64::MAX));
+                decided.count += 1;
+                continue;
+            }
+            let Lane { parsed, translated, slot, key: first, hash, counted, .. } = lane;
             let (bytes, side) = (frame.as_slice(), frame.side);
-            let mut packet = Packet { frame: bytes, parsed, tenant, side, tuple: parsed.tuple };
+            let mut packet = Packet { frame: bytes, parsed, tenant, side, translated };
             let (mut is_first, mut found_first) = (true, None);
             let mut hash = Some(*hash);
-            let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, used| {
-                if core::mem::take(&mut is_first) {
-                    if first.is_none() {
-                        found_first = Some(*key);
-                    }
-                    if claims.is_held(key) {
-                        return Err(Stop::Behind(*key));
-                    }
-                }
-                let wanted = (key, hash.take().unwrap_or(KeyHash::UNKNOWN));
-                let answer = if used.keeps_alive {
-                    access.read_seen((now, counted.tally(used, bytes)), token, *slot, wanted)
-                } else {
-                    access.read(now, token, *slot, wanted)
-                };
-                match answer {
-                    ReadAnswer::Here { entry, access, valid_until } => {
-                        counters.add_accesses(access, 1);
-                        if entry.is_some() {
-                            counted.note(used);
+            let way =
+                walk(chain, now, (&mut packet, first.as_ref()), changes, |key, used, into| {
+                    if core::mem::take(&mut is_first) {
+                        if first.is_none() {
+                            found_first = Some(*key);
                         }
-                        Ok((entry, valid_until))
+                        if claims.is_held(key) {
+                            return Err(Stop::Behind(*key));
+                        }
                     }
-                    ReadAnswer::Later => Err(Stop::Asked(*key)),
-                    ReadAnswer::Unavailable => Err(Stop::Unavailable),
-                }
-            });
-            lane.tuple = packet.tuple;
+                    let wanted = (key, hash.take().unwrap_or(KeyHash::UNKNOWN));
+                    let answer = if used.keeps_alive {
+                        let seen = (now, counted.tally(used, bytes));
+                        access.read_seen(seen, token, *slot, wanted, into)
+                    } else {
+                        access.read(now, token, *slot, wanted, into)
+                    };
+                    match answer {
+                        ReadAnswer::Here { found, access, valid_until } => {
+                            counters.add_accesses(access, 1);
+                            if found {
+                                counted.note(used);
+                            }
+                            Ok((found, valid_until))
+                        }
+                        ReadAnswer::Later => Err(Stop::Asked(*key)),
+                        ReadAnswer::Unavailable => Err(Stop::Unavailable),
+                    }
+                });
             if found_first.is_some() {
                 *first = found_first;
             }
@@ -187,16 +188,19 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         out: &mut impl Output,
     ) {
         for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
-            let end = match (&lane.verdict, &lane.parsed) {
-                (Ok(()), Ok(parsed)) => match self.send_on(&mut frame, parsed, &lane.tuple) {
-                    Ok(true) => {
-                        self.turned.push_back(frame);
-                        continue;
+            let end = match lane.verdict {
+                Ok(()) => {
+                    let Lane { parsed, translated, .. } = lane;
+                    match self.send_on(&mut frame, parsed, translated.as_ref()) {
+                        Ok(true) => {
+                            self.turned.push_back(frame);
+                            continue;
+                        }
+                        Ok(false) => Ok(lane.valid_until),
+                        Err(reason) => Err(reason),
                     }
-                    Ok(false) => Ok(lane.valid_until),
-                    Err(reason) => Err(reason),
-                },
-                (Err(reason), _) | (_, Err(reason)) => Err(*reason),
+                }
+                Err(reason) => Err(reason),
             };
             self.hand_over(frame, end, out);
         }
@@ -238,13 +242,13 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         way: Option<Way>,
         out: &mut impl Output,
     ) {
-        let Lane { parsed, slot, key, counted, .. } = self.lanes.0[lane];
-        match parsed {
-            Ok(parsed) => {
+        let Lane { malformed, parsed, slot, key, counted, .. } = self.lanes.0[lane];
+        match malformed {
+            None => {
                 let arrived = Arrived { frame, parsed, slot, counted };
                 self.admit(now, arrived, way.map(|way| (way, key)), out);
             }
-            Err(reason) => self.hand_over(frame, Err(reason), out),
+            Some(reason) => self.hand_over(frame, Err(reason), out),
         }
     }
 }

@@ -312,12 +312,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         &self,
         frame: &mut Frame,
         parsed: &Parsed,
-        tuple: &FlowTuple,
+        translated: Option<&FlowTuple>,
     ) -> Result<bool, DropReason> {
-        self.chain.rewrite(frame, parsed, tuple)?;
+        if let Some(tuple) = translated {
+            self.chain.rewrite(frame, parsed, tuple)?;
+        }
         let side = frame.side;
         frame.side = side.opposite();
-        Ok(self.chain.turns_round(side, tuple))
+        Ok(self.chain.turns_round(side, translated.unwrap_or(&parsed.tuple)))
     }
 
     /// A packet that was not parked, or no longer is, goes out (until when it may) or ends.

@@ -223,15 +223,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let Parked { arrived, first_key, answers, asked, .. } = parked;
         let Arrived { frame, parsed, slot, counted } = arrived;
         let (slot, side) = (*slot, frame.side);
-        let mut packet = Packet {
-            frame: frame.as_slice(),
-            parsed,
-            tenant: chain.tenant(),
-            side,
-            tuple: parsed.tuple,
-        };
+        let (bytes, tenant, translated) = (frame.as_slice(), chain.tenant(), &mut None);
+        let mut packet = Packet { frame: bytes, parsed, tenant, side, translated };
         let first = chain.function(side, 0).and_then(|function| function.key(&packet));
-        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, used| {
+        let way = walk(chain, now, (&mut packet, first.as_ref()), changes, |key, used, into| {
             if first_key.is_none() {
                 *first_key = Some(*key);
                 if claims.is_held(key) {
@@ -244,22 +239,24 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     access.saw(seen, slot, key);
                     counted.note(used);
                 }
-                return Ok((answer.entry, answer.valid_until));
+                let found = answer.entry.map(|entry| *into = entry).is_some();
+                return Ok((found, answer.valid_until));
             }
             let wanted = (key, KeyHash::UNKNOWN);
             let answer = if used.keeps_alive {
-                access.read_seen(seen, token, slot, wanted)
+                access.read_seen(seen, token, slot, wanted, into)
             } else {
-                access.read(now, token, slot, wanted)
+                access.read(now, token, slot, wanted, into)
             };
             match answer {
-                ReadAnswer::Here { entry, access, valid_until } => {
+                ReadAnswer::Here { found, access, valid_until } => {
                     counters.add_accesses(access, 1);
-                    if entry.is_some() {
+                    if found {
                         counted.note(used);
                     }
+                    let entry = found.then_some(*into);
                     Answer { key: *key, entry, valid_until, asked: numbered }.keep_in(answers);
-                    Ok((entry, valid_until))
+                    Ok((found, valid_until))
                 }
                 ReadAnswer::Later => {
                     *asked = numbered;
@@ -268,7 +265,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 ReadAnswer::Unavailable => Err(Stop::Unavailable),
             }
         });
-        (way, packet.tuple)
+        (way, *packet.tuple())
     }
 
     /// Does what a packet that cannot be decided wants. `None`: it stays.
@@ -375,7 +372,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             self.sweep_at = None;
         }
         let end = match end {
-            End::Leave(tuple, valid_until) => match self.send_on(&mut frame, &parsed, &tuple) {
+            End::Leave(tuple, valid_until) => match self.send_on(&mut frame, &parsed, Some(&tuple))
+            {
                 Ok(true) => return self.turned.push_back(frame),
                 Ok(false) => Ok(valid_until),
                 Err(reason) => Err(reason),

@@ -66,17 +66,17 @@ impl Counted {
 }
 
 /// Sends a packet through the chain. `first` is the key of the first function, found already.
-/// `read` is told what for.
+/// `read` is told what for, and where to put the entry; it says whether there is one.
 #[inline(always)]
 pub(super) fn walk<C: Stages>(
     chain: &C,
     now: Time,
     (packet, first): (&mut Packet<'_>, Option<&Key>),
     changes: &mut Changes,
-    mut read: impl FnMut(&Key, Use) -> Result<(Option<Entry>, Time), Stop>,
+    mut read: impl FnMut(&Key, Use, &mut Entry) -> Result<(bool, Time), Stop>,
 ) -> Way {
     changes.clear();
-    let mut valid_until = Time(u64::MAX);
+    let (mut valid_until, mut entry) = (Time(u64::MAX), Entry::BLANK);
     for stage in 0..STAGES_MAX {
         let Some(function) = chain.function(packet.side, stage) else { break };
         let later;
@@ -86,18 +86,20 @@ pub(super) fn walk<C: Stages>(
             later = function.key(packet);
             later.as_ref()
         };
-        let entry = match key.map(|key| {
-            let keeps_alive = packet.keeps_alive(key);
-            read(key, Use { stage, keeps_alive })
-        }) {
-            None => None,
-            Some(Ok((entry, until))) => {
-                valid_until = valid_until.min(until);
-                entry
+        let is_there = match key {
+            None => false,
+            Some(key) => {
+                let keeps_alive = packet.keeps_alive(key);
+                match read(key, Use { stage, keeps_alive }, &mut entry) {
+                    Ok((found, until)) => {
+                        valid_until = valid_until.min(until);
+                        found
+                    }
+                    Err(stop) => return Way::Stopped(stop),
+                }
             }
-            Some(Err(stop)) => return Way::Stopped(stop),
         };
-        match function.process(now, packet, entry.as_ref(), changes) {
+        match function.process(now, packet, is_there.then_some(&entry), changes) {
             Verdict::Forward => {}
             Verdict::Commit if changes.is_empty() => {
                 debug_assert!(false, "a commit is of something");

@@ -13,7 +13,7 @@ use crate::verdict::DropReason;
 use core::fmt;
 use core::net::IpAddr;
 use nearstate_placement::{FlowKey, Side};
-use nearstate_store::{Doorbell, Endpoint, TenantId};
+use nearstate_store::{Address, Doorbell, Endpoint, TenantId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,11 +36,11 @@ impl SideRule {
     /// so does what cannot be parsed.
     #[must_use]
     pub fn inside_prefixes(prefixes: Vec<(IpAddr, u8)>) -> Self {
-        let prefixes: Vec<([u8; 16], u32)> = prefixes
+        let prefixes: Vec<(Address, u32)> = prefixes
             .into_iter()
             .map(|(address, bits)| {
                 let shift = if address.is_ipv4() { 96 } else { 0 };
-                (Endpoint::new(address, 0).address, u32::from(bits) + shift)
+                (Address::from(address), u32::from(bits) + shift)
             })
             .collect();
         Self::new(move |frame| match parse(frame) {
@@ -87,8 +87,8 @@ impl fmt::Debug for SideRule {
 }
 
 /// Whether the first `bits` bits of both addresses are equal.
-fn contains(prefix: &[u8; 16], bits: u32, address: &[u8; 16]) -> bool {
-    let differing = u128::from_be_bytes(*prefix) ^ u128::from_be_bytes(*address);
+fn contains(prefix: &Address, bits: u32, address: &Address) -> bool {
+    let differing = prefix.bits() ^ address.bits();
     differing.leading_zeros() >= bits.min(128)
 }
 

@@ -8,7 +8,7 @@ use crate::cli::text_table::{Align, TextTable, grouped};
 use clap::Args;
 use nearstate_placement::store_api::HeldPools;
 use nearstate_store::pool_use::{HolderUse, most};
-use nearstate_store::{Endpoint, PoolId};
+use nearstate_store::{Address, PoolId};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -70,7 +70,7 @@ fn together(held: &[HeldPools], limit: usize) -> (Vec<HolderUse>, bool) {
 }
 
 fn address(one: &HolderUse) -> String {
-    Endpoint { address: one.holder, port: 0 }.ip().to_string()
+    Address::from_octets(one.holder).ip().to_string()
 }
 
 fn as_table(holders: &[HolderUse]) -> TextTable {
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_subscriber_is_one_line_wherever_its_ports_are() {
         let holder = |last: u8, blocks| {
-            let holder = Endpoint::v4([10, 0, 0, last], 0).address;
+            let holder = Address::v4([10, 0, 0, last]).octets();
             PortHolder { pool: PoolId(1), holder, blocks, live: 5, resting: 1 }
         };
         let shard = |holders: Vec<PortHolder>, holders_count| HeldPools {

@@ -15,7 +15,7 @@ use crate::record::{
 use arrayvec::ArrayVec;
 use nearstate_store::clock::boot_now;
 use nearstate_store::link::{LinkCompletion, PipeLink, ReadGrant};
-use nearstate_store::remote_read::{MappedReads, RemoteReads as _};
+use nearstate_store::remote_read::{MappedReads, MappedTable, RemoteReads as _};
 use nearstate_store::{
     Condition, Doorbell, Entry, Fill, LeaseCell, LogIndex, Outcome, Region, RegionIdentity,
     ShardId, TableReader, Term, Time, Transaction, TransactionId, Write,
@@ -235,7 +235,8 @@ impl Client {
             // It may be gone with its owner.
             let region = Region::open_read_only(&grant.path).ok()?;
             let reader = TableReader::open(Arc::new(region), identity).ok()?;
-            *place = Some((grant.clone(), MappedReads::new(reader, grant, 64)));
+            let table = MappedTable::new(reader, grant.clone());
+            *place = Some((grant, MappedReads::new(table, 64)));
         }
         place.as_mut()
     }

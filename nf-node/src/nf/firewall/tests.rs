@@ -241,7 +241,8 @@ fn a_transition_holds_only_on_the_version_that_was_read() {
     };
     let entry = Entry { value: flow.encode(), version: Version(42), slot: SlotId(0) };
     let (side, parsed) = back(SYN_ACK);
-    let packet = chain.packet(side, &[], &parsed);
+    let mut translated = None;
+    let packet = chain.packet(side, &[], &parsed, &mut translated);
     let mut changes = Changes::default();
     let (verdict, _) = chain.run(Time(0), packet, &mut |_| Some(entry), &mut changes);
     assert_eq!(verdict, Verdict::Commit);

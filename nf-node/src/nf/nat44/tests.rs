@@ -39,7 +39,8 @@ fn a_first_packet_asks_for_the_port_and_both_entries_in_one_transaction() {
     let chain = chain();
     let mut changes = Changes::default();
     let parsed = udp("10.0.0.1:1000", "192.0.2.1:53");
-    let packet = chain.packet(Side::Inside, &[], &parsed);
+    let mut translated = None;
+    let packet = chain.packet(Side::Inside, &[], &parsed, &mut translated);
     let (verdict, tuple) = chain.run(Time(0), packet, &mut |_| None, &mut changes);
     assert_eq!(verdict, Verdict::Commit);
     assert_eq!(tuple, parsed.tuple, "not translated before the port is known");
@@ -48,7 +49,7 @@ fn a_first_packet_asks_for_the_port_and_both_entries_in_one_transaction() {
     let take = Take {
         pool: PoolId(0),
         protocol: 17,
-        holder: end("10.0.0.1:1000").address,
+        holder: end("10.0.0.1:1000").address.octets(),
         like_port: 1000,
     };
     assert_eq!(changes.writes[0], Write::Take(take));

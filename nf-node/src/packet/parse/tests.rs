@@ -279,7 +279,7 @@ fn icmpv6_errors_and_what_they_quote() {
     let bad = Err(DropReason::BadIcmpHeader);
     let mapped = {
         let mut inner = quoted.clone();
-        inner[IP + 24..IP + 40].copy_from_slice(&ends().1.address);
+        inner[IP + 24..IP + 40].copy_from_slice(&ends().1.address.octets());
         PacketBuilder::icmp_error(router, (1, 4), &inner).build()
     };
     check(vec![
@@ -308,10 +308,9 @@ fn ipv6_headers() {
     let (a, b) = ends_v6();
     let plain = PacketBuilder::udp(a, b);
     let with = |from: &str| {
-        let source =
-            Endpoint { address: from.parse::<core::net::Ipv6Addr>().unwrap().octets(), port: 1 };
+        let source = Endpoint::new(from.parse().unwrap(), 1);
         let mut frame = plain.build();
-        frame[IP + 8..IP + 24].copy_from_slice(&source.address);
+        frame[IP + 8..IP + 24].copy_from_slice(&source.address.octets());
         frame
     };
     let martian = Err(DropReason::MartianAddress);

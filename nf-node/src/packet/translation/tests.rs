@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::packet::{PacketBuilder, parse};
-use nearstate_store::Endpoint;
 use proptest::prelude::*;
 
 fn prefix() -> Nat64Prefix {

@@ -100,7 +100,7 @@ impl Script for Storm {
 fn check_leaving(packet: &Packet<'_>, entry: Option<&Entry>) {
     let (number, marks) = number_of(packet);
     let last = entry.map_or(0, |entry| entry.value.0[0]);
-    assert_eq!(packet.tuple.destination.port, port_of(last), "it shows the state of now");
+    assert_eq!(packet.tuple().destination.port, port_of(last), "it shows the state of now");
     assert!(!marks || last == number, "it left on a change that was not committed");
 }
 

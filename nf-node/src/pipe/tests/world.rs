@@ -154,6 +154,7 @@ impl StateAccess for Shared {
         token: Token,
         _: SlotId,
         (key, _): (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
         let mut world = self.0.borrow_mut();
         let is_same = |pending: &Pending| match pending {
@@ -166,8 +167,9 @@ impl StateAccess for Shared {
         assert!(!is_busy, "a packet has one request under way at a time");
         let (after_ns, lease_ns) = match world.script.on_read() {
             OnRead::Here { lease_ns } => {
+                let found = world.entries.get(key).map(|entry| *into = *entry).is_some();
                 return ReadAnswer::Here {
-                    entry: world.entries.get(key).copied(),
+                    found,
                     access: Access::Local,
                     valid_until: now.plus_ns(lease_ns),
                 };
@@ -188,9 +190,10 @@ impl StateAccess for Shared {
         token: Token,
         slot: SlotId,
         wanted: (&Key, KeyHash),
+        into: &mut Entry,
     ) -> ReadAnswer {
-        let answer = self.read(now, token, slot, wanted);
-        if let ReadAnswer::Here { entry: Some(_), .. } = answer {
+        let answer = self.read(now, token, slot, wanted, into);
+        if let ReadAnswer::Here { found: true, .. } = answer {
             self.saw((now, tally), slot, wanted.0);
         }
         answer
@@ -287,8 +290,8 @@ impl Output for Shared {
         let before = world.ends.insert(frame.tag, Ok(parsed.tuple));
         assert_eq!(before, None, "a packet ends once");
         world.left.push(frame.tag);
-        let (bytes, side, tuple) = (frame.as_slice(), Side::Inside, parsed.tuple);
-        let packet = Packet { frame: bytes, parsed: &parsed, tenant: TENANT, side, tuple };
+        let (bytes, side, translated) = (frame.as_slice(), Side::Inside, &mut None);
+        let packet = Packet { frame: bytes, parsed: &parsed, tenant: TENANT, side, translated };
         (world.on_leave)(&packet, world.entries.get(&flow_key(&packet)));
         Ok(())
     }
@@ -314,7 +317,7 @@ pub(super) enum Toy {
 
 /// The flow of a toy packet: its source; the destination port is translated.
 pub(super) fn flow_key(packet: &Packet<'_>) -> Key {
-    Key::new(FLOW, 17, packet.tenant, (packet.tuple.source, Endpoint::default()))
+    Key::new(FLOW, 17, packet.tenant, (packet.tuple().source, Endpoint::default()))
 }
 
 /// Number and mark of a toy packet.
@@ -339,7 +342,7 @@ impl NetworkFunction for Toy {
     }
 
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
-        let host = Endpoint { port: 0, ..packet.tuple.source };
+        let host = Endpoint { port: 0, ..packet.tuple().source };
         match self {
             Self::Flow => Some(flow_key(packet)),
             Self::Host => Some(Key::new(HOST, 0, packet.tenant, (host, Endpoint::default()))),
@@ -373,7 +376,7 @@ impl NetworkFunction for Toy {
         }
         if matches!(self, Self::Flow) {
             assert!(last <= number, "number {number} was overtaken by {last}");
-            packet.tuple.destination.port = port_of(last);
+            packet.tuple_mut().destination.port = port_of(last);
             if is_closed_by(last) {
                 return Verdict::Drop(DropReason::RuleDenied);
             }

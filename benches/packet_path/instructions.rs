@@ -1,0 +1,83 @@
+//! How many instructions a packet costs: a figure that neither load nor clock rate disturbs, so that
+//! a gate can hold the packet path to it.
+//!
+//! This program runs itself under callgrind twice, with different numbers of packets; the
+//! difference, divided by the difference of the numbers, is what one packet costs, and all that
+//! happens once falls out. The packets go the same way as in the table, over the baseline, with a
+//! clock that stands still (reading one is no part of a packet, and callgrind does not run all of
+//! them). What the store adds at its owner is a look at a lease.
+
+use crate::report::Report;
+use crate::{Function, Push as _, Shape, Way, baseline, open, packets};
+use nearstate_nf_node::frame::BURST_MAX;
+use nearstate_store::Time;
+use std::error::Error;
+use std::process::Command;
+
+/// What a probe is asked for by.
+pub(crate) const PROBE: &str = "--probe";
+/// Flows of a probe.
+const FLOWS: u32 = 1 << 10;
+/// Packets of the shorter run.
+const FEW: usize = 64 * BURST_MAX;
+/// Packets of the longer run.
+const MANY: usize = 9 * FEW;
+
+fn standing_still() -> Time {
+    Time(1_000_000_000)
+}
+
+/// Runs this many packets of a function, for callgrind to count.
+pub(crate) fn probe(function: &Function, shape: Shape, count: usize) -> Result<(), Box<dyn Error>> {
+    let packets = packets(function, FLOWS);
+    let (chain, shape) = function.chain(FLOWS, shape)?;
+    let mut way = Way::new(&chain, function.side, baseline(&shape)?, standing_still);
+    open(&mut way, &packets);
+    way.push(&packets, 0, count);
+    Ok(())
+}
+
+/// Counts, and holds each function to its limit.
+///
+/// # Errors
+/// If one costs more. Where callgrind is not installed, nothing is held to anything.
+pub(crate) fn hold(report: &mut Report, functions: &[Function]) -> Result<(), Box<dyn Error>> {
+    let mut over = vec![];
+    for function in functions {
+        let name = format!("{}_instructions", function.name);
+        if !report.wants(&name) {
+            continue;
+        }
+        let Some(few) = count(function, FEW)? else {
+            report.skip(name, "valgrind is not here: apt-get install valgrind");
+            continue;
+        };
+        let Some(many) = count(function, MANY)? else { return Err("valgrind has gone".into()) };
+        let each = (many - few) as f64 / (MANY - FEW) as f64;
+        report.row(&name, each, "instructions/packet");
+        let most = function.instructions_max;
+        if each > most {
+            over.push(format!("{name}: {each:.0}, at most {most:.0} allowed"));
+        }
+    }
+    if over.is_empty() { Ok(()) } else { Err(over.join("; ").into()) }
+}
+
+/// Instructions of a whole run; `None` without valgrind.
+fn count(function: &Function, packets: usize) -> Result<Option<u64>, Box<dyn Error>> {
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .args([PROBE, function.name, &packets.to_string()])
+        .output();
+    let output = match run {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let collected = said.lines().find_map(|line| line.split("Collected :").nth(1));
+    match collected.map(|count| count.trim().parse()) {
+        Some(Ok(count)) if output.status.success() => Ok(Some(count)),
+        _ => Err(format!("the probe under callgrind failed:\n{said}").into()),
+    }
+}
