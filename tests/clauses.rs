@@ -5,13 +5,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The clauses of each RFC. The letters are those of its list of requirements.
+/// The clauses of each RFC. The letters are those of its list of requirements; of those of NAT64,
+/// which number none, sections, and letters of ours where one asks for several things.
 const CLAUSES: &[(&str, &str)] = &[
     ("4787", "1 2 3 3a 4 5 5a 5b 5c 6 6a 7 8 9 9a 10 10a 11 12 12a 12b 13 13a 14 14a"),
     ("5382", "1 2 2a 3 3a 3b 4 4a 5 5a 6 7 8 9 10"),
     ("5508", "1 1a 2 3 3a 3b 3c 3d 4 5 6 7 7a 8 9 10 11"),
     ("6888", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15"),
     ("7857", "1 2 3 4 5 6 7 8 9 10 11 12 13"),
+    ("6052", "2.1 2.2 2.3 2.4 3.1 4.1"),
+    (
+        "6146",
+        "3.1 3.2 3.4 3.4f 3.5 3.5.1 3.5.1.1 3.5.2 3.5.2v 3.5.3 3.5.4 3.6.1 3.6.2 3.7 3.8 4 5.3",
+    ),
+    ("7915", "4 4.1 4.1h 4.1m 4.2 4.2e 4.3 4.4 4.5 4.5p 4.6 5 5.1 5.1.1 5.2 5.3 5.4 5.5 5.6 6"),
 ];
 
 /// A row of one of the tables.

@@ -35,6 +35,20 @@ fn a_kill_in_the_middle_loses_no_state_and_no_packet() {
 }
 
 #[test]
+fn a_kill_in_the_middle_of_a_nat64_loses_no_state_and_no_packet() {
+    for (chain, steer) in [("nat64", "random"), ("firewall,nat,nat64", "owner")] {
+        let words = "--flows 400 --packets 12000 --kill 40 --json -";
+        let words = format!("--chain {chain} --steer {steer} {words}");
+        let report = report(&demo(&words).output().unwrap());
+        let count = |key: &str| report[key].as_u64().unwrap();
+        assert_eq!((count("mismatches"), count("state_lost")), (0, 0), "{chain}: {report:#}");
+        assert_eq!(report["kills"].as_array().unwrap().len(), 1, "{chain}");
+        assert!(count("commits") >= 400, "the flows are translated: {report:#}");
+        assert_eq!(report["drops"].as_object().unwrap().len(), 0, "{chain}: {report:#}");
+    }
+}
+
+#[test]
 fn slots_move_back_and_forth_under_the_packets_and_nobody_notices() {
     for (steer, kill) in [("random", "--no-kill"), ("owner", "--no-kill"), ("random", "--kill 60")]
     {

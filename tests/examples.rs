@@ -1,6 +1,6 @@
 //! The examples of configurations: they can be used, and the annotated one is whole and true.
 
-use nearstate_nf_node::chain_config::{ChainConfig, ServiceProtocol};
+use nearstate_nf_node::chain_config::{ChainConfig, FunctionName, Nat64Config, ServiceProtocol};
 use nearstate_nf_node::node_config::{
     self, Durability, NodeConfig, PortConfig, SHARDS_MAX, Start, TimingConfig,
 };
@@ -50,6 +50,18 @@ fn the_annotated_example_shows_the_defaults() {
     let balancer = balancer.join("\n").replace("[[chain.load_balancer.", "[[");
     let shown = toml::from_str(&balancer).unwrap_or_else(|error| panic!("{error}: {balancer}"));
     whole.chain.load_balancer = Some(shown);
+    let (_, commented) = text.split_once("# [chain.nat64]").unwrap();
+    let commented = commented.split_once("\n\n").unwrap().0;
+    let lines = commented.lines().filter(keys).map(|line| line.trim_start_matches("# "));
+    let nat64 = lines.collect::<Vec<_>>().join("\n").replace("[[chain.nat64.", "[[");
+    let shown: Nat64Config = toml::from_str(&nat64).unwrap_or_else(|e| panic!("{e}: {nat64}"));
+    let least = "addresses = [\"198.19.1.0/24\"]\n[[static]]\nexternal = \"198.19.1.1:443\"\n\
+                 inside = \"[2001:db8::5]:8443\"\nprotocol = \"tcp\"";
+    assert_eq!(shown, toml::from_str(least).unwrap());
+    whole.chain.functions.push(FunctionName::Nat64);
+    whole.chain.nat64 = Some(shown);
+    nearstate_nf_node::Chain::new(&ChainConfig { load_balancer: None, ..whole.chain.clone() }, 64)
+        .unwrap();
     let least = "[[service]]\nprotocol = \"tcp\"\naddress = \"203.0.113.80:443\"\n\
                  backends = [{ endpoint = \"10.0.1.1:8443\" }, \
                  { endpoint = \"10.0.1.2:8443\", weight = 2 }]";
@@ -73,6 +85,7 @@ fn all_keys() -> Vec<String> {
     let names = ["firewall", "nat"];
     let mut chain = ChainConfig::named(&names).unwrap();
     chain.load_balancer = ChainConfig::named(&["load-balancer"]).unwrap().load_balancer;
+    chain.nat64 = ChainConfig::named(&["nat64"]).unwrap().nat64;
     chain.nat.as_mut().unwrap().static_mappings = vec![StaticConfig {
         external: "198.19.0.1:443".parse().unwrap(),
         inside: "10.0.0.5:8443".parse().unwrap(),

@@ -80,6 +80,17 @@ fn enterprise_mix_is_the_same_at_one_node_at_three_and_with_a_kill() {
     assert!(passed(&report) > 80_000, "{report:#}");
 }
 
+/// The same hosts, behind a NAT64: they speak IPv6, and errors cross both ways.
+#[test]
+fn traces_over_ipv6_are_the_same_at_one_node_at_three_and_with_a_kill() {
+    for (name, least) in [("enterprise-mix.pcap", 80_000), ("icmp-errors.pcap", 1_500)] {
+        let Some(report) = all_ways(name, "nat64") else { return };
+        assert!(passed(&report) > least, "{report:#}");
+        assert_eq!(dropped(&report, "no-translation"), 0, "{report:#}");
+        assert!(dropped(&report, "icmp-unrelated") <= 30, "{report:#}");
+    }
+}
+
 #[test]
 fn icmp_errors_are_the_same_at_one_node_at_three_and_with_a_kill() {
     for chain in ["firewall,nat", "nat"] {

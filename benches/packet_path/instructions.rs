@@ -1,5 +1,5 @@
-//! How many instructions a packet costs: a figure that neither load nor clock rate disturbs, so that
-//! a gate can hold the packet path to it.
+//! How many instructions a packet costs: a figure that neither load nor clock rate disturbs, so
+//! that a gate can hold the packet path to it.
 //!
 //! This program runs itself under callgrind twice, with different numbers of packets; the
 //! difference, divided by the difference of the numbers, is what one packet costs, and all that

@@ -144,8 +144,7 @@ impl StateAccess for Baseline {
     fn read(
         &mut self,
         _: Time,
-        _: Token,
-        _: SlotId,
+        _: (Token, SlotId),
         (key, hash): (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
@@ -160,8 +159,7 @@ impl StateAccess for Baseline {
     fn read_seen(
         &mut self,
         seen: (Time, Tally),
-        _: Token,
-        _: SlotId,
+        _: (Token, SlotId),
         (key, hash): (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {

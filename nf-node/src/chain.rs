@@ -11,26 +11,35 @@
 mod tests;
 
 use crate::chain_config::{
-    ChainConfig, ChainConfigError, FirewallConfig, FunctionName, LoadBalancerConfig, NatConfig,
+    AddressRange, ChainConfig, ChainConfigError, FirewallConfig, FunctionName, LoadBalancerConfig,
+    Nat64Config, NatConfig,
 };
+use crate::frame::Frame;
 use crate::maglev::Share;
 use crate::nf::firewall::Firewall;
 use crate::nf::load_balancer::{Balancing, LoadBalancer, Service};
 use crate::nf::nat_filter::NatFilter;
 use crate::nf::nat44::{Nat44, UNTRANSLATED_MAX};
+use crate::nf::nat64::{Ipv6Inside, Nat64};
 use crate::nf::rules::RuleSet;
 use crate::nf::{Changes, NetworkFunction, Packet};
-use crate::packet::parsed::Parsed;
-use crate::verdict::Verdict;
+use crate::packet::parsed::{IpVersion, Parsed};
+use crate::packet::translation;
+use crate::rewrite;
+use crate::static_config::StaticConfig;
+use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::{Affinity, FlowTuple, Side, StaticMap, StaticMapping, Steering};
 use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
 use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
 
 /// The pool of a chain's NAT.
 const NAT_POOL: PoolId = PoolId(0);
+/// The pool of its NAT64.
+const NAT64_POOL: PoolId = PoolId(1);
 
-// A function stands once in a chain, and NAT and balancer are never in one chain, so a packet asks
-// for no more than the firewall and one of them together.
+// A function stands once in a chain, NAT and balancer are never in one chain, and what one NAT
+// translates the other lets pass: so a packet asks for no more than the firewall and one of them
+// together.
 const _: () = assert!(
     Firewall::CONDITIONS_MAX + NatFilter::CONDITIONS_MAX + Nat44::CONDITIONS_MAX <= CONDITIONS_MAX
 );
@@ -38,6 +47,9 @@ const _: () = assert!(Firewall::CONDITIONS_MAX + LoadBalancer::CONDITIONS_MAX <=
 const _: () =
     assert!(Firewall::WRITES_MAX + NatFilter::WRITES_MAX + Nat44::WRITES_MAX <= WRITES_MAX);
 const _: () = assert!(Firewall::WRITES_MAX + LoadBalancer::WRITES_MAX <= WRITES_MAX);
+
+/// The functions that translate inside hosts.
+const NATS: [FunctionName; 2] = [FunctionName::Nat, FunctionName::Nat64];
 
 /// The functions there are: a closed list, so that the packet path makes no indirect call.
 #[derive(Clone, Debug)]
@@ -48,6 +60,10 @@ pub enum Function {
     NatFilter(NatFilter),
     /// NAT44.
     Nat44(Nat44),
+    /// What a NAT64 lets in.
+    Nat64Filter(NatFilter<Ipv6Inside>),
+    /// NAT64.
+    Nat64(Nat64),
     /// The load balancer.
     LoadBalancer(LoadBalancer),
 }
@@ -58,6 +74,8 @@ impl NetworkFunction for Function {
             Self::Firewall(function) => function.name(),
             Self::NatFilter(function) => function.name(),
             Self::Nat44(function) => function.name(),
+            Self::Nat64Filter(function) => function.name(),
+            Self::Nat64(function) => function.name(),
             Self::LoadBalancer(function) => function.name(),
         }
     }
@@ -69,6 +87,8 @@ impl NetworkFunction for Function {
             Self::Firewall(function) => function.key(packet),
             Self::NatFilter(function) => function.key(packet),
             Self::Nat44(function) => function.key(packet),
+            Self::Nat64Filter(function) => function.key(packet),
+            Self::Nat64(function) => function.key(packet),
             Self::LoadBalancer(function) => function.key(packet),
         }
     }
@@ -85,6 +105,8 @@ impl NetworkFunction for Function {
             Self::Firewall(function) => function.process(now, packet, state, changes),
             Self::NatFilter(function) => function.process(now, packet, state, changes),
             Self::Nat44(function) => function.process(now, packet, state, changes),
+            Self::Nat64Filter(function) => function.process(now, packet, state, changes),
+            Self::Nat64(function) => function.process(now, packet, state, changes),
             Self::LoadBalancer(function) => function.process(now, packet, state, changes),
         }
     }
@@ -94,6 +116,8 @@ impl NetworkFunction for Function {
             Self::Firewall(function) => function.describe(key, entry),
             Self::NatFilter(function) => function.describe(key, entry),
             Self::Nat44(function) => function.describe(key, entry),
+            Self::Nat64Filter(function) => function.describe(key, entry),
+            Self::Nat64(function) => function.describe(key, entry),
             Self::LoadBalancer(function) => function.describe(key, entry),
         }
     }
@@ -110,6 +134,8 @@ pub struct Chain {
     soft: SoftTerms,
     /// Where in `functions` the NAT is.
     nat: Option<usize>,
+    /// And the NAT64.
+    nat64: Option<usize>,
 }
 
 impl Chain {
@@ -141,6 +167,14 @@ impl Chain {
                     functions.extend(filter.map(Function::NatFilter));
                     Function::Nat44(nat)
                 }
+                FunctionName::Nat64 => {
+                    let section = config.nat64.as_ref().ok_or_else(missing)?;
+                    let nat = nat64(section, slots)?.with_timeouts(timeouts);
+                    pools.push(nat.pool().clone());
+                    let filter = NatFilter::new(&nat, section.filtering, timeouts);
+                    functions.extend(filter.map(Function::Nat64Filter));
+                    Function::Nat64(nat)
+                }
                 FunctionName::LoadBalancer => {
                     let section = config.load_balancer.as_ref().ok_or_else(missing)?;
                     Function::LoadBalancer(load_balancer(section)?.with_timeouts(timeouts))
@@ -150,8 +184,29 @@ impl Chain {
         }
         let (affinity, soft) = (affinity(&config.functions), timeouts.soft());
         let nat = functions.iter().position(|function| matches!(function, Function::Nat44(_)));
+        let nat64 = functions.iter().position(|function| matches!(function, Function::Nat64(_)));
         let tenant = TenantId(config.tenant);
-        Ok(Self { tenant, slots, functions, pools, affinity, soft, nat })
+        let chain = Self { tenant, slots, functions, pools, affinity, soft, nat, nat64 };
+        chain.check_nats()?;
+        Ok(chain)
+    }
+
+    /// Whether two NATs of the chain never have the same external end.
+    fn check_nats(&self) -> Result<(), ChainConfigError> {
+        if let [one, other] = &self.pools[..]
+            && let Some(address) = one.addresses().iter().find(|address| other.holds(**address))
+        {
+            return Err(ChainConfigError::PoolsOverlap(*address));
+        }
+        self.static_map().map(drop)
+    }
+
+    /// The static mappings of all NATs.
+    fn static_map(&self) -> Result<StaticMap, ChainConfigError> {
+        let of_nat = self.nat().into_iter().flat_map(|nat| nat.static_map().mappings());
+        let of_nat64 = self.nat64().into_iter().flat_map(|nat| nat.static_map().mappings());
+        let all: Vec<StaticMapping> = of_nat.chain(of_nat64).collect();
+        Ok(StaticMap::new(&all)?)
     }
 
     /// The function that a packet from this side passes at this stage, counted from 0; `None`
@@ -199,14 +254,57 @@ impl Chain {
         }
     }
 
+    fn nat64(&self) -> Option<&Nat64> {
+        match self.functions.get(self.nat64?)? {
+            Function::Nat64(nat) => Some(nat),
+            _ => None,
+        }
+    }
+
+    /// Makes a frame one of the flow that it is behind the chain.
+    ///
+    /// # Errors
+    /// If it is to change its IP version and cannot.
+    #[inline]
+    pub fn rewrite(
+        &self,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        tuple: &FlowTuple,
+    ) -> Result<(), DropReason> {
+        if translation::is_needed(parsed, tuple) {
+            return self.translate(frame, parsed, tuple);
+        }
+        rewrite::apply(frame.as_mut_slice(), parsed, tuple);
+        Ok(())
+    }
+
+    #[cold]
+    fn translate(
+        &self,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        tuple: &FlowTuple,
+    ) -> Result<(), DropReason> {
+        let Some(nat64) = self.nat64() else {
+            debug_assert!(false, "only a NAT64 makes {tuple} of {}", parsed.tuple);
+            return Err(DropReason::StoreRefused);
+        };
+        let prefix = &nat64.inside().prefix;
+        frame.len = translation::translate(&mut frame.bytes[..], parsed, tuple, prefix)? as u16;
+        Ok(())
+    }
+
     /// Whether a packet that came in on this side, and is this flow behind the chain, comes back:
     /// it goes to an end of the chain's own NAT (hairpinning, RFC 4787 REQ-9). It is then taken in
     /// once more, as from outside.
     #[must_use]
     #[inline]
     pub fn turns_round(&self, side: Side, tuple: &FlowTuple) -> bool {
+        let (protocol, to) = (tuple.protocol, &tuple.destination);
         side == Side::Inside
-            && self.nat().is_some_and(|nat| nat.is_own(tuple.protocol, &tuple.destination))
+            && (self.nat().is_some_and(|nat| nat.is_own(protocol, to))
+                || self.nat64().is_some_and(|nat| nat.is_own(protocol, to)))
     }
 
     /// The NAT's pools.
@@ -230,7 +328,8 @@ impl Chain {
     /// The steering of this chain's packets.
     #[must_use]
     pub fn steering(&self, seed: u32) -> Steering {
-        let static_map = self.nat().map(|nat| nat.static_map().clone()).unwrap_or_default();
+        // They were together when the chain was made.
+        let static_map = self.static_map().unwrap_or_default();
         Steering::new(seed, self.slots, self.affinity, self.pools.clone())
             .with_static_map(static_map)
     }
@@ -278,7 +377,8 @@ impl Chain {
 
 /// A NAT's state lies with the inside host, because that is all that its mappings know of a flow.
 fn affinity(functions: &[FunctionName]) -> Affinity {
-    if functions.contains(&FunctionName::Nat) {
+    let is_nat = |function: &FunctionName| NATS.contains(function);
+    if functions.iter().any(is_nat) {
         Affinity::InsideHost
     } else if functions.contains(&FunctionName::LoadBalancer) {
         Affinity::OutsideEndpoint
@@ -300,21 +400,24 @@ fn check_functions(config: &ChainConfig) -> Result<(), ChainConfigError> {
         let has_section = match function {
             FunctionName::Firewall => config.firewall.is_some(),
             FunctionName::Nat => config.nat.is_some(),
+            FunctionName::Nat64 => config.nat64.is_some(),
             FunctionName::LoadBalancer => config.load_balancer.is_some(),
         };
         if has_section && !has(function) {
             return Err(ChainConfigError::UnusedSection(function));
         }
     }
-    if has(FunctionName::Nat) && has(FunctionName::LoadBalancer) {
-        return Err(ChainConfigError::NatWithBalancer);
-    }
-    // A NAT that needs a port ends a packet's round, so what comes behind it would ask in a second
-    // round: not the one transaction that the contract of functions promises.
-    let position = |function| functions.iter().position(|other| *other == function);
-    let (nat, firewall) = (position(FunctionName::Nat), position(FunctionName::Firewall));
-    if nat.zip(firewall).is_some_and(|(nat, firewall)| nat < firewall) {
-        return Err(ChainConfigError::NatBeforeFirewall);
+    for nat in NATS {
+        if has(nat) && has(FunctionName::LoadBalancer) {
+            return Err(ChainConfigError::NatWithBalancer(nat));
+        }
+        // A NAT that needs a port ends a packet's round, so what comes behind it would ask in a
+        // second round: not the one transaction that the contract of functions promises.
+        let position = |function| functions.iter().position(|other| *other == function);
+        let places = position(nat).zip(position(FunctionName::Firewall));
+        if places.is_some_and(|(nat, firewall)| nat < firewall) {
+            return Err(ChainConfigError::NatBeforeFirewall(nat));
+        }
     }
     Ok(())
 }
@@ -327,26 +430,55 @@ fn firewall(section: Option<&FirewallConfig>) -> Result<Firewall, ChainConfigErr
 }
 
 fn nat(section: &NatConfig, slots: u32) -> Result<Nat44, ChainConfigError> {
-    let blocks = section.port_blocks_per_subscriber;
+    let sizes = (section.port_blocks_per_subscriber, section.port_hold_down_s);
+    let pool = pool(NAT_POOL, &section.addresses, slots, sizes)?;
+    if section.untranslated.len() > UNTRANSLATED_MAX {
+        return Err(ChainConfigError::Untranslated(section.untranslated.len()));
+    }
+    let static_map = static_map(&section.static_mappings, &pool, IpVersion::V4)?;
+    Ok(Nat44::new(pool).with_exceptions(static_map, section.untranslated.clone()))
+}
+
+fn nat64(section: &Nat64Config, slots: u32) -> Result<Nat64, ChainConfigError> {
+    let sizes = (section.port_blocks_per_subscriber, section.port_hold_down_s);
+    let pool = pool(NAT64_POOL, &section.addresses, slots, sizes)?;
+    let static_map = static_map(&section.static_mappings, &pool, IpVersion::V6)?;
+    let prefix = section.prefix;
+    let behind = |mapping: &StaticMapping| prefix.holds(&Endpoint::new(mapping.inside, 0).address);
+    if let Some(wrong) = static_map.mappings().find(behind) {
+        return Err(ChainConfigError::Static {
+            external: wrong.external.to_string(),
+            why: format!("its inside end lies behind the prefix {prefix}"),
+        });
+    }
+    Ok(Nat64::of(Ipv6Inside { prefix }, pool).with_exceptions(static_map, vec![]))
+}
+
+/// A NAT's pool; its sizes are port blocks of a subscriber, and the rest of returned ports.
+fn pool(
+    id: PoolId,
+    ranges: &[AddressRange],
+    slots: u32,
+    (blocks, hold_down_s): (u16, u32),
+) -> Result<PoolSpec, ChainConfigError> {
     if blocks == 0 {
         return Err(ChainConfigError::NoBlocks);
     }
     // One more than a pool may have is enough for it to say that there are too many.
     let most = nearstate_store::pool_spec::ADDRESSES_MAX + 1;
-    let ranges = section.addresses.iter();
-    let addresses = ranges.flat_map(|range| range.addresses()).take(most).collect();
-    let pool = PoolSpec::new(NAT_POOL, addresses, slots, blocks)?;
-    let hold_down_ms = u64::from(section.port_hold_down_s) * 1000;
-    let mappings = section
-        .static_mappings
-        .iter()
-        .map(|mapping| mapping.checked(&pool))
-        .collect::<Result<Vec<StaticMapping>, ChainConfigError>>()?;
-    if section.untranslated.len() > UNTRANSLATED_MAX {
-        return Err(ChainConfigError::Untranslated(section.untranslated.len()));
-    }
-    let nat = Nat44::new(pool.with_hold_down(hold_down_ms)?);
-    Ok(nat.with_exceptions(StaticMap::new(&mappings)?, section.untranslated.clone()))
+    let addresses = ranges.iter().flat_map(|range| range.addresses()).take(most).collect();
+    let pool = PoolSpec::new(id, addresses, slots, blocks)?;
+    Ok(pool.with_hold_down(u64::from(hold_down_s) * 1000)?)
+}
+
+fn static_map(
+    mappings: &[StaticConfig],
+    pool: &PoolSpec,
+    family: IpVersion,
+) -> Result<StaticMap, ChainConfigError> {
+    let mappings = mappings.iter().map(|mapping| mapping.checked(pool, family));
+    let mappings = mappings.collect::<Result<Vec<StaticMapping>, ChainConfigError>>()?;
+    Ok(StaticMap::new(&mappings)?)
 }
 
 fn load_balancer(section: &LoadBalancerConfig) -> Result<LoadBalancer, ChainConfigError> {

@@ -14,6 +14,10 @@
 //! inside = "10.0.0.5:8443"
 //! protocol = "tcp"
 //!
+//! [nat64]                             # for functions = ["nat64"]: hosts of IPv6 inside
+//! prefix = "64:ff9b::/96"             # behind which they see IPv4
+//! addresses = ["198.19.1.0/24"]       # and all other keys of [nat] but untranslated
+//!
 //! [timeouts]                          # seconds since the last packet, and their least values
 //! udp_s = 300                         # 120
 //! tcp_established_s = 7440            # 7440
@@ -35,6 +39,7 @@
 //! checks what one key alone cannot show.
 
 use crate::maglev::TABLE_SIZE;
+use crate::nat64_prefix::Nat64Prefix;
 use crate::nf::load_balancer::LoadBalancerError;
 use crate::nf::nat_filter::Filtering;
 use crate::nf::nat44::UNTRANSLATED_MAX;
@@ -42,7 +47,7 @@ use crate::nf::rules::{Prefix, RuleSetError};
 use crate::nf::timeouts::Timeouts;
 use crate::static_config::StaticConfig;
 use core::fmt;
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::str::FromStr;
 use nearstate_placement::static_map::StaticMapError;
 use nearstate_store::limits::PORT_HOLD_DOWN_MS;
@@ -58,13 +63,15 @@ pub enum FunctionName {
     Firewall,
     /// NAT44.
     Nat,
+    /// NAT64.
+    Nat64,
     /// The load balancer.
     LoadBalancer,
 }
 
 impl FunctionName {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Firewall, Self::Nat, Self::LoadBalancer];
+    pub const ALL: [Self; 4] = [Self::Firewall, Self::Nat, Self::Nat64, Self::LoadBalancer];
 
     /// The name in configurations and on the command line.
     #[must_use]
@@ -72,6 +79,7 @@ impl FunctionName {
         match self {
             Self::Firewall => "firewall",
             Self::Nat => "nat",
+            Self::Nat64 => "nat64",
             Self::LoadBalancer => "load-balancer",
         }
     }
@@ -82,6 +90,7 @@ impl FunctionName {
         match self {
             Self::Firewall => "[chain.firewall]",
             Self::Nat => "[chain.nat]",
+            Self::Nat64 => "[chain.nat64]",
             Self::LoadBalancer => "[chain.load_balancer]",
         }
     }
@@ -114,6 +123,9 @@ pub struct ChainConfig {
     /// The NAT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat: Option<NatConfig>,
+    /// The NAT64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat64: Option<Nat64Config>,
     /// The firewall. Without it a firewall has no rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firewall: Option<FirewallConfig>,
@@ -144,6 +156,29 @@ pub struct NatConfig {
     /// Destinations that inside hosts reach untranslated (RFC 6888 REQ-6).
     #[serde(default)]
     pub untranslated: Vec<Prefix>,
+    /// External ends that always belong to an inside one.
+    #[serde(default, rename = "static", skip_serializing_if = "Vec::is_empty")]
+    pub static_mappings: Vec<StaticConfig>,
+}
+
+/// The NAT64's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nat64Config {
+    /// Behind which inside hosts see IPv4 addresses (RFC 6052). It is to be routed here.
+    #[serde(default)]
+    pub prefix: Nat64Prefix,
+    /// The external addresses.
+    pub addresses: Vec<AddressRange>,
+    /// Most blocks of 64 ports that one inside address may have.
+    #[serde(default = "port_blocks_per_subscriber")]
+    pub port_blocks_per_subscriber: u16,
+    /// Seconds that a returned port rests before somebody else may have it.
+    #[serde(default = "port_hold_down_s")]
+    pub port_hold_down_s: u32,
+    /// Who may send to a mapping.
+    #[serde(default)]
+    pub filtering: Filtering,
     /// External ends that always belong to an inside one.
     #[serde(default, rename = "static", skip_serializing_if = "Vec::is_empty")]
     pub static_mappings: Vec<StaticConfig>,
@@ -303,10 +338,10 @@ impl From<AddressRange> for String {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ChainConfigError {
     /// No such function.
-    #[error("there is no function '{0}'; known are firewall, nat, load-balancer")]
+    #[error("there is no function '{0}'; known are firewall, nat, nat64, load-balancer")]
     UnknownFunction(String),
     /// Nothing to do.
-    #[error("a chain needs at least one function: firewall, nat or load-balancer")]
+    #[error("a chain needs at least one function: firewall, nat, nat64 or load-balancer")]
     Empty,
     /// A function stands twice.
     #[error("{0} stands twice in the chain; list it once")]
@@ -325,16 +360,19 @@ pub enum ChainConfigError {
     UnusedSection(FunctionName),
     /// Their state cannot be in one slot.
     #[error(
-        "nat and load-balancer cannot be in one chain: a NAT's state goes by the inside host, a \
+        "{0} and load-balancer cannot be in one chain: a NAT's state goes by the inside host, a \
          balancer's by the client outside; give each a chain of its own"
     )]
-    NatWithBalancer,
+    NatWithBalancer(FunctionName),
     /// The firewall would decide only after a mapping was made.
     #[error(
-        "nat stands before firewall, so what the firewall denies would get a port first; write \
-         functions = [\"firewall\", \"nat\"]"
+        "{0} stands before firewall, so what the firewall denies would get a port first; write \
+         functions = [\"firewall\", \"{0}\"]"
     )]
-    NatBeforeFirewall,
+    NatBeforeFirewall(FunctionName),
+    /// Two pools would give out the same ports.
+    #[error("address {0} is in the pools of both nat and nat64; give it to one of them")]
+    PoolsOverlap(Ipv4Addr),
     /// Not a number of slots.
     #[error("a cluster has a power of two of slots up to 65536, not {0}")]
     Slots(u32),
@@ -388,8 +426,10 @@ pub enum ChainConfigError {
 
 impl ChainConfig {
     /// The chain of these functions with the settings of the demo: a NAT on 198.19.0.0/24 whose
-    /// hosts may have 256 port blocks, a firewall without rules, a service on 203.0.113.80:80 with
-    /// four backends (which a firewall in the same chain lets clients reach).
+    /// hosts may have 256 port blocks, a NAT64 on 198.19.1.0/24 with as many and the prefix
+    /// 2001:db8:64::/96 (the well-known one cannot stand for the demo's addresses), a firewall
+    /// without rules, a service on 203.0.113.80:80 with four backends (which a firewall in the same
+    /// chain lets clients reach).
     ///
     /// # Errors
     /// If a name is no function's.
@@ -404,6 +444,14 @@ impl ChainConfig {
             untranslated: vec![],
             static_mappings: vec![],
         };
+        let nat64 = Nat64Config {
+            prefix: demo_prefix(),
+            addresses: vec![AddressRange { first: Ipv4Addr::new(198, 19, 1, 0), length: 24 }],
+            port_blocks_per_subscriber: 256,
+            port_hold_down_s: port_hold_down_s(),
+            filtering: Filtering::default(),
+            static_mappings: vec![],
+        };
         let has = |function| functions.contains(&function);
         let mut firewall = FirewallConfig::default();
         if has(FunctionName::LoadBalancer) {
@@ -414,12 +462,18 @@ impl ChainConfig {
         Ok(Self {
             tenant: 0,
             nat: has(FunctionName::Nat).then_some(nat),
+            nat64: has(FunctionName::Nat64).then_some(nat64),
             firewall: has(FunctionName::Firewall).then_some(firewall),
             load_balancer: has(FunctionName::LoadBalancer).then(demo_balancer),
             timeouts: Timeouts::default(),
             functions,
         })
     }
+}
+
+fn demo_prefix() -> Nat64Prefix {
+    let address = Ipv6Addr::new(0x2001, 0xdb8, 0x64, 0, 0, 0, 0, 0);
+    Nat64Prefix::new(address, 96).unwrap_or_default()
 }
 
 fn demo_balancer() -> LoadBalancerConfig {
@@ -452,6 +506,12 @@ mod tests {
         external = "198.19.0.1:443"
         inside = "10.0.0.5:8443"
         protocol = "tcp"
+        [nat64]
+        prefix = "2001:db8:64::/48"
+        addresses = ["198.19.1.0/30"]
+        [[nat64.static]]
+        external = "203.0.113.10"
+        inside = "2001:db8::5"
         [timeouts]
         udp_s = 180
         [firewall]
@@ -476,6 +536,9 @@ mod tests {
         assert_eq!(nat.filtering, Filtering::AddressDependent);
         assert_eq!(nat.untranslated[1].to_string(), "192.0.2.7");
         assert_eq!(nat.static_mappings.len(), 2);
+        let nat64 = config.nat64.as_ref().unwrap();
+        assert_eq!(nat64.prefix.to_string(), "2001:db8:64::/48");
+        assert_eq!((nat64.port_blocks_per_subscriber, nat64.static_mappings.len()), (64, 1));
         assert_eq!(config.timeouts, Timeouts { udp_s: 180, ..Timeouts::default() });
         let addresses: Vec<_> = nat.addresses.iter().flat_map(|range| range.addresses()).collect();
         let expected: Vec<Ipv4Addr> =
@@ -502,6 +565,11 @@ mod tests {
             ("functions = []\n[nat]\naddresses = ['10.0.0.0/x']", "'x' is no prefix length"),
             ("functions = []\n[nat]\naddresses = []\nports = 4", "unknown field `ports`"),
             ("functions = []\n[nat]\naddresses = []\nfiltering = 'none'", "unknown variant `none`"),
+            (
+                "functions = []\n[nat64]\naddresses = []\nuntranslated = []",
+                "unknown field `untrans",
+            ),
+            ("functions = []\n[nat64]\naddresses = []\nprefix = '::/8'", "must be 32, 40, 48, 56"),
             ("functions = []\n[firewall]\nrule = []", "unknown field `rule`"),
             ("functions = []\n[timeouts]\ntcp = 9", "unknown field `tcp`"),
             ("functions = []\n[load_balancer]\nservices = []", "unknown field `services`"),
@@ -518,9 +586,11 @@ mod tests {
         assert!(config.nat.is_some() && config.firewall.is_some());
         assert!(config.load_balancer.is_none());
         assert_eq!(config.nat.unwrap().addresses[0].to_string(), "198.19.0.0/24");
+        let config = ChainConfig::named(&["nat64"]).unwrap();
+        assert_eq!(config.nat64.unwrap().prefix.to_string(), "2001:db8:64::/96");
         assert_eq!(
             ChainConfig::named(&["firewal"]).unwrap_err().to_string(),
-            "there is no function 'firewal'; known are firewall, nat, load-balancer"
+            "there is no function 'firewal'; known are firewall, nat, nat64, load-balancer"
         );
     }
 }

@@ -141,8 +141,7 @@ impl ClusterAccess {
     fn read_elsewhere(
         &mut self,
         now: Time,
-        token: Token,
-        of: (ShardId, SlotId),
+        (token, of): (Token, (ShardId, SlotId)),
         wanted: (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
@@ -197,15 +196,14 @@ impl StateAccess for ClusterAccess {
     fn read(
         &mut self,
         now: Time,
-        token: Token,
-        slot: SlotId,
+        (token, slot): (Token, SlotId),
         (key, hash): (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
         let of = (self.shard_of(slot), slot);
         match self.read_local(now, of, |reader| reader.get_hashed(key, hash, into)) {
             Some(answer) => answer,
-            None => self.read_elsewhere(now, token, of, (key, hash), into),
+            None => self.read_elsewhere(now, (token, of), (key, hash), into),
         }
     }
 
@@ -213,8 +211,7 @@ impl StateAccess for ClusterAccess {
     fn read_seen(
         &mut self,
         (now, tally): (Time, Tally),
-        token: Token,
-        slot: SlotId,
+        (token, slot): (Token, SlotId),
         (key, hash): (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
@@ -222,7 +219,7 @@ impl StateAccess for ClusterAccess {
         match self.read_local(now, of, |reader| reader.get_seen(key, hash, (now, tally), into)) {
             Some(answer) => answer,
             None => {
-                let answer = self.read_elsewhere(now, token, of, (key, hash), into);
+                let answer = self.read_elsewhere(now, (token, of), (key, hash), into);
                 if let ReadAnswer::Here { found: true, .. } = answer {
                     self.link.note_seen(of.0, key, (now, tally));
                 }

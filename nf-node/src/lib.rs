@@ -7,6 +7,7 @@ pub mod cluster_access;
 pub mod counters;
 pub mod frame;
 pub mod maglev;
+pub mod nat64_prefix;
 pub mod nf;
 pub mod node_config;
 pub mod packet;

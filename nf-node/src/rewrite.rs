@@ -28,7 +28,8 @@ use nearstate_placement::FlowTuple;
 use nearstate_store::{Address, Endpoint};
 
 /// Makes the frame that `parsed` was found in one of flow `tuple`. Protocol and address family of
-/// the two are the same. For echo the identifier is written from the end that changed.
+/// the two are the same; of another family [`crate::packet::translation`] makes it. For echo the
+/// identifier is written from the end that changed.
 pub fn apply(frame: &mut [u8], parsed: &Parsed, tuple: &FlowTuple) {
     if parsed.tuple == *tuple {
         return;

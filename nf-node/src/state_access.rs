@@ -76,12 +76,11 @@ pub trait StateAccess {
     fn prefetch_entry(&self, slot: SlotId, hash: KeyHash) -> KeyHash;
 
     /// Reads an entry, into the room that is given: it is 80 bytes, and every copy of it shows.
-    /// With the key comes its hash, or [`KeyHash::UNKNOWN`].
+    /// Who asks for what slot; with the key comes its hash, or [`KeyHash::UNKNOWN`].
     fn read(
         &mut self,
         now: Time,
-        token: Token,
-        slot: SlotId,
+        asks: (Token, SlotId),
         wanted: (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer;
@@ -91,12 +90,11 @@ pub trait StateAccess {
     fn read_seen(
         &mut self,
         (now, _tally): (Time, Tally),
-        token: Token,
-        slot: SlotId,
+        asks: (Token, SlotId),
         wanted: (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
-        self.read(now, token, slot, wanted, into)
+        self.read(now, asks, wanted, into)
     }
 
     /// The same for an entry that came as a completion.

@@ -8,26 +8,31 @@
 //! [[nat.static]]                  # a whole address, whatever runs over it
 //! external = "203.0.113.9"
 //! inside = "10.0.0.9"
+//! [[nat64.static]]                # of a NAT64 the inside end is one of IPv6
+//! external = "198.19.1.1:443"
+//! inside = "[2001:db8::5]:8443"
+//! protocol = "tcp"
 //! ```
 //!
 //! An external end is never one that the pool gives out: it lies on an address that is not the
 //! pool's, or on a port below [`FIRST_PORT`]. So no port can have two holders (RFC 4787 REQ-3).
 
 use crate::chain_config::{ChainConfigError, ServiceProtocol};
+use crate::packet::parsed::IpVersion;
 use core::fmt;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, SocketAddr};
 use core::str::FromStr;
 use nearstate_placement::StaticMapping;
 use nearstate_store::PoolSpec;
 use nearstate_store::pool_spec::FIRST_PORT;
 use serde::{Deserialize, Serialize};
 
-/// An IPv4 address, or one of its ports.
+/// An address, or one of its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StaticEnd {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The port; `None`: all of the address.
     pub port: Option<u16>,
 }
@@ -36,14 +41,14 @@ impl FromStr for StaticEnd {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(end) = text.parse::<SocketAddrV4>() {
+        if let Ok(end) = text.parse::<SocketAddr>() {
             return match end.port() {
                 0 => Err(format!("'{text}': there is no port 0")),
-                port => Ok(Self { address: *end.ip(), port: Some(port) }),
+                port => Ok(Self { address: end.ip(), port: Some(port) }),
             };
         }
         let address = text.parse().map_err(|_| {
-            format!("'{text}' is neither an IPv4 address nor one with a port, as 10.0.0.5:443")
+            format!("'{text}' is neither an address nor one with a port, as 10.0.0.5:443")
         })?;
         Ok(Self { address, port: None })
     }
@@ -60,7 +65,7 @@ impl TryFrom<String> for StaticEnd {
 impl fmt::Display for StaticEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
-            Some(port) => write!(f, "{}:{port}", self.address),
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
             None => write!(f, "{}", self.address),
         }
     }
@@ -86,11 +91,15 @@ pub struct StaticConfig {
 }
 
 impl StaticConfig {
-    /// The mapping beside a pool.
+    /// The mapping beside a pool, of a NAT whose inside hosts are of that family.
     ///
     /// # Errors
     /// Says why it cannot be.
-    pub fn checked(&self, pool: &PoolSpec) -> Result<StaticMapping, ChainConfigError> {
+    pub fn checked(
+        &self,
+        pool: &PoolSpec,
+        family: IpVersion,
+    ) -> Result<StaticMapping, ChainConfigError> {
         let Self { external, inside, protocol } = *self;
         let wrong = |why: &str| {
             Err(ChainConfigError::Static { external: external.to_string(), why: why.to_owned() })
@@ -104,17 +113,29 @@ impl StaticConfig {
             }
             _ => return wrong("give a port to both ends or to none"),
         };
-        let is_in_pool = pool.holds(external.address);
+        let IpAddr::V4(address) = external.address else {
+            return wrong("its external end is not one of IPv4");
+        };
+        match (family, inside.address) {
+            (IpVersion::V4, IpAddr::V4(inside)) if pool.holds(inside) => {
+                return wrong("its inside end is an address of the pool");
+            }
+            (IpVersion::V4, IpAddr::V4(_)) | (IpVersion::V6, IpAddr::V6(_)) => {}
+            (IpVersion::V4, IpAddr::V6(_)) => {
+                return wrong("its inside end is one of IPv6; such ends belong to [chain.nat64]");
+            }
+            (IpVersion::V6, IpAddr::V4(_)) => {
+                return wrong("its inside end is one of IPv4; such ends belong to [chain.nat]");
+            }
+        }
+        let is_in_pool = pool.holds(address);
         if is_in_pool && external.port.is_none_or(|port| port >= FIRST_PORT) {
             return wrong(
                 "the pool gives out the ports of this address from 1024 on; use a lower \
                           port, or an address that is not in the pool",
             );
         }
-        if pool.holds(inside.address) {
-            return wrong("its inside end is an address of the pool");
-        }
-        Ok(StaticMapping { external: external.address, inside: inside.address, port })
+        Ok(StaticMapping { external: address, inside: inside.address, port })
     }
 }
 
@@ -142,9 +163,11 @@ mod tests {
             (config("203.0.113.9", "10.0.0.5", tcp), Err("leave it out")),
             (config("203.0.113.9:1", "10.0.0.5", tcp), Err("both ends or to none")),
             (config("203.0.113.9", "198.19.0.1", None), Err("its inside end is an address")),
+            (config("203.0.113.9", "2001:db8::5", None), Err("belong to [chain.nat64]")),
+            (config("2001:db8::5", "10.0.0.5", None), Err("not one of IPv4")),
         ];
         for (config, expected) in rows {
-            match (config.checked(&pool), expected) {
+            match (config.checked(&pool, IpVersion::V4), expected) {
                 (Ok(mapping), Ok(port)) => assert_eq!(mapping.port, port, "{config:?}"),
                 (Err(error), Err(words)) => {
                     assert!(error.to_string().contains(words), "{config:?}: {error}");
@@ -152,14 +175,18 @@ mod tests {
                 (found, _) => panic!("{config:?}: {found:?}"),
             }
         }
+        let six = config("198.19.0.1:443", "[2001:db8::5]:8443", tcp);
+        assert_eq!(six.checked(&pool, IpVersion::V6).unwrap().port, Some((6, 443, 8443)));
+        let four = config("203.0.113.9", "10.0.0.5", None).checked(&pool, IpVersion::V6);
+        assert!(four.unwrap_err().to_string().contains("belong to [chain.nat]"));
     }
 
     #[test]
     fn ends_are_read_and_written_back() {
-        for text in ["10.0.0.5", "10.0.0.5:443"] {
+        for text in ["10.0.0.5", "10.0.0.5:443", "2001:db8::5", "[2001:db8::5]:443"] {
             assert_eq!(text.parse::<StaticEnd>().unwrap().to_string(), text);
         }
-        for text in ["", "10.0.0", "10.0.0.5:0", "10.0.0.5:65536", "[::1]:5", "host:1"] {
+        for text in ["", "10.0.0", "10.0.0.5:0", "10.0.0.5:65536", "[::1]:0", "host:1"] {
             assert!(text.parse::<StaticEnd>().is_err(), "{text}");
         }
     }

@@ -8,13 +8,13 @@
 mod imagined;
 
 use crate::chain::Chain;
+use crate::frame::Frame;
 use crate::nf::fragments::{self, Decision, FragmentNames, Joining};
 use crate::nf::state_key::words as key_words;
 use crate::nf::{Changes, NetworkFunction};
 use crate::packet;
 use crate::packet::fragment::{Datagram, Fragment, Piece, UNIT_BYTES};
 use crate::packet::parsed::{Parsed, Transport};
-use crate::rewrite;
 use crate::state_access::Access;
 use crate::verdict::{DropReason, Verdict};
 use core::fmt;
@@ -175,12 +175,14 @@ pub fn trace_packet(
         let Some(again) = way.once_more(&imagined, read) else { return records };
         (tuple, after_commit) = (again, Some(imagined.taken()));
     }
-    if chain.turns_round(side, &tuple) {
-        records.push(TraceRecord::TurnsRound);
-        let frame = way.rewritten(tuple);
-        records.extend(trace_packet(chain, steering, now, (side.opposite(), &frame), read));
-    } else {
-        records.push(TraceRecord::Leaves(way.departure(tuple, after_commit)));
+    match way.rewritten(tuple) {
+        Err(reason) => records.push(TraceRecord::Dropped(reason)),
+        Ok(frame) if chain.turns_round(side, &tuple) => {
+            records.push(TraceRecord::TurnsRound);
+            let turned = (side.opposite(), frame.as_slice());
+            records.extend(trace_packet(chain, steering, now, turned, read));
+        }
+        Ok(frame) => records.push(TraceRecord::Leaves(way.departure(&frame, after_commit))),
     }
     records
 }
@@ -282,24 +284,29 @@ impl Way<'_> {
             Decision::Early => return records.push(TraceRecord::WaitsForFirst),
             Decision::Drop(reason) => return records.push(TraceRecord::Dropped(reason)),
         };
-        let mut departure = self.departure(departs.tuple, after_commit);
+        let frame = match self.rewritten(departs.tuple) {
+            Ok(frame) => frame,
+            Err(reason) => return records.push(TraceRecord::Dropped(reason)),
+        };
+        let mut departure = self.departure(&frame, after_commit);
         if departs.is_turned {
             departure.side = self.side;
         }
         records.push(TraceRecord::Leaves(departure));
     }
 
-    fn rewritten(&self, tuple: FlowTuple) -> Vec<u8> {
-        let mut frame = self.frame.to_vec();
-        rewrite::apply(&mut frame, self.parsed, &tuple);
-        frame
+    fn rewritten(&self, tuple: FlowTuple) -> Result<Frame, DropReason> {
+        let mut frame = Frame::new();
+        frame.copy_from(self.frame).map_err(|_| DropReason::FrameTooLong)?;
+        self.chain.rewrite(&mut frame, self.parsed, &tuple)?;
+        Ok(frame)
     }
 
     /// The frame as it would leave, parsed again.
-    fn departure(&self, tuple: FlowTuple, after_commit: Option<Option<Endpoint>>) -> Departure {
-        let frame = self.rewritten(tuple);
-        let parsed = match packet::parse(&frame) {
-            Err(DropReason::Fragment) => packet::parse_fragment(&frame).map(|f| f.parsed),
+    fn departure(&self, frame: &Frame, after_commit: Option<Option<Endpoint>>) -> Departure {
+        let frame = frame.as_slice();
+        let parsed = match packet::parse(frame) {
+            Err(DropReason::Fragment) => packet::parse_fragment(frame).map(|f| f.parsed),
             parsed => parsed,
         };
         let packet = parsed.ok().map(|parsed| (parsed.transport, parsed.tuple));
@@ -549,6 +556,38 @@ mod tests {
             steering.slot(chain.tenant(), Side::Inside, &packet::parse(&frame).unwrap().tuple);
         assert!(asked.iter().all(|(asked, _)| *asked == slot));
         assert_eq!(pool.slot_of(external.0, external.1), Some(slot), "a port of this slot");
+    }
+
+    #[test]
+    fn a_packet_through_a_nat64_leaves_over_ipv4_in_words() {
+        let chain = chain(
+            "functions = [\"nat64\"]\n[nat64]\nprefix = \"2001:db8:64::/96\"\n\
+             addresses = [\"198.19.0.0/28\"]",
+        );
+        let end = |text: &str, port| Endpoint::new(text.parse().unwrap(), port);
+        let (host, web) = (end("2001:db8::5", 4000), end("2001:db8:64::192.0.2.1", 53));
+        let frame = PacketBuilder::udp(host, web).payload(b"question").build();
+        let nothing = Found { entry: None, shard: ShardId(1), access: Some(Access::Local) };
+        let packet = (Side::Inside, &frame[..]);
+        let steering = chain.steering(7);
+        let records = trace_packet(&chain, &steering, Time(5), packet, &mut |_, _| Some(nothing));
+        let text = words(&records);
+        let Some(TraceRecord::Leaves(departure)) = records.last() else { panic!("{text}") };
+        assert_eq!(departure.bytes, frame.len() - 20, "{text}");
+        let (_, tuple) = departure.packet.unwrap();
+        assert_eq!(tuple.destination, Endpoint::v4([192, 0, 2, 1], 53), "{text}");
+        assert!(text.contains("the mapping of inside endpoint udp [2001:db8::5]:4000"), "{text}");
+        assert!(text.contains("rewritten: source [2001:db8::5]:4000 -> 198.19.0."), "{text}");
+        assert!(text.contains("take a port of pool-1 for 2001:db8::5"), "{text}");
+        // What cannot cross ends there.
+        let long = PacketBuilder::udp(end("192.0.2.1", 53), end("10.0.0.7", 9));
+        let long = long.payload(&[0; 1990]).build();
+        let parsed = packet::parse(&long).unwrap();
+        let tuple = FlowTuple { source: web, destination: host, ..parsed.tuple };
+        let slot = steering.slot(chain.tenant(), Side::Outside, &parsed.tuple);
+        let (side, now, frame) = (Side::Outside, Time(5), &long[..]);
+        let way = Way { chain: &chain, now, slot, side, frame, parsed: &parsed };
+        assert_eq!(way.rewritten(tuple).err(), Some(DropReason::FrameTooLong));
     }
 
     #[test]

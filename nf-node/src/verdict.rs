@@ -113,6 +113,8 @@ drop_reasons! {
     Filtered = "filtered",
     /// From inside, and its source is one of the NAT's own addresses: a forgery or a loop.
     NatSource = "nat-source",
+    /// Of a kind that the other IP version has no word for (RFC 7915).
+    NoTranslation = "no-translation",
     /// No port is left for this flow.
     PortsExhausted = "ports-exhausted",
     /// The subscriber has all the ports it may have.

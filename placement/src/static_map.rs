@@ -1,5 +1,5 @@
-//! Mappings of a NAT that always are: external addresses or endpoints, each for one inside address
-//! or endpoint.
+//! Mappings of a NAT that always are: external IPv4 addresses or endpoints, each for one inside
+//! address or endpoint of either family.
 //!
 //! They are configuration and no state, the same on all nodes. Here, and not with the NAT, because
 //! steering must know them as well: a packet from outside to such an end belongs to the slot of the
@@ -7,8 +7,8 @@
 //!
 //! Never gives two inside ends one external end, nor two external ends to one inside end.
 
-use core::net::Ipv4Addr;
-use nearstate_store::Endpoint;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use nearstate_store::{Address, Endpoint};
 use thiserror::Error;
 
 /// Static mappings that a NAT may have.
@@ -20,7 +20,7 @@ pub struct StaticMapping {
     /// What the world sees.
     pub external: Ipv4Addr,
     /// Who has it.
-    pub inside: Ipv4Addr,
+    pub inside: IpAddr,
     /// Protocol, external and inside port; `None`: the whole address, whatever runs over it.
     pub port: Option<(u8, u16, u16)>,
 }
@@ -36,11 +36,16 @@ pub enum StaticMapError {
     External(Ipv4Addr),
     /// Two of them have one inside end.
     #[error("the static mappings of inside {0} overlap: it can have one external end only")]
-    Inside(Ipv4Addr),
+    Inside(IpAddr),
 }
 
-/// What one end is looked up by: address, protocol and port; 0 and 0 are a whole address.
-type End = (u32, u8, u16);
+/// What one end is looked up by: address (IPv4-mapped), protocol and port; 0 and 0 are a whole
+/// address.
+type End = (u128, u8, u16);
+
+fn address_bits(address: IpAddr) -> u128 {
+    Address::from(address).bits()
+}
 
 /// Static mappings, to be looked up from either end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,17 +67,19 @@ impl StaticMap {
         }
         let ends = mappings.iter().map(|mapping| {
             let (protocol, external, inside) = mapping.port.unwrap_or_default();
-            let end = |address: Ipv4Addr, port| (address.to_bits(), protocol, port);
-            (end(mapping.external, external), end(mapping.inside, inside))
+            let end = |address, port| (address_bits(address), protocol, port);
+            (end(mapping.external.into(), external), end(mapping.inside, inside))
         });
         let mut inwards: Vec<(End, End)> = ends.collect();
         let mut outwards: Vec<(End, End)> = inwards.iter().map(|(a, b)| (*b, *a)).collect();
         inwards.sort_unstable();
         outwards.sort_unstable();
         if let Some(address) = overlap(&inwards) {
-            return Err(StaticMapError::External(address));
+            // Of the 128 bits the last 32 are the address.
+            return Err(StaticMapError::External(Ipv4Addr::from_bits(address as u32)));
         }
         if let Some(address) = overlap(&outwards) {
+            let address = Ipv6Addr::from_bits(address).to_canonical();
             return Err(StaticMapError::Inside(address));
         }
         Ok(Self { inwards, outwards })
@@ -100,28 +107,28 @@ impl StaticMap {
     /// The mappings.
     pub fn mappings(&self) -> impl Iterator<Item = StaticMapping> + '_ {
         self.inwards.iter().map(|((external, protocol, outer), (inside, _, inner))| StaticMapping {
-            external: Ipv4Addr::from_bits(*external),
-            inside: Ipv4Addr::from_bits(*inside),
+            external: Ipv4Addr::from_bits(*external as u32),
+            inside: Ipv6Addr::from_bits(*inside).to_canonical(),
             port: (*protocol != 0).then_some((*protocol, *outer, *inner)),
         })
     }
 }
 
 /// An address of which two ends are the same, or that is mapped both whole and by its ports.
-fn overlap(ends: &[(End, End)]) -> Option<Ipv4Addr> {
+fn overlap(ends: &[(End, End)]) -> Option<u128> {
     let clash = ends.windows(2).find(|pair| {
         let ((a, a_protocol, _), (b, ..)) = (pair[0].0, pair[1].0);
         // A whole address stands before its ends.
         pair[0].0 == pair[1].0 || (a == b && a_protocol == 0)
     });
-    clash.map(|pair| Ipv4Addr::from_bits(pair[0].0.0))
+    clash.map(|pair| pair[0].0.0)
 }
 
 fn find(ends: &[(End, End)], protocol: u8, end: &Endpoint) -> Option<Endpoint> {
     if ends.is_empty() {
         return None;
     }
-    let address = end.ipv4()?.to_bits();
+    let address = end.address.bits();
     let at = |wanted: End| {
         let place = ends.binary_search_by_key(&wanted, |(end, _)| *end).ok()?;
         Some(ends[place].1)
@@ -130,18 +137,17 @@ fn find(ends: &[(End, End)], protocol: u8, end: &Endpoint) -> Option<Endpoint> {
         Some((address, _, port)) => (address, port),
         None => (at((address, 0, 0))?.0, end.port),
     };
-    Some(Endpoint::v4(address.to_be_bytes(), port))
+    Some(Endpoint { address: Address::from_octets(address.to_be_bytes()), port })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nearstate_store::Address;
 
     fn whole(external: u8, inside: u8) -> StaticMapping {
         StaticMapping {
             external: Ipv4Addr::new(203, 0, 113, external),
-            inside: Ipv4Addr::new(10, 0, 0, inside),
+            inside: [10, 0, 0, inside].into(),
             port: None,
         }
     }
@@ -197,9 +203,28 @@ mod tests {
     }
 
     #[test]
+    fn an_inside_end_may_be_of_ipv6() {
+        let host: IpAddr = "2001:db8::5".parse().unwrap();
+        let mappings = [
+            StaticMapping { inside: host, ..port((1, 443), (0, 8443), 6) },
+            whole(2, 2),
+            StaticMapping { inside: "2001:db8::6".parse().unwrap(), ..whole(3, 0) },
+        ];
+        let map = StaticMap::new(&mappings).unwrap();
+        let inside = Endpoint::new(host, 8443);
+        assert_eq!(map.inside_of(6, &outer(1, 443)), Some(inside));
+        assert_eq!(map.external_of(6, &inside), Some(outer(1, 443)));
+        assert_eq!(map.inside_of(17, &outer(2, 9)), Some(inner(2, 9)));
+        assert!(map.mappings().all(|mapping| mappings.contains(&mapping)));
+        let twice =
+            [mappings[0], StaticMapping { external: [203, 0, 113, 7].into(), ..mappings[0] }];
+        assert_eq!(StaticMap::new(&twice), Err(StaticMapError::Inside(host)));
+    }
+
+    #[test]
     fn what_overlaps_is_refused() {
         let external = StaticMapError::External(Ipv4Addr::new(203, 0, 113, 1));
-        let inside = StaticMapError::Inside(Ipv4Addr::new(10, 0, 0, 1));
+        let inside = StaticMapError::Inside([10, 0, 0, 1].into());
         let rows = [
             (vec![whole(1, 1), whole(1, 2)], external),
             (vec![port((1, 80), (2, 80), 6), whole(1, 1)], external),

@@ -12,7 +12,7 @@ pub(super) const SLOTS: u32 = 1024;
 
 /// What is said of every option of this kind.
 pub(super) const CHAIN_HELP: &str = "Network functions that packets from inside pass, in order, \
-    with commas between: firewall, nat, load-balancer";
+    with commas between: firewall, nat, nat64, load-balancer";
 
 /// A chain with the settings of the demo.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,8 +24,9 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Give the inside end first: the packet that is traced goes from it to the other \
-    end, and the answer to where that came from. With one end only its entries are shown. Exit \
-    code 1 if no owner holds an entry of the flow."
+    end, and the answer to where that came from. Behind a NAT64 with a prefix of 96 bits the other \
+    end is the address behind it, and answers from the IPv4 address there. With one end only its \
+    entries are shown. Exit code 1 if no owner holds an entry of the flow."
 )]
 pub(super) struct ExplainArgs {
     #[command(flatten)]
@@ -49,7 +50,7 @@ pub(super) fn run(args: &ExplainArgs) -> Ended {
     let external = external(&found);
     if let Some(external) = external {
         let tenant = nearstate_store::TenantId(args.flow.tenant);
-        let back = state_key::nat_in(tenant, args.flow.protocol, external);
+        let back = state_key::nat_in(tenant, args.flow.mapped_protocol(), external);
         if !keys.contains(&back) {
             found.extend(holdings(&args.asked, &map, &[back]).0);
             keys.push(back);
@@ -92,7 +93,7 @@ fn traces(
     let (inside, outside) = (endpoint(args.flow.one), endpoint(other));
     let ways = [
         (Side::Inside, "its next packet, from inside", inside, outside),
-        (Side::Outside, "an answer, from outside", outside, external.unwrap_or(inside)),
+        answer(inside, outside, external),
     ];
     let mut traced = Vec::new();
     for (side, words, from, to) in ways {
@@ -101,6 +102,23 @@ fn traces(
         traced.push(Traced { title: format!("{words}: {from} -> {to}"), lines });
     }
     Ok(traced)
+}
+
+/// The answer to a flow's packet: to the external end, if there is one, and then from an address of
+/// that family.
+fn answer(
+    inside: Endpoint,
+    outside: Endpoint,
+    external: Option<Endpoint>,
+) -> (Side, &'static str, Endpoint, Endpoint) {
+    let to = external.unwrap_or(inside);
+    let from = if to.ipv4().is_some() && outside.ipv4().is_none() {
+        let [.., a, b, c, d] = outside.address.octets();
+        Endpoint::v4([a, b, c, d], outside.port)
+    } else {
+        outside
+    };
+    (Side::Outside, "an answer, from outside", from, to)
 }
 
 /// A packet of a flow; `None` if none can be made up of that protocol, or of two families.
@@ -121,7 +139,10 @@ fn packet(
         (6, _) => PacketBuilder::tcp(from, to).flags(flags).build(),
         (17, _) => PacketBuilder::udp(from, to).build(),
         (1 | 58, Side::Inside) => PacketBuilder::echo_request(from, to).build(),
-        (1 | 58, Side::Outside) => PacketBuilder::echo_reply(from, to).build(),
+        // The identifier of an answer is that of the end that it goes to.
+        (1 | 58, Side::Outside) => {
+            PacketBuilder::echo_reply(Endpoint { port: to.port, ..from }, to).build()
+        }
         _ => return None,
     })
 }
@@ -222,6 +243,20 @@ mod tests {
         assert_eq!(packet(132, (Side::Inside, true), ends), None);
         let v6 = Endpoint::new("2001:db8::1".parse().unwrap(), 80);
         assert_eq!(packet(6, (Side::Inside, true), (ends.0, v6)), None);
+    }
+
+    #[test]
+    fn an_answer_behind_a_nat64_comes_over_ipv4() {
+        let six = |text: &str| Endpoint::new(text.parse().unwrap(), 80);
+        let (inside, outside) = (six("2001:db8::5"), six("64:ff9b::8.8.8.8"));
+        let external = Endpoint::v4([198, 51, 100, 7], 2048);
+        let (_, _, from, to) = answer(inside, outside, Some(external));
+        assert_eq!((from, to), (Endpoint::v4([8, 8, 8, 8], 80), external));
+        let (_, _, from, to) = answer(inside, outside, None);
+        assert_eq!((from, to), (outside, inside));
+        let reply = packet(1, (Side::Outside, true), (Endpoint::v4([8; 4], 7), external)).unwrap();
+        let parsed = nearstate_nf_node::packet::parse(&reply).unwrap();
+        assert_eq!(parsed.tuple.destination, external);
     }
 
     #[test]

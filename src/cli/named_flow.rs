@@ -9,6 +9,9 @@ use nearstate_placement::{FlowTuple, Map};
 use nearstate_store::{Endpoint, Key, TenantId};
 use std::net::SocketAddr;
 
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
 /// A flow, or one end of it.
 #[derive(Debug, Args)]
 pub(super) struct NamedFlow {
@@ -42,14 +45,25 @@ fn protocol(text: &str) -> Result<u8, String> {
 }
 
 impl NamedFlow {
+    /// The protocol under which a NAT keeps the flow's mapping: that of IPv4, if hosts inside have
+    /// IPv6.
+    pub(super) const fn mapped_protocol(&self) -> u8 {
+        if self.protocol == ICMPV6 { ICMP } else { self.protocol }
+    }
+
     /// All keys under which network functions may know of the flow.
     pub(super) fn keys(&self) -> Vec<Key> {
-        let (tenant, protocol) = (TenantId(self.tenant), self.protocol);
+        let (tenant, mapped) = (TenantId(self.tenant), self.mapped_protocol());
         let (a, b) = (endpoint(self.one), self.other.map(endpoint));
+        // ICMP of IPv6 is ICMPv6, however it is said.
+        let protocol = match mapped {
+            ICMP if self.one.is_ipv6() => ICMPV6,
+            protocol => protocol,
+        };
         let mut keys = Vec::new();
         for one in [Some(a), b].into_iter().flatten() {
-            keys.push(state_key::nat_out(tenant, protocol, one));
-            keys.push(state_key::nat_in(tenant, protocol, one));
+            keys.push(state_key::nat_out(tenant, mapped, one));
+            keys.push(state_key::nat_in(tenant, mapped, one));
         }
         if let Some(b) = b {
             let tuple = FlowTuple { protocol, source: a, destination: b };
@@ -81,4 +95,28 @@ pub(super) fn holdings(asked: &Asked, map: &Map, keys: &[Key]) -> (Vec<Holding>,
         }
     }
     (found, silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_over_ipv6_is_looked_for_under_both_of_its_protocols() {
+        let (one, other) = ("[2001:db8::5]:7", "[2001:db8:64::c000:201]:7");
+        let flow = |protocol| NamedFlow {
+            protocol,
+            one: one.parse().unwrap(),
+            other: Some(other.parse().unwrap()),
+            tenant: 3,
+        };
+        let keys = flow(ICMP).keys();
+        assert_eq!(keys, flow(ICMPV6).keys());
+        let inside = endpoint(one.parse().unwrap());
+        assert!(keys.contains(&state_key::nat_out(TenantId(3), ICMP, inside)));
+        let source = inside;
+        let destination = endpoint(other.parse().unwrap());
+        let tuple = FlowTuple { protocol: ICMPV6, source, destination };
+        assert!(keys.contains(&state_key::firewall(TenantId(3), &tuple)));
+    }
 }

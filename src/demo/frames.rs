@@ -36,6 +36,15 @@ impl Frames {
         &self.bytes[self.records[number as usize].place.clone()]
     }
 
+    /// Puts another frame, of any length, in the place of one.
+    pub(crate) fn replace(&mut self, number: u32, frame: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(frame);
+        let record = &mut self.records[number as usize];
+        record.place = start..self.bytes.len();
+        record.wire_length = frame.len() as u32;
+    }
+
     /// The bytes of a frame, to be changed in place.
     pub(crate) fn frame_mut(&mut self, number: u32) -> &mut [u8] {
         &mut self.bytes[self.records[number as usize].place.clone()]
@@ -67,5 +76,8 @@ mod tests {
         assert_eq!((frames.frame(0), frames.frame(1)), (&b"first"[..], &b""[..]));
         assert_eq!(frames.frame(2), b"Third");
         assert_eq!((frames.wire_length(1), frames.at_us(1)), (60, 11));
+        frames.replace(0, b"another");
+        assert_eq!((frames.frame(0), frames.frame(2)), (&b"another"[..], &b"Third"[..]));
+        assert_eq!((frames.wire_length(0), frames.at_us(0), frames.len()), (7, 10, 3));
     }
 }

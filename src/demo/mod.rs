@@ -35,13 +35,15 @@ pub(crate) use error::DemoError;
 use frames::Frames;
 use nearstate_nf_node::chain::Chain;
 use nearstate_nf_node::chain_config::{ChainConfig, FunctionName};
+use nearstate_nf_node::nat64_prefix::Nat64Prefix;
 use nearstate_placement::Side;
 use nearstate_store::Endpoint;
 use outcome::Outcomes;
 use report::{Counts, Report};
 use run::ClusterRun;
-use script::{Scene, Script};
+use script::{Scene, Script, Six};
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use steerer::Steer;
 use story::Story;
@@ -133,14 +135,27 @@ fn packets(plan: &DemoPlan, story: &Story) -> Result<Frames, DemoError> {
     }
 }
 
-/// Who begins flows: clients outside, if there is a balancer for them.
+/// The hosts behind a NAT64 have their addresses of the capture behind this prefix.
+const SIX_HOSTS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0);
+
+/// Who begins flows: clients outside, if there is a balancer for them; over IPv6, if there is a
+/// NAT64: all of them, or every other one if there is a NAT for IPv4 as well.
 fn scene(chain: &ChainConfig) -> Scene {
-    let Some(balancer) = &chain.load_balancer else { return Scene::inside_calls() };
+    let hosts = Nat64Prefix::new(SIX_HOSTS, 96).ok();
+    let six = chain.nat64.as_ref().zip(hosts).map(|(nat64, hosts)| Six {
+        hosts,
+        world: nat64.prefix,
+        is_for_all: chain.nat.is_none(),
+    });
+    let Some(balancer) = &chain.load_balancer else {
+        return Scene { six, ..Scene::inside_calls() };
+    };
     let service = |service: &nearstate_nf_node::chain_config::ServiceConfig| {
         let address = service.address;
         (service.protocol.number(), Endpoint::new(address.ip(), address.port()))
     };
-    Scene { initiator: Side::Outside, services: balancer.service.iter().map(service).collect() }
+    let services = balancer.service.iter().map(service).collect();
+    Scene { initiator: Side::Outside, services, six }
 }
 
 /// Compares, counts, and puts all figures together.
@@ -151,7 +166,8 @@ fn judge(
     alone: &Outcomes,
     story: &Story,
 ) -> Report {
-    let may_rename = plan.chain.functions.contains(&FunctionName::Nat);
+    let is_nat = |name: &FunctionName| matches!(name, FunctionName::Nat | FunctionName::Nat64);
+    let may_rename = plan.chain.functions.iter().any(is_nat);
     let found = compare::compare(script, &run.outcomes, alone, may_rename);
     found.told.iter().for_each(|difference| story.print(&format!("MISMATCH: {difference}")));
     if run.unexpected > 0 {

@@ -4,14 +4,17 @@
 //! quotes, and a later fragment to that of its datagram's first one, wherever in the capture that
 //! is. The first sender of a flow is its initiator, who sits inside, or outside where a load
 //! balancer serves clients: the initiator's packets are then readdressed to the virtual endpoint.
+//! Behind a NAT64 the initiator has IPv6: what it sends over IPv4 in the capture it sends over
+//! IPv6, to the address behind the NAT64's prefix. Its peers answer over IPv4, as in the capture.
 //! A packet that does not parse is a flow of its own and is sent alone. What no node could take
 //! (cut short by the capture, longer than a buffer) is refused here, with a counted reason.
 //! Never touches the outside, and sends nothing.
 
 use super::datagrams::{Datagrams, is_later};
 use super::frames::Frames;
+use nearstate_nf_node::nat64_prefix::Nat64Prefix;
 use nearstate_nf_node::packet::parsed::Parsed;
-use nearstate_nf_node::packet::{parse, parse_fragment};
+use nearstate_nf_node::packet::{parse, parse_fragment, translation};
 use nearstate_nf_node::{DropReason, rewrite};
 use nearstate_placement::{FlowKey, FlowTuple, Side};
 use nearstate_store::{Endpoint, TenantId};
@@ -22,6 +25,9 @@ pub(crate) const FRAME_BYTES_MAX: usize = 2048;
 /// Whose packets the demo's are.
 pub(crate) const DEMO_TENANT: TenantId = TenantId(0);
 
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
 /// Which side begins flows, and what its packets are addressed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scene {
@@ -29,12 +35,41 @@ pub(crate) struct Scene {
     pub(crate) initiator: Side,
     /// Virtual endpoints by protocol; empty without a load balancer.
     pub(crate) services: Vec<(u8, Endpoint)>,
+    /// How initiators use IPv6, behind a NAT64.
+    pub(crate) six: Option<Six>,
+}
+
+/// The prefixes by which inside hosts speak IPv6 that have IPv4 addresses in a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Six {
+    /// Of the hosts.
+    pub(crate) hosts: Nat64Prefix,
+    /// Of the NAT64: the rest of the world.
+    pub(crate) world: Nat64Prefix,
+    /// Whether all hosts have IPv6, or those with an even address only.
+    pub(crate) is_for_all: bool,
+}
+
+impl Six {
+    /// The flow of a packet of IPv4 that a host sends, over IPv6.
+    fn flow(&self, tuple: &FlowTuple) -> Option<FlowTuple> {
+        let behind = |prefix: &Nat64Prefix, end: &Endpoint| {
+            Some(Endpoint { address: prefix.embed(end.ipv4()?), port: end.port })
+        };
+        if !self.is_for_all && tuple.source.ipv4()?.to_bits() % 2 == 1 {
+            return None;
+        }
+        let protocol = if tuple.protocol == ICMP { ICMPV6 } else { tuple.protocol };
+        let source = behind(&self.hosts, &tuple.source)?;
+        let destination = behind(&self.world, &tuple.destination)?;
+        Some(FlowTuple { protocol, source, destination })
+    }
 }
 
 impl Scene {
     /// Inside hosts call the world.
     pub(crate) const fn inside_calls() -> Self {
-        Self { initiator: Side::Inside, services: Vec::new() }
+        Self { initiator: Side::Inside, services: Vec::new(), six: None }
     }
 
     fn service_for(&self, tuple: &FlowTuple) -> Option<Endpoint> {
@@ -167,10 +202,10 @@ impl Sorter {
         let (flow, initiator) = self.flow_of(&parsed.tuple, scene);
         self.flows[flow as usize].push(number);
         let from_initiator = parsed.tuple.source == initiator;
-        let parsed = if from_initiator {
-            readdress(frames.frame_mut(number), parsed, scene)
-        } else {
-            parsed
+        let parsed = match (from_initiator, scene.six) {
+            (true, Some(six)) => over_ipv6(frames, number, parsed, six),
+            (true, None) => readdress(frames.frame_mut(number), parsed, scene),
+            (false, _) => parsed,
         };
         Step::Send { flow, from_initiator, parsed: Some(parsed), datagram: None }
     }
@@ -245,6 +280,18 @@ fn readdress_to(frame: &mut [u8], parsed: Parsed, destination: Endpoint) -> Pars
     Parsed { tuple, ..parsed }
 }
 
+/// Makes an initiator's packet one of IPv6. What has no form in IPv6, or is IPv6 already, stays.
+fn over_ipv6(frames: &mut Frames, number: u32, parsed: Parsed, six: Six) -> Parsed {
+    let Some(tuple) = six.flow(&parsed.tuple) else { return parsed };
+    let Ok(frame) = translation::translated(frames.frame(number), &parsed, &tuple, &six.hosts)
+    else {
+        return parsed;
+    };
+    let Ok(parsed_again) = parse(&frame) else { return parsed };
+    frames.replace(number, &frame);
+    parsed_again
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,7 +351,7 @@ mod tests {
 
     #[test]
     fn clients_of_a_balancer_call_the_service_from_outside() {
-        let scene = Scene { initiator: Side::Outside, services: vec![(6, SERVICE)] };
+        let scene = Scene { initiator: Side::Outside, services: vec![(6, SERVICE)], six: None };
         let frames = [
             PacketBuilder::tcp(CLIENT, SERVER).build(),
             PacketBuilder::tcp(CLIENT, OTHER).build(),
@@ -320,5 +367,34 @@ mod tests {
             assert_eq!((parsed.tuple.destination, script.side(number)), (to, side));
         }
         assert_eq!(parse(script.frame(3)).unwrap().tuple.destination, SERVER, "no UDP service");
+    }
+
+    #[test]
+    fn behind_a_nat64_initiators_speak_ipv6_and_their_peers_ipv4() {
+        let prefix = |text: &str| text.parse::<Nat64Prefix>().unwrap();
+        let (hosts, world) = (prefix("2001:db8:a::/96"), prefix("2001:db8:64::/96"));
+        let six = Six { hosts, world, is_for_all: true };
+        let scene = Scene { six: Some(six), ..Scene::inside_calls() };
+        let end = |text: &str, port| Endpoint::new(text.parse().unwrap(), port);
+        let (host, world) = (end("2001:db8:a::a00:1", 4000), end("2001:db8:64::c000:201", 80));
+        let question = PacketBuilder::udp(CLIENT, SERVER).payload(b"question").build();
+        let answer = PacketBuilder::udp(SERVER, CLIENT).payload(b"answer").build();
+        let refusal = PacketBuilder::icmp_error(CLIENT, (3, 3), &answer).build();
+        let already = PacketBuilder::udp(host, world).build();
+        let odd = Scene { six: Some(Six { is_for_all: false, ..six }), ..scene.clone() };
+        assert_eq!(
+            script(core::slice::from_ref(&question), &odd).frame(0),
+            &question[..],
+            "10.0.0.1 is odd"
+        );
+        let script = script(&[question, answer.clone(), refusal, already.clone()], &scene);
+        assert_eq!(script.flows(), [vec![0, 1, 2], vec![3]]);
+        for number in [0, 2] {
+            let tuple = parse(script.frame(number)).unwrap().tuple;
+            assert_eq!((tuple.source, tuple.destination, tuple.protocol), (host, world, 17));
+            let Step::Send { parsed: Some(parsed), .. } = script.step(number) else { panic!() };
+            assert_eq!(parsed.tuple, tuple);
+        }
+        assert_eq!((script.frame(1), script.frame(3)), (&answer[..], &already[..]));
     }
 }

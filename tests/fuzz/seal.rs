@@ -22,6 +22,31 @@ fn put(bytes: &mut [u8], at: usize, crc: u32) -> Option<()> {
 /// Has none.
 pub(crate) fn nothing(_: &mut Vec<u8>) {}
 
+/// A packet of IPv4 without tags, and what an ICMP error in it quotes: the header's checksum.
+pub(crate) fn ip_headers(bytes: &mut Vec<u8>) {
+    if bytes.get(12..14) != Some(&[8, 0]) {
+        return;
+    }
+    let Some(behind) = ip_header(bytes, 14) else { return };
+    let is_error = bytes[23] == 1 && matches!(bytes.get(behind), Some(3 | 11 | 12));
+    if is_error {
+        ip_header(bytes, behind + 8);
+    }
+}
+
+/// Makes the checksum of the header at `at` fit; gives where it ends.
+fn ip_header(bytes: &mut [u8], at: usize) -> Option<usize> {
+    let length = usize::from(*bytes.get(at)? & 15) * 4;
+    let header = bytes.get_mut(at..at + length).filter(|header| header.len() >= 20)?;
+    header[10..12].fill(0);
+    let words = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum = words.sum::<u32>();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    Some(at + length)
+}
+
 /// Frames: length 4, checksum 4 of all that follows, 12 more of head, body.
 pub(crate) fn frames(bytes: &mut Vec<u8>) {
     let mut at = 0;

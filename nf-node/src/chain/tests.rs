@@ -30,17 +30,20 @@ fn functions_are_passed_in_order_from_inside_and_in_reverse_from_outside() {
 
 #[test]
 fn affinity_is_what_the_functions_need() {
-    let rows: [(&[&str], Affinity); 5] = [
+    let rows: [(&[&str], Affinity); 7] = [
         (&["firewall"], Affinity::FiveTuple),
         (&["nat"], Affinity::InsideHost),
         (&["firewall", "nat"], Affinity::InsideHost),
+        (&["nat64"], Affinity::InsideHost),
+        (&["firewall", "nat", "nat64"], Affinity::InsideHost),
         (&["load-balancer"], Affinity::OutsideEndpoint),
         (&["firewall", "load-balancer"], Affinity::OutsideEndpoint),
     ];
     for (functions, affinity) in rows {
         let chain = chain(functions);
         assert_eq!(chain.affinity(), affinity, "{functions:?}");
-        assert_eq!(chain.pools().len(), usize::from(functions.contains(&"nat")));
+        let nats = functions.iter().filter(|name| name.starts_with("nat")).count();
+        assert_eq!(chain.pools().len(), nats);
         assert_eq!((chain.steering(1).slots(), chain.slots()), (64, 64));
     }
 }
@@ -116,6 +119,24 @@ fn configurations_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn chains_with_a_nat64_that_cannot_be_are_refused() {
+    let base = |functions: &[&str]| ChainConfig::named(functions).unwrap();
+    let without_section = ChainConfig { nat64: None, ..base(&["nat64"]) };
+    let mut overlapping = base(&["nat", "nat64"]);
+    overlapping.nat64.as_mut().unwrap().addresses = vec!["198.19.0.128/25".parse().unwrap()];
+    let rows = [
+        (base(&["nat64", "load-balancer"]), "nat64 and load-balancer cannot be in one chain"),
+        (base(&["nat64", "firewall"]), "write functions = [\"firewall\", \"nat64\"]"),
+        (without_section, "needs a section [chain.nat64]"),
+        (overlapping, "address 198.19.0.128 is in the pools of both nat and nat64"),
+    ];
+    for (config, message) in rows {
+        let error = Chain::new(&config, 64).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
 fn exceptions_of_a_nat_that_cannot_be_are_refused() {
     let refusal = |change: &dyn Fn(&mut NatConfig)| {
         let mut config = ChainConfig::named(&["nat"]).unwrap();
@@ -131,6 +152,17 @@ fn exceptions_of_a_nat_that_cannot_be_are_refused() {
     };
     let said = refusal(&|nat| nat.static_mappings = vec![mapping; 2]);
     assert!(said.contains("the static mappings of 203.0.113.9 overlap"), "{said}");
+    let mut config = ChainConfig::named(&["nat", "nat64"]).unwrap();
+    config.nat.as_mut().unwrap().static_mappings = vec![mapping];
+    let six = |inside: &str| StaticConfig { inside: inside.parse().unwrap(), ..mapping };
+    config.nat64.as_mut().unwrap().static_mappings = vec![six("2001:db8::9")];
+    let said = Chain::new(&config, 64).unwrap_err().to_string();
+    assert!(said.contains("the static mappings of 203.0.113.9 overlap"), "of both: {said}");
+    config.nat.as_mut().unwrap().static_mappings.clear();
+    assert!(Chain::new(&config, 64).is_ok());
+    config.nat64.as_mut().unwrap().static_mappings = vec![six("2001:db8:64::9")];
+    let said = Chain::new(&config, 64).unwrap_err().to_string();
+    assert!(said.contains("lies behind the prefix 2001:db8:64::/96"), "{said}");
 }
 
 #[test]
@@ -286,12 +318,12 @@ proptest! {
     /// again in the same way, and all state it reads lies in its own slot. The store checks it.
     #[test]
     fn any_packets_through_every_chain(
-        which in 0..8usize,
+        which in 0..12usize,
         packets in proptest::collection::vec(
             (any::<bool>(), 0..5u8, 0..4u8, 0..3u16, any::<bool>(), 0..5usize), 1..60)
     ) {
         use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
-        let chains: [(&[&str], Filtering); 8] = [
+        let chains: [(&[&str], Filtering); 12] = [
             (&["firewall"], EndpointIndependent),
             (&["nat"], EndpointIndependent),
             (&["nat"], AddressDependent),
@@ -300,10 +332,15 @@ proptest! {
             (&["firewall", "nat"], AddressDependent),
             (&["load-balancer"], EndpointIndependent),
             (&["firewall", "load-balancer"], EndpointIndependent),
+            (&["nat64"], EndpointIndependent),
+            (&["nat64"], AddressAndPortDependent),
+            (&["firewall", "nat64"], AddressDependent),
+            (&["firewall", "nat", "nat64"], EndpointIndependent),
         ];
         let (functions, filtering) = chains[which];
         let mut config = ChainConfig::named(functions).unwrap();
         config.nat.iter_mut().for_each(|nat| nat.filtering = filtering);
+        config.nat64.iter_mut().for_each(|nat| nat.filtering = filtering);
         let chain = Chain::new(&config, 64).unwrap();
         let mut store = TestStore::new(&chain);
         for (outbound, kind, host, port, six, flags) in packets {
@@ -314,9 +351,14 @@ proptest! {
             } else if host == 2 {
                 "203.0.113.80:80".to_owned()
             } else {
-                format!("198.19.0.{host}:{}", 1024 + port)
+                format!("198.19.{}.{host}:{}", flags % 2, 1024 + port)
             };
-            let far = if six { "[2001:db8:f::1]:8080" } else { "192.0.2.1:8080" }.to_owned();
+            let far = match (six, outbound && flags > 0) {
+                (true, true) => "[2001:db8:64::192.0.2.1]:8080",
+                (true, false) => "[2001:db8:f::1]:8080",
+                (false, _) => "192.0.2.1:8080",
+            };
+            let far = far.to_owned();
             let (side, from, to) =
                 if outbound { (Side::Inside, near, far) } else { (Side::Outside, far, near) };
             let identifier = |text: &str| {
@@ -331,7 +373,15 @@ proptest! {
             let (sent, _) = store.send(&chain, side, &packet);
             if let Ok(sent) = sent {
                 prop_assert_eq!(sent.source.ipv4().is_some(), sent.destination.ipv4().is_some());
-                prop_assert_eq!(sent.protocol, packet.tuple.protocol);
+                let crossed =
+                    sent.source.ipv4().is_some() != packet.tuple.source.ipv4().is_some();
+                prop_assert!(!crossed || functions.contains(&"nat64"));
+                let protocol = match packet.tuple.protocol {
+                    1 if crossed => 58,
+                    58 if crossed => 1,
+                    protocol => protocol,
+                };
+                prop_assert_eq!(sent.protocol, protocol);
             }
         }
     }

@@ -17,7 +17,10 @@ pub mod fragments;
 pub mod load_balancer;
 pub mod mapping_life;
 pub mod nat44;
+pub mod nat64;
 pub mod nat_filter;
+#[cfg(test)]
+pub(crate) mod nat_model;
 pub mod rules;
 pub mod state_key;
 pub mod tcp_state;

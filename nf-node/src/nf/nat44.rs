@@ -1,4 +1,6 @@
-//! NAT44: many inside hosts behind a pool of external IPv4 addresses (RFC 4787, 5382, 5508).
+//! NAT44: many inside hosts behind a pool of external IPv4 addresses (RFC 4787, 5382, 5508); and
+//! all of it that NAT64 ([`crate::nf::nat64`]) has as well: only how packets of inside hosts look
+//! is another matter there ([`Inside`]).
 //!
 //! The mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): an inside endpoint has one
 //! external endpoint for each protocol, whatever it talks to. A mapping is two entries that are
@@ -114,7 +116,7 @@ impl Mapping {
 
 /// What is to be done with a packet before any state is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// Its source is to be translated.
     Out,
     /// Its destination is to be translated.
@@ -129,9 +131,39 @@ pub(crate) enum Way {
     Refused(DropReason),
 }
 
-/// The NAT.
+/// The hosts inside, as far as a NAT goes by their kind: how their packets show who they are and
+/// whom they talk to.
+pub trait Inside: Clone + core::fmt::Debug + Sized {
+    /// The function's name.
+    const NAME: &'static str;
+
+    /// What is to be done with a packet that came in as this flow.
+    fn way(nat: &Nat<Self>, packet: &Packet<'_>, tuple: &FlowTuple) -> Way;
+
+    /// The protocol of a mapping, which is that of the external endpoint, of a flow of this one.
+    fn external_protocol(protocol: u8) -> u8;
+
+    /// The remote end of a flow from inside.
+    fn remote(&self, destination: &Endpoint) -> Remote;
+
+    /// Makes a packet from inside one that comes from an external endpoint.
+    fn send_out(&self, packet: &mut Packet<'_>, external: Endpoint);
+
+    /// Makes a packet from outside one that goes to an inside endpoint.
+    fn let_in(&self, packet: &mut Packet<'_>, inside: Endpoint);
+}
+
+/// Inside hosts of IPv4.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ipv4Inside;
+
+/// NAT44.
+pub type Nat44 = Nat<Ipv4Inside>;
+
+/// A NAT of one kind of inside hosts.
 #[derive(Clone, Debug)]
-pub struct Nat44 {
+pub struct Nat<I> {
+    inside: I,
     pool: PoolSpec,
     /// The pool's lowest and highest address. Most packets go to neither side of it, so this spares
     /// them the search.
@@ -155,11 +187,35 @@ impl Nat44 {
     /// A NAT on this pool.
     #[must_use]
     pub fn new(pool: PoolSpec) -> Self {
+        Self::of(Ipv4Inside, pool)
+    }
+
+    /// Whether a packet from inside goes where the NAT is told to leave packets alone (RFC 6888
+    /// REQ-6). Its own ends are never such a place.
+    #[inline]
+    fn is_untranslated(&self, tuple: &FlowTuple) -> bool {
+        let to = &tuple.destination;
+        !self.untranslated.is_empty()
+            && self.untranslated.iter().any(|prefix| prefix.holds(&to.address))
+            && !self.is_own(tuple.protocol, to)
+    }
+}
+
+impl<I: Inside> Nat<I> {
+    /// A NAT of these hosts on this pool.
+    #[must_use]
+    pub fn of(inside: I, pool: PoolSpec) -> Self {
         // A pool has at least one address: `PoolSpec::new` sees to it.
         let addresses = pool.addresses();
         let (lowest, highest) = (addresses[0], addresses[addresses.len() - 1]);
         let (timeouts, static_map) = (Timeouts::default(), StaticMap::default());
-        Self { pool, lowest, highest, timeouts, static_map, untranslated: vec![] }
+        Self { inside, pool, lowest, highest, timeouts, static_map, untranslated: vec![] }
+    }
+
+    /// Who is inside.
+    #[must_use]
+    pub const fn inside(&self) -> &I {
+        &self.inside
     }
 
     /// The same NAT with these mappings, and with destinations that it leaves alone.
@@ -203,66 +259,53 @@ impl Nat44 {
         &self.pool
     }
 
+    /// Whether an address is one of the pool's.
     #[inline]
-    fn in_pool(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn in_pool(&self, address: Ipv4Addr) -> bool {
         (self.lowest..=self.highest).contains(&address) && self.pool.holds(address)
     }
 
     /// What is to be done with a packet that came in as this flow.
     #[inline(always)]
     pub(crate) fn way(&self, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
-        if packet.parsed.version != IpVersion::V4 {
-            return Way::Pass;
-        }
-        let (Some(source), Some(destination)) = (tuple.source.ipv4(), tuple.destination.ipv4())
-        else {
-            return Way::Pass;
-        };
-        let static_end = |find: fn(&StaticMap, u8, &Endpoint) -> Option<Endpoint>, end| {
-            if self.static_map.is_empty() {
-                None
-            } else {
-                find(&self.static_map, tuple.protocol, end)
-            }
-        };
-        match packet.side {
-            // An inside host that uses an address of ours is a forgery or a loop.
-            Side::Inside if self.in_pool(source) => Way::Refused(DropReason::NatSource),
-            Side::Inside if self.is_untranslated(tuple) => Way::Pass,
-            Side::Inside => {
-                static_end(StaticMap::external_of, &tuple.source).map_or(Way::Out, Way::OutAs)
-            }
-            Side::Outside => match static_end(StaticMap::inside_of, &tuple.destination) {
-                Some(inside) => Way::InTo(inside),
-                None if !self.in_pool(destination) => Way::Pass,
-                // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a
-                // query from outside has no host behind the NAT that it is meant for.
-                None if packet.parsed.transport == (Transport::Echo { request: true }) => {
-                    Way::Refused(DropReason::NoMapping)
-                }
-                None => Way::In,
-            },
-        }
+        I::way(self, packet, tuple)
     }
 
-    /// Whether a packet from inside goes where the NAT is told to leave packets alone (RFC 6888
-    /// REQ-6). Its own ends are never such a place.
-    #[inline]
-    fn is_untranslated(&self, tuple: &FlowTuple) -> bool {
-        let to = &tuple.destination;
-        !self.untranslated.is_empty()
-            && self.untranslated.iter().any(|prefix| prefix.holds(&to.address))
-            && !self.is_own(tuple.protocol, to)
+    /// What is to be done with a packet from inside that is to be translated.
+    #[inline(always)]
+    pub(crate) fn way_out(&self, tuple: &FlowTuple) -> Way {
+        if self.static_map.is_empty() {
+            return Way::Out;
+        }
+        let end = self.static_map.external_of(tuple.protocol, &tuple.source);
+        end.map_or(Way::Out, Way::OutAs)
+    }
+
+    /// What is to be done with an IPv4 packet from outside.
+    #[inline(always)]
+    pub(crate) fn way_in(&self, packet: &Packet<'_>, tuple: &FlowTuple, to: Ipv4Addr) -> Way {
+        if !self.static_map.is_empty()
+            && let Some(inside) = self.static_map.inside_of(tuple.protocol, &tuple.destination)
+        {
+            return Way::InTo(inside);
+        }
+        match packet.parsed.transport {
+            _ if !self.in_pool(to) => Way::Pass,
+            // Mappings of identifiers are for the queries of inside hosts (RFC 5508 REQ-1): a query
+            // from outside has no host behind the NAT that it is meant for.
+            Transport::Echo { request: true } => Way::Refused(DropReason::NoMapping),
+            _ => Way::In,
+        }
     }
 
     /// Asks for a mapping: the port, and the two entries that it is filled into.
     fn open(&self, packet: &Packet<'_>, changes: &mut Changes) -> Verdict {
-        let (tenant, protocol) = (packet.tenant, packet.tuple().protocol);
+        let (tenant, protocol) = (packet.tenant, I::external_protocol(packet.tuple().protocol));
         let inside = packet.tuple().source;
         let out = state_key::nat_out(tenant, protocol, inside);
         let pool = self.pool.id();
         let (life, remote) = match protocol {
-            6 => (Life::Opening, Remote::of(&packet.tuple().destination)),
+            6 => (Life::Opening, self.inside.remote(&packet.tuple().destination)),
             _ => (Life::Plain, Remote::default()),
         };
         let mapping = |to| Mapping { to, pool, life, remote }.encode();
@@ -298,7 +341,7 @@ impl Nat44 {
         changes: &mut Changes,
     ) {
         let Transport::Tcp { flags } = packet.parsed.transport else { return };
-        let to = Remote::of(&packet.tuple().destination);
+        let to = self.inside.remote(&packet.tuple().destination);
         let turn =
             mapping_life::from_inside(mapping.life, to == mapping.remote, Segment::of(flags));
         let Some(turn) = turn else { return };
@@ -352,11 +395,11 @@ impl Nat44 {
             Way::Pass => Verdict::Forward,
             Way::Refused(reason) => Verdict::Drop(reason),
             Way::OutAs(external) => {
-                translate_source(packet, external);
+                self.inside.send_out(packet, external);
                 Verdict::Forward
             }
             Way::InTo(inside) => {
-                translate_destination(packet, inside);
+                self.inside.let_in(packet, inside);
                 Verdict::Forward
             }
             Way::Out => match refuses_to_open(packet.parsed.transport) {
@@ -372,16 +415,19 @@ impl Nat44 {
     }
 }
 
-impl NetworkFunction for Nat44 {
+impl<I: Inside> NetworkFunction for Nat<I> {
     fn name(&self) -> &'static str {
-        "nat"
+        I::NAME
     }
 
     #[inline(always)]
     fn key(&self, packet: &Packet<'_>) -> Option<Key> {
         let (tenant, tuple) = (packet.tenant, packet.tuple());
         match self.way(packet, tuple) {
-            Way::Out => Some(state_key::nat_out(tenant, tuple.protocol, tuple.source)),
+            Way::Out => {
+                let protocol = I::external_protocol(tuple.protocol);
+                Some(state_key::nat_out(tenant, protocol, tuple.source))
+            }
             Way::In => Some(state_key::nat_in(tenant, tuple.protocol, tuple.destination)),
             Way::OutAs(_) | Way::InTo(_) | Way::Pass | Way::Refused(_) => None,
         }
@@ -402,11 +448,11 @@ impl NetworkFunction for Nat44 {
             match packet.side {
                 Side::Inside => {
                     self.follow_inside(packet, (entry, &mapping), changes);
-                    translate_source(packet, mapping.to);
+                    self.inside.send_out(packet, mapping.to);
                 }
                 Side::Outside => {
                     self.follow_outside(packet, (entry, &mapping), changes);
-                    translate_destination(packet, mapping.to);
+                    self.inside.let_in(packet, mapping.to);
                 }
             }
             return Verdict::Forward;
@@ -449,19 +495,53 @@ fn refuses_to_open(transport: Transport) -> Option<DropReason> {
     }
 }
 
-fn translate_source(packet: &mut Packet<'_>, to: Endpoint) {
-    debug_assert!(to.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
-    packet.tuple_mut().source = to;
-    if is_icmp(packet) {
-        packet.tuple_mut().destination.port = to.port;
-    }
-}
+impl Inside for Ipv4Inside {
+    const NAME: &'static str = "nat";
 
-fn translate_destination(packet: &mut Packet<'_>, to: Endpoint) {
-    debug_assert!(to.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
-    packet.tuple_mut().destination = to;
-    if is_icmp(packet) {
-        packet.tuple_mut().source.port = to.port;
+    #[inline(always)]
+    fn way(nat: &Nat44, packet: &Packet<'_>, tuple: &FlowTuple) -> Way {
+        if packet.parsed.version != IpVersion::V4 {
+            return Way::Pass;
+        }
+        let (Some(source), Some(destination)) = (tuple.source.ipv4(), tuple.destination.ipv4())
+        else {
+            return Way::Pass;
+        };
+        match packet.side {
+            // An inside host that uses an address of ours is a forgery or a loop.
+            Side::Inside if nat.in_pool(source) => Way::Refused(DropReason::NatSource),
+            Side::Inside if nat.is_untranslated(tuple) => Way::Pass,
+            Side::Inside => nat.way_out(tuple),
+            Side::Outside => nat.way_in(packet, tuple, destination),
+        }
+    }
+
+    #[inline]
+    fn external_protocol(protocol: u8) -> u8 {
+        protocol
+    }
+
+    #[inline]
+    fn remote(&self, destination: &Endpoint) -> Remote {
+        Remote::of(destination)
+    }
+
+    #[inline]
+    fn send_out(&self, packet: &mut Packet<'_>, external: Endpoint) {
+        debug_assert!(external.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
+        packet.tuple_mut().source = external;
+        if is_icmp(packet) {
+            packet.tuple_mut().destination.port = external.port;
+        }
+    }
+
+    #[inline]
+    fn let_in(&self, packet: &mut Packet<'_>, inside: Endpoint) {
+        debug_assert!(inside.ipv4().is_some(), "a mapping holds an IPv4 endpoint");
+        packet.tuple_mut().destination = inside;
+        if is_icmp(packet) {
+            packet.tuple_mut().source.port = inside.port;
+        }
     }
 }
 

@@ -26,7 +26,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::nf::nat44::{Nat44, Way};
+use crate::nf::nat44::{Inside, Ipv4Inside, Nat, Way};
 use crate::nf::state_key;
 use crate::nf::tcp_state::Segment;
 use crate::nf::timeouts::Timeouts;
@@ -82,8 +82,8 @@ impl Phase {
 
 /// The filter of a NAT.
 #[derive(Clone, Debug)]
-pub struct NatFilter {
-    nat: Nat44,
+pub struct NatFilter<I = Ipv4Inside> {
+    nat: Nat<I>,
     /// Whether leave is for all ports of an address.
     is_for_all_ports: bool,
     timeouts: Timeouts,
@@ -94,10 +94,12 @@ impl NatFilter {
     pub const CONDITIONS_MAX: usize = 1;
     /// Most writes that one packet asks for.
     pub const WRITES_MAX: usize = 1;
+}
 
+impl<I: Inside> NatFilter<I> {
     /// The filter of this NAT; `None` if nothing is to be filtered.
     #[must_use]
-    pub fn new(nat: &Nat44, filtering: Filtering, timeouts: Timeouts) -> Option<Self> {
+    pub fn new(nat: &Nat<I>, filtering: Filtering, timeouts: Timeouts) -> Option<Self> {
         let is_for_all_ports = match filtering {
             Filtering::EndpointIndependent => return None,
             Filtering::AddressDependent => true,
@@ -150,7 +152,7 @@ impl NatFilter {
     }
 }
 
-impl NetworkFunction for NatFilter {
+impl<I: Inside> NetworkFunction for NatFilter<I> {
     fn name(&self) -> &'static str {
         "nat-filter"
     }

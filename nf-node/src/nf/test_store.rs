@@ -3,10 +3,12 @@
 
 use crate::chain::Chain;
 use crate::nf::Changes;
+use crate::nf::entry_rules::FunctionRules;
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
 use crate::verdict::{DropReason, Verdict};
 use core::net::{IpAddr, SocketAddr};
 use nearstate_placement::{FlowTuple, Side, Steering};
+use nearstate_store::upkeep::{Ending, EntryRules};
 use nearstate_store::{
     Condition, Endpoint, Entry, Fill, Key, PoolSpec, SlotId, Take, Time, Value, Version, Write,
 };
@@ -169,6 +171,29 @@ impl TestStore {
             }
         }
         Ok(())
+    }
+
+    /// Ends everything that has a lifetime, as the store does when nobody uses it any more.
+    pub(crate) fn idle_out(&mut self) {
+        let mortal = |key: &&Key| self.lifetimes.get(key).is_some_and(|ttl_s| *ttl_s > 0);
+        let ends: Vec<Key> = self.entries.keys().filter(mortal).copied().collect();
+        for key in ends {
+            let Some(entry) = self.entries.get(&key).copied() else { continue };
+            let mut ending = Ending::default();
+            FunctionRules.end(&key, &entry, &mut ending);
+            for write in ending.writes {
+                match write {
+                    Write::Delete(key) => {
+                        self.entries.remove(&key).expect("it ends once");
+                    }
+                    Write::Return { protocol, endpoint: [a, b, c, d, high, low], .. } => {
+                        let end = Endpoint::v4([a, b, c, d], u16::from_be_bytes([high, low]));
+                        assert!(self.taken.remove(&(protocol, end)), "{end} was nobody's");
+                    }
+                    other => panic!("no end asks for {other:?}"),
+                }
+            }
+        }
     }
 
     /// The first free port of the slot: the smallest thing that keeps N1 and the steering.

@@ -10,6 +10,7 @@ pub mod ethernet;
 pub mod fragment;
 pub mod icmp;
 pub mod icmp_message;
+pub(crate) mod icmp_translation;
 pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
@@ -17,6 +18,7 @@ mod parse;
 pub mod parsed;
 mod quote;
 pub mod tcp;
+pub mod translation;
 pub mod udp;
 pub(crate) mod word;
 

@@ -17,7 +17,6 @@ use crate::pipe::fragments::Part;
 use crate::pipe::parking::Arrived;
 use crate::pipe::walk::{Counted, Stop, Way, walk};
 use crate::pipe::{Output, Pipe, Stages};
-use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
@@ -156,9 +155,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                     let wanted = (key, hash.take().unwrap_or(KeyHash::UNKNOWN));
                     let answer = if used.keeps_alive {
                         let seen = (now, counted.tally(used, bytes));
-                        access.read_seen(seen, token, *slot, wanted, into)
+                        access.read_seen(seen, (token, *slot), wanted, into)
                     } else {
-                        access.read(now, token, *slot, wanted, into)
+                        access.read(now, (token, *slot), wanted, into)
                     };
                     match answer {
                         ReadAnswer::Here { found, access, valid_until } => {
@@ -197,17 +196,14 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let end = match lane.verdict {
                 Ok(()) => {
                     let Lane { parsed, translated, .. } = lane;
-                    if let Some(tuple) = translated {
-                        rewrite::apply(frame.as_mut_slice(), parsed, tuple);
+                    match self.send_on(&mut frame, parsed, translated.as_ref()) {
+                        Ok(true) => {
+                            self.turned.push_back((frame, None));
+                            continue;
+                        }
+                        Ok(false) => Ok(lane.valid_until),
+                        Err(reason) => Err(reason),
                     }
-                    let side = frame.side;
-                    frame.side = side.opposite();
-                    let tuple = translated.as_ref().unwrap_or(&parsed.tuple);
-                    if self.chain.turns_round(side, tuple) {
-                        self.turned.push_back((frame, None));
-                        continue;
-                    }
-                    Ok(lane.valid_until)
                 }
                 Err(reason) => Err(reason),
             };

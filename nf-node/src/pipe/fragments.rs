@@ -297,7 +297,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             return Ok((answer.entry, answer.valid_until));
         }
         let mut into = Entry::BLANK;
-        match self.access.read(now, token, arrived.slot, (key, KeyHash::UNKNOWN), &mut into) {
+        match self.access.read(now, (token, arrived.slot), (key, KeyHash::UNKNOWN), &mut into) {
             ReadAnswer::Here { found, access, valid_until } => {
                 self.counters.add_accesses(access, 1);
                 let entry = found.then_some(into);

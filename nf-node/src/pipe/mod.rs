@@ -36,10 +36,12 @@ use crate::counters::{Counters, Event};
 use crate::frame::{BURST_MAX, Frame};
 use crate::nf::fragments::FragmentNames;
 use crate::nf::{Changes, NetworkFunction};
+use crate::packet::parsed::Parsed;
 use crate::pipe::burst::Lanes;
 use crate::pipe::claims::Claims;
 use crate::pipe::fragments::{Early, Joins, Member};
 use crate::pipe::parking::Parking;
+use crate::rewrite;
 use crate::state_access::{Completion, StateAccess};
 use crate::verdict::DropReason;
 use nearstate_placement::{FlowTuple, Side, Steering};
@@ -47,14 +49,14 @@ use nearstate_store::{SlotId, TenantId, Time};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Stages that a packet passes at most: each function stands once in a chain, and a NAT may have a
-/// filter.
-pub const STAGES_MAX: usize = 4;
+/// Stages that a packet passes at most: each function stands once in a chain, and a NAT (two, with
+/// NAT64) may have a filter.
+pub const STAGES_MAX: usize = 6;
 /// Packets that a pipe parks unless told otherwise.
 pub const PARKED_MAX: usize = 4096;
 /// Transactions that are sent for one packet before it is dropped as contended.
 pub const TRANSACTIONS_MAX: u8 = 8;
-const _: () = assert!(FunctionName::ALL.len() < STAGES_MAX, "all of them, and a filter");
+const _: () = assert!(FunctionName::ALL.len() + 2 <= STAGES_MAX, "all of them, and two filters");
 /// Times that one packet is processed again at once because a lease ended under it.
 pub const LEASES_OVER_MAX: u8 = 4;
 /// Tries that come after a short wait; later ones come after a long one.
@@ -97,6 +99,20 @@ pub trait Stages {
     /// as from the other side.
     fn turns_round(&self, _side: Side, _tuple: &FlowTuple) -> bool {
         false
+    }
+
+    /// Makes a frame one of the flow that it is behind the chain.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    fn rewrite(
+        &self,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        tuple: &FlowTuple,
+    ) -> Result<(), DropReason> {
+        rewrite::apply(frame.as_mut_slice(), parsed, tuple);
+        Ok(())
     }
 }
 
@@ -152,6 +168,16 @@ impl Stages for SteeredChain {
     #[inline]
     fn turns_round(&self, side: Side, tuple: &FlowTuple) -> bool {
         self.chain.turns_round(side, tuple)
+    }
+
+    #[inline]
+    fn rewrite(
+        &self,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        tuple: &FlowTuple,
+    ) -> Result<(), DropReason> {
+        self.chain.rewrite(frame, parsed, tuple)
     }
 }
 
@@ -300,6 +326,22 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now, out);
         }
+    }
+
+    /// Makes a frame what it leaves as, to the other side; whether it comes back from there.
+    #[inline]
+    fn send_on(
+        &self,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        translated: Option<&FlowTuple>,
+    ) -> Result<bool, DropReason> {
+        if let Some(tuple) = translated {
+            self.chain.rewrite(frame, parsed, tuple)?;
+        }
+        let side = frame.side;
+        frame.side = side.opposite();
+        Ok(self.chain.turns_round(side, translated.unwrap_or(&parsed.tuple)))
     }
 
     /// A packet that was not parked, or no longer is, goes out (until when it may) or ends.

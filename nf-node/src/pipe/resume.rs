@@ -15,7 +15,6 @@ use crate::pipe::{
     End, GIVE_UP_NS, LEASES_OVER_MAX, Output, Pipe, QUICK_TRIES, QUICK_TRY_NS, SLOW_TRY_NS,
     SWEEP_NS, Stages,
 };
-use crate::rewrite;
 use crate::state_access::{Access, QueueFull, ReadAnswer, StateAccess, Token};
 use crate::verdict::DropReason;
 use arrayvec::ArrayVec;
@@ -270,9 +269,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             }
             let wanted = (key, KeyHash::UNKNOWN);
             let answer = if used.keeps_alive {
-                access.read_seen(seen, token, slot, wanted, into)
+                access.read_seen(seen, (token, slot), wanted, into)
             } else {
-                access.read(now, token, slot, wanted, into)
+                access.read(now, (token, slot), wanted, into)
             };
             match answer {
                 ReadAnswer::Here { found, access, valid_until } => {
@@ -405,19 +404,17 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         }
         let end = match end {
             End::Leave(tuple, valid_until) => {
-                rewrite::apply(frame.as_mut_slice(), &parsed, &tuple);
-                let side = frame.side;
-                frame.side = side.opposite();
-                match &join {
-                    Some(join) if part == Part::Join => {
+                match (self.send_on(&mut frame, &parsed, Some(&tuple)), &join) {
+                    (Err(reason), _) => Err(reason),
+                    (Ok(_), Some(join)) if part == Part::Join => {
                         fragments::finish(&mut frame, &parsed, join);
+                        Ok(valid_until)
                     }
-                    _ if self.chain.turns_round(side, &tuple) => {
+                    (Ok(true), _) => {
                         return self.turned.push_back((frame, join.map(|join| join.member)));
                     }
-                    _ => {}
+                    (Ok(false), _) => Ok(valid_until),
                 }
-                Ok(valid_until)
             }
             End::Drop(reason) => Err(reason),
         };

@@ -140,6 +140,10 @@ mod tests {
             slot: SlotId(2),
             timer: None,
         };
+        let six = Endpoint::new("2001:db8::5".parse().unwrap(), 4000);
+        let of_six = HeldEntry { key: state_key::nat_out(TenantId(0), 1, six), ..held };
+        assert!(as_text(&of_six).starts_with("icmp  [2001:db8::5]:4000  "), "a NAT64's");
+        assert_eq!(as_json(&of_six)["inside"], "[2001:db8::5]:4000");
         let line = as_text(&held);
         let parts: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(parts[..4], ["udp", "10.0.0.1:4000", "->", "198.19.0.1:2050"]);

@@ -3,12 +3,12 @@
 use super::*;
 use crate::chain::Chain;
 use crate::chain_config::ChainConfig;
+use crate::nf::nat_model;
 use crate::nf::test_store::{ACK, FIN, RST, SYN, TestStore, echo, end, error, parsed, tcp, udp};
 use crate::packet::parsed::Parsed;
 use nearstate_placement::FlowTuple;
 use nearstate_store::{SlotId, TenantId, Version};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 mod exceptions;
 mod lives;
@@ -245,155 +245,11 @@ fn it_says_what_its_entries_mean() {
     assert_eq!(nat.describe(&out, None), "inside endpoint 10.0.0.1:99 has no mapping");
 }
 
-/// Few hosts, ports and remotes, so that flows meet.
-#[derive(Clone, Debug)]
-enum Event {
-    Out { protocol: u8, host: u8, port: u16, remote: u8, flags: u8 },
-    In { protocol: u8, which: usize, remote: u8, flags: u8 },
-    InToUnknown { protocol: u8, last: u8, port: u16 },
-    Error { protocol: u8, which: usize, is_outbound: bool },
-}
-
-fn any_event() -> impl Strategy<Value = Event> {
-    let protocol = || prop_oneof![Just(1u8), Just(6), Just(17)];
-    let flags = || prop_oneof![Just(SYN), Just(ACK), Just(RST), Just(FIN)];
-    prop_oneof![
-        6 => (protocol(), 0..6u8, 0..5u16, 0..4u8, flags()).prop_map(
-            |(protocol, host, port, remote, flags)| Event::Out {
-                protocol, host, port: 1000 + port, remote, flags
-            }),
-        4 => (protocol(), any::<usize>(), 0..4u8, flags()).prop_map(
-            |(protocol, which, remote, flags)| Event::In { protocol, which, remote, flags }),
-        1 => (protocol(), any::<u8>(), 1..=u16::MAX).prop_map(
-            |(protocol, last, port)| Event::InToUnknown { protocol, last, port }),
-        1 => (protocol(), any::<usize>(), any::<bool>()).prop_map(
-            |(protocol, which, is_outbound)| Event::Error { protocol, which, is_outbound }),
-    ]
-}
-
-/// The NAT as RFC 4787 describes it, in its simplest form: one map.
-#[derive(Default)]
-struct Model {
-    mappings: BTreeMap<(u8, Endpoint), Endpoint>,
-}
-
-impl Model {
-    fn inside_of(&self, protocol: u8, external: Endpoint) -> Option<Endpoint> {
-        let mut holders =
-            self.mappings.iter().filter(|((p, _), end)| *p == protocol && **end == external);
-        let holder = holders.next().map(|((_, inside), _)| *inside);
-        assert!(holders.next().is_none(), "N2: two inside endpoints have {external}");
-        holder
-    }
-
-    fn nth(&self, protocol: u8, which: usize) -> Option<(Endpoint, Endpoint)> {
-        let of_protocol = self.mappings.iter().filter(|((p, _), _)| *p == protocol);
-        let all: Vec<_> = of_protocol.map(|((_, inside), end)| (*inside, *end)).collect();
-        (!all.is_empty()).then(|| all[which % all.len()])
-    }
-}
-
-fn packet(protocol: u8, is_query: bool, flags: u8, source: Endpoint, to: Endpoint) -> Parsed {
-    let transport = match protocol {
-        1 => Transport::Echo { request: is_query },
-        6 => Transport::Tcp { flags },
-        _ => Transport::Udp,
-    };
-    let mut tuple = FlowTuple { protocol, source, destination: to };
-    if protocol == 1 {
-        let identifier = if is_query { source.port } else { to.port };
-        (tuple.source.port, tuple.destination.port) = (identifier, identifier);
-    }
-    parsed(transport, tuple)
-}
-
-fn step(chain: &Chain, store: &mut TestStore, model: &mut Model, event: &Event) {
-    match *event {
-        Event::Out { protocol, host, port, remote, flags } => {
-            let inside = Endpoint::v4([10, 0, 0, host], port);
-            let to = Endpoint::v4([192, 0, 2, remote], 80);
-            let packet = packet(protocol, true, flags, inside, to);
-            let (sent, _) = store.send(chain, Side::Inside, &packet);
-            match model.mappings.get(&(protocol, inside)) {
-                Some(external) => assert_eq!(sent.unwrap().source, *external, "N3"),
-                None if protocol == 6 && flags != SYN => {
-                    assert_eq!(sent, Err(DropReason::TcpMidstream));
-                }
-                None => {
-                    let external = sent.unwrap().source;
-                    assert!(chain.pools()[0].holds(external.ipv4().unwrap()));
-                    assert_eq!(model.inside_of(protocol, external), None, "N2");
-                    model.mappings.insert((protocol, inside), external);
-                }
-            }
-        }
-        Event::In { protocol, which, remote, flags } => {
-            let Some((inside, external)) = model.nth(protocol, which) else { return };
-            let from = Endpoint::v4([192, 0, 2, remote], 80);
-            let packet = packet(protocol, false, flags, from, external);
-            let (sent, changes) = store.send(chain, Side::Outside, &packet);
-            assert_eq!(sent.unwrap().destination, inside, "N1: the way back");
-            assert!(!takes(&changes), "N7: an external packet never allocates");
-            assert!(protocol == 6 || changes.is_empty(), "N7");
-        }
-        Event::InToUnknown { protocol, last, port } => {
-            let external = Endpoint::v4([198, 19, 0, last], port);
-            let packet = packet(protocol, false, SYN, Endpoint::v4([192, 0, 2, 9], 80), external);
-            let (sent, changes) = store.send(chain, Side::Outside, &packet);
-            let expected = model.inside_of(protocol, external).ok_or(DropReason::NoMapping);
-            assert_eq!(sent.map(|tuple| tuple.destination), expected);
-            assert!(changes.is_empty(), "N7");
-        }
-        Event::Error { protocol, which, is_outbound } => {
-            let Some((inside, external)) = model.nth(protocol, which) else { return };
-            let transport = Transport::IcmpError {
-                inner_ip: 42,
-                inner_transport: 62,
-                inner_protocol: protocol,
-            };
-            let remote = Endpoint::v4([192, 0, 2, 1], 80);
-            let (side, source, destination) = if is_outbound {
-                (Side::Inside, inside, remote)
-            } else {
-                (Side::Outside, remote, external)
-            };
-            let parsed = parsed(transport, FlowTuple { protocol, source, destination });
-            let (sent, changes) = store.send(chain, side, &parsed);
-            let sent = sent.unwrap();
-            assert!(changes.is_empty(), "R5508-6");
-            if is_outbound {
-                assert_eq!(sent.source, external, "R5508-5");
-            } else {
-                assert_eq!(sent.destination, inside, "R5508-4");
-            }
-        }
-    }
-    check_bijection(store, model);
-}
-
-/// N1 in the store itself: both entries of each mapping name each other, and there are no others.
-fn check_bijection(store: &TestStore, model: &Model) {
-    assert_eq!(store.entries.len(), 2 * model.mappings.len());
-    assert_eq!(store.taken.len(), model.mappings.len(), "N5: no port leaks");
-    for ((protocol, inside), external) in &model.mappings {
-        let out = &store.entries[&state_key::nat_out(TenantId(0), *protocol, *inside)];
-        let back = &store.entries[&state_key::nat_in(TenantId(0), *protocol, *external)];
-        assert_eq!(Mapping::decode(&out.value).to, *external);
-        assert_eq!(Mapping::decode(&back.value).to, *inside);
-        assert!(store.taken.contains(&(*protocol, *external)));
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn the_nat_agrees_with_the_model(events in proptest::collection::vec(any_event(), 1..120)) {
-        let chain = chain();
-        let mut store = TestStore::new(&chain);
-        let mut model = Model::default();
-        for event in &events {
-            step(&chain, &mut store, &mut model, event);
-        }
+    fn the_nat_agrees_with_the_model(events in nat_model::any_events()) {
+        nat_model::run(&chain(), &nat_model::Net { prefix: None }, &events);
     }
 }

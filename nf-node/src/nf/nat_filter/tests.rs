@@ -3,6 +3,7 @@
 use super::*;
 use crate::chain::Chain;
 use crate::chain_config::ChainConfig;
+use crate::nf::nat44::Nat44;
 use crate::nf::test_store::{ACK, FIN, RST, SYN, SYN_ACK, TestStore, echo, end, error, tcp, udp};
 use crate::packet::parsed::Parsed;
 use nearstate_placement::Side;

@@ -3,6 +3,7 @@
 mod fragments;
 mod model;
 mod nat;
+mod nat64;
 mod nodes;
 mod table;
 mod world;

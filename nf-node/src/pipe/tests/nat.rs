@@ -18,9 +18,11 @@ const GUEST: Endpoint = Endpoint::v4([10, 0, 0, 2], 2000);
 const WEB: Endpoint = Endpoint::v4([192, 0, 2, 1], 53);
 
 #[derive(Default)]
-struct Ends {
-    left: Vec<(u64, Side, Parsed)>,
-    dropped: Vec<(u64, DropReason)>,
+pub(super) struct Ends {
+    pub(super) left: Vec<(u64, Side, Parsed)>,
+    /// The same, byte by byte.
+    pub(super) frames: Vec<Vec<u8>>,
+    pub(super) dropped: Vec<(u64, DropReason)>,
 }
 
 impl Output for Ends {
@@ -32,6 +34,7 @@ impl Output for Ends {
         // Parsing verifies all checksums.
         let parsed = packet::parse(frame.as_slice()).expect("what leaves is well-formed");
         self.left.push((frame.tag, frame.side, parsed));
+        self.frames.push(frame.as_slice().to_vec());
         Ok(())
     }
 
@@ -41,8 +44,13 @@ impl Output for Ends {
 }
 
 fn pipe(extra: &str, parked_max: usize) -> Pipe<Baseline> {
-    let text = format!("functions = [\"nat\"]\n[nat]\naddresses = [\"198.19.0.0/28\"]\n{extra}");
-    let chain = Chain::new(&toml::from_str(&text).unwrap(), 64).unwrap();
+    let nat = "functions = [\"nat\"]\n[nat]\naddresses = [\"198.19.0.0/28\"]";
+    pipe_of(&format!("{nat}\n{extra}"), parked_max)
+}
+
+/// A pipe of this chain over a plain table.
+pub(super) fn pipe_of(chain: &str, parked_max: usize) -> Pipe<Baseline> {
+    let chain = Chain::new(&toml::from_str(chain).unwrap(), 64).unwrap();
     let baseline = Baseline::new(BaselineConfig {
         capacity: 1000,
         slots: 64,
@@ -54,7 +62,7 @@ fn pipe(extra: &str, parked_max: usize) -> Pipe<Baseline> {
     Pipe::new(SteeredChain::new(Arc::new(chain), 9), baseline.unwrap(), settings)
 }
 
-fn send(pipe: &mut Pipe<Baseline>, packets: &[(Side, Vec<u8>)]) -> Ends {
+pub(super) fn send(pipe: &mut Pipe<Baseline>, packets: &[(Side, Vec<u8>)]) -> Ends {
     send_at(pipe, NOW, packets)
 }
 

@@ -72,8 +72,7 @@ impl StateAccess for Reach {
     fn read(
         &mut self,
         now: Time,
-        token: Token,
-        slot: SlotId,
+        (token, slot): (Token, SlotId),
         (key, _): (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
@@ -83,7 +82,7 @@ impl StateAccess for Reach {
             self.asked.push_back(Asked::Read(token, slot, *key));
             return ReadAnswer::Later;
         }
-        store.baseline.read(now, token, slot, (key, KeyHash::UNKNOWN), into)
+        store.baseline.read(now, (token, slot), (key, KeyHash::UNKNOWN), into)
     }
 
     fn submit(
@@ -115,7 +114,7 @@ impl StateAccess for Reach {
             Asked::Answered(decided) => decided,
             Asked::Read(token, slot, key) => {
                 let (mut entry, wanted) = (Entry::BLANK, (&key, KeyHash::UNKNOWN));
-                let read = store.baseline.read(now, token, slot, wanted, &mut entry);
+                let read = store.baseline.read(now, (token, slot), wanted, &mut entry);
                 let ReadAnswer::Here { found, valid_until, .. } = read else {
                     panic!("a local table answers at once");
                 };

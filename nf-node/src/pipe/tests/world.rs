@@ -151,8 +151,7 @@ impl StateAccess for Shared {
     fn read(
         &mut self,
         now: Time,
-        token: Token,
-        _: SlotId,
+        (token, _): (Token, SlotId),
         (key, _): (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
@@ -187,12 +186,11 @@ impl StateAccess for Shared {
     fn read_seen(
         &mut self,
         (now, tally): (Time, Tally),
-        token: Token,
-        slot: SlotId,
+        (token, slot): (Token, SlotId),
         wanted: (&Key, KeyHash),
         into: &mut Entry,
     ) -> ReadAnswer {
-        let answer = self.read(now, token, slot, wanted, into);
+        let answer = self.read(now, (token, slot), wanted, into);
         if let ReadAnswer::Here { found: true, .. } = answer {
             self.saw((now, tally), slot, wanted.0);
         }
