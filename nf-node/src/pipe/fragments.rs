@@ -20,7 +20,7 @@ use crate::packet::parse_fragment;
 use crate::packet::parsed::Parsed;
 use crate::pipe::parking::{Answer, Arrived, Parked, Phase};
 use crate::pipe::walk::{Counted, Stop, Way};
-use crate::pipe::{End, Output, Pipe, Stages};
+use crate::pipe::{COMMIT_GIVE_UP_NS, End, Output, Pipe, Stages};
 use crate::rewrite;
 use crate::state_access::{ReadAnswer, StateAccess};
 use crate::verdict::DropReason;
@@ -36,9 +36,11 @@ const SOON_LOOK_NS: u64 = 2_000_000;
 const SOON_LOOKS: u16 = 10;
 /// The wait before a look that comes later.
 const LATE_LOOK_NS: u64 = 50_000_000;
-/// Looks that a later fragment takes before it is dropped: together 2 s. One that the store does
-/// not answer does not count.
-pub const LOOKS_MAX: u16 = SOON_LOOKS + 40;
+/// Looks that a later fragment takes before it is dropped: together 4 s, longer than its first one
+/// may wait for the store. One that the store does not answer does not count.
+pub const LOOKS_MAX: u16 = SOON_LOOKS + LATE_LOOKS;
+const LATE_LOOKS: u16 = 80;
+const _: () = assert!(LATE_LOOKS as u64 * LATE_LOOK_NS > COMMIT_GIVE_UP_NS);
 /// Transactions that are sent for one fragment to join its record before it is dropped as
 /// contended: the fragments of a datagram come together, and each changes the record.
 const JOINS_MAX: u8 = 64;
