@@ -134,7 +134,8 @@ impl<S: StateAccess, C: Stages> Driver<S, C> {
     fn round(&mut self) -> bool {
         let Self { pipe, port, pool, burst, .. } = self;
         let now = clock::boot_now();
-        let received = port.receive(pool, burst);
+        let is_room = pipe.places() - pipe.parked() >= BURST_MAX;
+        let received = if is_room || !port.can_wait() { port.receive(pool, burst) } else { 0 };
         let mut exit = Exit::new(&mut **port, pool);
         if received > 0 {
             pipe.on_burst(now, burst, &mut exit);

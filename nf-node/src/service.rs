@@ -216,6 +216,7 @@ impl Node {
     {
         let Self { ready, wanted, store, view, pipe, pipe_stop, slots, home } = self;
         let me = ready.node;
+        let counters = pipe.counters().clone();
         let mut pipe = tokio::task::spawn_blocking(move || pipe.join());
         let mut pipe_is_over = false;
         let control = Control { me, store: store.clone(), view: view.clone() };
@@ -240,7 +241,10 @@ impl Node {
         tokio::select! {
             () = stop.asked => {}
             () = view.asked_to_end() => {}
-            _ = &mut pipe => pipe_is_over = true,
+            _ = &mut pipe => {
+                pipe_is_over = true;
+                tracing::info!(packets = %counters.snapshot(), "the port has no more packets");
+            }
             ended = &mut serving => failed = Some(ended),
         }
         // A durable node comes back as the member that it was: it must not be listed as gone, or

@@ -6,6 +6,7 @@
 use super::measure::Meter;
 use super::replay::{Answer, Heard, Push, Replay};
 use super::steerer::NodeIndex;
+use nearstate_nf_node::DropReason;
 use nearstate_store::Time;
 
 /// Packets that are pushed, and that are taken from one node, in one step.
@@ -78,8 +79,13 @@ impl<'a, L: Lane> Driver<'a, L> {
         for taken in 0..most {
             let Some((tag, answer)) = self.lane.pop(node) else { return taken };
             let tag = u32::try_from(tag).unwrap_or(u32::MAX);
-            if let Heard::First { latency_ns } = self.replay.handle_answer(now, node, tag, answer) {
-                self.meter.handle_answer(now, latency_ns);
+            // It waited for a packet that never came, not for a node.
+            let is_orphan = matches!(answer, Answer::Dropped(DropReason::FragmentNoFirst));
+            match self.replay.handle_answer(now, node, tag, answer) {
+                Heard::First { latency_ns } if !is_orphan => {
+                    self.meter.handle_answer(now, latency_ns);
+                }
+                _ => {}
             }
         }
         most

@@ -190,10 +190,10 @@ impl Report {
         if self.slots_moved > 0 {
             row("slots moved", format!("{}, while packets flowed", self.slots_moved));
         }
-        row(
-            "outage",
-            format!("{:.1} ms, the longest wait of a packet around a kill", self.outage_ms),
-        );
+        if !self.kills.is_empty() {
+            let outage_ms = self.outage_ms;
+            row("outage", format!("{outage_ms:.1} ms, the longest wait of a packet around a kill"));
+        }
         row("speed", format!("{:.4} million packets a second", self.mpps));
         let latency = &self.latency_us;
         row(

@@ -174,6 +174,10 @@ impl PcapPort {
 }
 
 impl Port for PcapPort {
+    fn can_wait(&self) -> bool {
+        true
+    }
+
     fn receive(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
         let before = burst.len();
         while !burst.is_full() && !self.exhausted {
