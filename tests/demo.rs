@@ -53,7 +53,7 @@ fn slots_move_back_and_forth_under_the_packets_and_nobody_notices() {
     for (steer, kill) in [("random", "--no-kill"), ("owner", "--no-kill"), ("random", "--kill 60")]
     {
         // Every slot has flows, and those that move have some hundred packets while they do.
-        let words = "--flows 800 --packets 24000 --chain firewall,nat --moves 32";
+        let words = "--flows 800 --packets 60000 --chain firewall,nat --moves 32";
         let output = demo(&format!("{words} --steer {steer} {kill} --json -")).output().unwrap();
         let report = report(&output);
         let count = |key: &str| report[key].as_u64().unwrap();

@@ -35,8 +35,8 @@ pub trait Port: Send {
     /// Rung by the other end when frames come, if the port can; the pipe waits on it when idle.
     fn bell(&self) -> Option<Arc<Doorbell>>;
 
-    /// Whether what is not received now stays where it is, as in a capture: then nothing is received
-    /// that might find no place to wait in.
+    /// Whether what is not received now stays where it is, as in a capture: then nothing is
+    /// received that might find no place to wait in.
     fn can_wait(&self) -> bool {
         false
     }
