@@ -8,10 +8,12 @@
 //! **What is let through can be put together in one way only.** A fragment whose bytes came before,
 //! cut the same way, is a repetition and passes; one that overlaps others in any other way, reaches
 //! beyond the end, or says another end, makes its datagram bad: it, and all later ones, end here
-//! (RFC 5722; the practice of Linux for IPv4). To tell these apart a record knows how the first
-//! fragment was cut: pieces that lie on its multiples are bits of a mask; others are ranges, which
-//! grow together when there are too many. What lies inside such a range is dropped, as it cannot be
-//! told from a forgery; the datagram goes on.
+//! (RFC 5722; the practice of Linux for IPv4). To tell these apart a record knows where the first
+//! fragment ended and how long the first of the others was: pieces that lie on multiples of that
+//! *step*, counted from there, are bits of a mask, so that a datagram that was cut by its sender, or
+//! behind a first piece of any length, is known piece by piece. Others are ranges, which grow
+//! together when there are too many. What lies inside such a range is dropped, as it cannot be told
+//! from a forgery; the datagram goes on.
 //!
 //! **The number of records is bounded** (RFC 4787 REQ-14a). Each stands in one of its slot's
 //! [`LISTS`] lists, which are entries too; a list has [`LISTED_MAX`] places, and a new datagram
@@ -27,9 +29,9 @@
 //!
 //! ```text
 //! record
-//! byte  0      4              8             24     25        26    28          30
-//!       ident  ports of the   as what it    flags  protocol  step  end, bytes  zero
-//!       4      first, 2 + 2   leaves, 16    1      1         2     2           2
+//! byte  0      4              8             24     25        26     28          30
+//!       ident  ports of the   as what it    flags  protocol  first  end, bytes  step
+//!       4      first, 2 + 2   leaves, 16    1      1         2      2           2
 //!       32              40
 //!       mask of pieces  up to 6 ranges of units, 2 + 2 each
 //! list
@@ -234,9 +236,12 @@ pub struct Record {
     flags: u8,
     protocol: u8,
     /// Units of the first fragment.
-    step: u16,
+    first: u16,
     /// Bytes of the datagram; 0 if that is not known.
     end: u16,
+    /// Units of a piece of the mask; 0 if none has shown them.
+    step: u16,
+    /// The pieces behind the first.
     mask: u64,
     ranges: [Range; RANGES_MAX],
 }
@@ -291,9 +296,10 @@ impl Record {
             to,
             flags,
             protocol,
-            step: piece.to(),
+            first: piece.to(),
             end: 0,
-            mask: 1,
+            step: 0,
+            mask: 0,
             ranges: [Range::default(); RANGES_MAX],
         })
     }
@@ -307,8 +313,9 @@ impl Record {
         bytes[6..8].copy_from_slice(&self.ports.1.to_le_bytes());
         bytes[8..24].copy_from_slice(&self.to);
         (bytes[24], bytes[25]) = (self.flags, self.protocol);
-        bytes[26..28].copy_from_slice(&self.step.to_le_bytes());
+        bytes[26..28].copy_from_slice(&self.first.to_le_bytes());
         bytes[28..30].copy_from_slice(&self.end.to_le_bytes());
+        bytes[30..32].copy_from_slice(&self.step.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.mask.to_le_bytes());
         for (chunk, range) in bytes[40..].as_chunks_mut::<4>().0.iter_mut().zip(&self.ranges) {
             let from = range.from | if range.is_grown { GROWN } else { 0 };
@@ -335,9 +342,9 @@ impl Record {
             to,
             flags: bytes[24],
             protocol: bytes[25],
-            // A step is never 0; what else may lie there must not divide by it.
-            step: word(26).max(1),
+            first: word(26),
             end: word(28),
+            step: word(30),
             mask: value.0[4],
             ranges,
         }
@@ -372,29 +379,32 @@ impl Record {
         if self.end == 0 { None } else { Some(self.end.div_ceil(UNIT_BYTES as u16)) }
     }
 
-    /// Where the piece of a bit of the mask ends.
-    fn regular_to(&self, bit: u16) -> u16 {
-        let to = (bit + 1).saturating_mul(self.step);
-        self.end_units().map_or(to, |end| end.min(to))
+    /// The piece of a bit of the mask.
+    fn regular(&self, bit: u16) -> Range {
+        let from = self.first.saturating_add(bit.saturating_mul(self.step));
+        let to = from.saturating_add(self.step);
+        // The last one may be shorter.
+        let to = self.end_units().map_or(to, |end| end.min(to));
+        Range { from, to, is_grown: false }
     }
 
-    /// The bit of the mask that a piece is, if it is one.
+    /// The bit of the mask that a piece is, if it is one: of those that lie behind the first
+    /// fragment at multiples of the step. `None` as long as there is no step.
     fn regular_bit(&self, piece: &Piece) -> Option<u16> {
-        let bit = piece.from / self.step;
+        let behind = piece.from.checked_sub(self.first)?;
+        let bit = behind.checked_div(self.step)?;
         let units = piece.to() - piece.from;
-        let lies_so = piece.from.is_multiple_of(self.step)
+        let lies_so = behind.is_multiple_of(self.step)
             && bit < REGULAR_MAX
             && (units == self.step || (piece.is_last && units < self.step));
         lies_so.then_some(bit)
     }
 
-    /// All that has come, bit by bit and range by range.
+    /// All that has come: the first, then bit by bit and range by range.
     fn pieces(&self) -> impl Iterator<Item = Range> + '_ {
+        let first = Range { from: 0, to: self.first, is_grown: false };
         let bits = (0..REGULAR_MAX).filter(|bit| self.mask >> bit & 1 == 1);
-        let regular = bits.map(|bit| {
-            let (from, to) = (bit.saturating_mul(self.step), self.regular_to(bit));
-            Range { from, to, is_grown: false }
-        });
+        let regular = core::iter::once(first).chain(bits.map(|bit| self.regular(bit)));
         regular.chain(self.ranges.iter().filter(|range| !range.is_empty()).copied())
     }
 
@@ -431,8 +441,11 @@ impl Record {
         let mut with = *self;
         if piece.is_last {
             with.end = piece.end_bytes();
+        } else if with.step == 0 {
+            // Senders cut all but the last alike. The first one may still be shorter.
+            with.step = to - from;
         }
-        match self.regular_bit(piece) {
+        match with.regular_bit(piece) {
             Some(bit) => with.mask |= 1 << bit,
             None => {
                 if !with.add_range(Range { from, to, is_grown: false }) {

@@ -89,6 +89,22 @@ fn pieces_of_one_datagram_in_every_order_and_against_it() {
         ("21: never a first", &[(10, 20, false, Waits), (20, 23, true, Waits)]),
         ("a repetition", &[(0, 10, false, Out), (0, 10, false, Out)]),
         (
+            "repetitions of what was cut behind a first piece of any length",
+            &[
+                (0, 1, false, Out),
+                (1, 186, false, Out),
+                (556, 741, false, Out),
+                (186, 371, false, Out),
+                (741, 926, false, Out),
+                (926, 1111, false, Out),
+                (1111, 1177, true, Out),
+                (371, 556, false, Out),
+                (371, 556, false, Out),
+                (556, 741, false, Out),
+                (0, 1, false, Out),
+            ],
+        ),
+        (
             "repetitions",
             &[
                 (0, 10, false, Out),
@@ -263,7 +279,8 @@ fn ranges_grow_together_when_there_are_too_many_and_then_there_is_no_more_room()
     let mut place = Place::default();
     let first = piece(0, 100, false);
     assert_eq!(fares(&mut place, &first), Came::Out);
-    // None of these lies on a multiple of the first one's length.
+    // This one is the measure; none of the others lies on a multiple of its length.
+    assert_eq!(fares(&mut place, &piece(200, 250, false)), Came::Out);
     for from in [101, 105, 109, 113, 121, 125] {
         assert_eq!(fares(&mut place, &piece(from, from + 2, false)), Came::Out);
     }
@@ -280,17 +297,17 @@ fn ranges_grow_together_when_there_are_too_many_and_then_there_is_no_more_room()
     );
 }
 
-/// A datagram as a sender cuts it: all pieces but the last of one length.
+/// A datagram as a sender cuts it: all pieces but the first and the last of one length.
 fn regular() -> impl Strategy<Value = Vec<Piece>> {
-    (1u16..200, 2u16..64, 1u16..1000).prop_map(|(step, count, last)| {
-        let count = count.min(8000 / step).max(2);
-        let starts = (0..count).map(|number| number * step);
+    (1u16..200, 1u16..200, 1u16..64, 1u16..1000).prop_map(|(first, step, count, last)| {
+        let count = count.min(7900 / step).max(1);
+        let starts = (0..count).map(|number| first + number * step);
         let last = 1 + last % (step * 8);
-        let pieces = starts.map(|from| match from == (count - 1) * step {
+        let others = starts.map(|from| match from == first + (count - 1) * step {
             true => Piece { from, bytes: last, is_last: true },
             false => piece(from, from + step, false),
         });
-        pieces.collect()
+        core::iter::once(piece(0, first, false)).chain(others).collect()
     })
 }
 
