@@ -29,6 +29,7 @@ use crate::rewrite;
 use crate::static_config::StaticConfig;
 use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::{Affinity, FlowTuple, Side, StaticMap, StaticMapping, Steering};
+use nearstate_store::pool_spec::FIRST_PORT;
 use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
 use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
 
@@ -198,14 +199,29 @@ impl Chain {
         {
             return Err(ChainConfigError::PoolsOverlap(*address));
         }
+        for mapping in self.static_mappings() {
+            let is_given_out = mapping.port.is_none_or(|(_, external, _)| external >= FIRST_PORT);
+            if is_given_out && self.pools.iter().any(|pool| pool.holds(mapping.external)) {
+                return Err(ChainConfigError::Static {
+                    external: mapping.external.to_string(),
+                    why: "the pool of the other NAT gives out the ports of this address from 1024 \
+                          on"
+                    .to_owned(),
+                });
+            }
+        }
         self.static_map().map(drop)
+    }
+
+    fn static_mappings(&self) -> impl Iterator<Item = StaticMapping> + '_ {
+        let of_nat = self.nat().into_iter().flat_map(|nat| nat.static_map().mappings());
+        let of_nat64 = self.nat64().into_iter().flat_map(|nat| nat.static_map().mappings());
+        of_nat.chain(of_nat64)
     }
 
     /// The static mappings of all NATs.
     fn static_map(&self) -> Result<StaticMap, ChainConfigError> {
-        let of_nat = self.nat().into_iter().flat_map(|nat| nat.static_map().mappings());
-        let of_nat64 = self.nat64().into_iter().flat_map(|nat| nat.static_map().mappings());
-        let all: Vec<StaticMapping> = of_nat.chain(of_nat64).collect();
+        let all: Vec<StaticMapping> = self.static_mappings().collect();
         Ok(StaticMap::new(&all)?)
     }
 
@@ -305,6 +321,16 @@ impl Chain {
         side == Side::Inside
             && (self.nat().is_some_and(|nat| nat.is_own(protocol, to))
                 || self.nat64().is_some_and(|nat| nat.is_own(protocol, to)))
+    }
+
+    /// Whether a fragment that came in on this side with these ends would have to cross the NAT64:
+    /// later fragments cannot follow there, so it ends at once and makes no state.
+    #[must_use]
+    pub fn ends_fragment(&self, side: Side, tuple: &FlowTuple) -> bool {
+        self.nat64().is_some_and(|nat| match side {
+            Side::Inside => nat.inside().prefix.holds(&tuple.destination.address),
+            Side::Outside => nat.is_own(tuple.protocol, &tuple.destination),
+        })
     }
 
     /// The NAT's pools.

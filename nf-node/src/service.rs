@@ -42,6 +42,7 @@ use nearstate_placement::system::SystemCommand;
 use nearstate_placement::{Map, Member};
 use nearstate_store::client::Wanted;
 use nearstate_store::clock::boot_now;
+use nearstate_store::consensus::Compaction;
 use nearstate_store::consensus::Role;
 use nearstate_store::doorbell::Doorbell;
 use nearstate_store::driver::{Store, StoreConfig};
@@ -189,6 +190,7 @@ impl Node {
             timing: config.timing(),
             nonce: identity.life.nonce,
             durability: identity.durability(),
+            compaction: Compaction::default(),
         };
         let handler = Arc::new(Handler(answers.clone()));
         let store = Store::start(store_config, listener, replicas.setups, handler).await?;

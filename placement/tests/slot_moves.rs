@@ -11,6 +11,7 @@ use nearstate_placement::service::{BoxFuture, ControlError};
 use nearstate_placement::system::{SystemCommand, SystemMachine, SystemRefusal, SystemReply};
 use nearstate_placement::{Map, Member, MemberState, MovePhase};
 use nearstate_store::clock::boot_now;
+use nearstate_store::consensus::Compaction;
 use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::{LinkCompletion, PipeLink};
@@ -129,10 +130,11 @@ impl Node {
         let tables = [(first, one.lease.clone()), (second, two.lease.clone())];
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let config = StoreConfig::new(1, NodeId(id), id * 1000 + 1);
+        let compaction = Compaction::after(50);
+        let config = StoreConfig { compaction, ..StoreConfig::new(1, NodeId(id), id * 1000 + 1) };
         // Snapshots in the middle of moves.
         let setups = vec![system, one, two];
-        let store = Store::start_with_snapshots(config, 50, listener, setups, Arc::new(Nobody));
+        let store = Store::start(config, listener, setups, Arc::new(Nobody));
         let store = store.await.unwrap();
         store.follow_slots(slots.clone());
         let driver = tokio::spawn(run_driver(store.clone(), map.clone()));

@@ -9,12 +9,41 @@ use thiserror::Error;
 
 /// Nodes that one shard's group may name, voters and learners together.
 pub const GROUP_NODES_MAX: usize = 64;
-/// Log entries after which a snapshot is made, unless told otherwise.
-pub const SNAPSHOT_EVERY: u64 = 10_000;
 /// Largest payload of one log entry.
 pub const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 /// Largest snapshot that is sent or taken.
 pub const SNAPSHOT_BYTES_MAX: usize = 4 << 30;
+
+/// When the log gives way to a snapshot of the state. A snapshot copies everything, and commits
+/// wait while it does: so the log may be as long as the state is large before that is worth it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compaction {
+    /// Entries since the last snapshot, at most.
+    pub entries: u64,
+    /// Bytes of payload since the last snapshot, at most, or as many as that snapshot had if it was
+    /// larger.
+    pub bytes: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { entries: 200_000, bytes: 32 << 20 }
+    }
+}
+
+impl Compaction {
+    /// A snapshot after so many entries.
+    #[must_use]
+    pub fn after(entries: u64) -> Self {
+        Self { entries, ..Self::default() }
+    }
+
+    /// Whether so many bytes since a snapshot of so many are enough for another.
+    #[must_use]
+    pub fn is_due(&self, logged: u64, snapshot: u64) -> bool {
+        logged >= self.bytes.max(snapshot)
+    }
+}
 
 /// How fast a group notices things. All in milliseconds.
 ///

@@ -8,7 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "starts the tasks of the store")]
 
 use crate::consensus::{
-    CallError, ChangeError, PAYLOAD_BYTES_MAX, ProposeError, SNAPSHOT_EVERY, ShardStatus, Timing,
+    CallError, ChangeError, Compaction, PAYLOAD_BYTES_MAX, ProposeError, ShardStatus, Timing,
     TimingError,
 };
 use crate::disk::{Counts, DiskCounts, DiskError, DiskLog, Durability, Opened};
@@ -74,6 +74,8 @@ pub struct StoreConfig {
     pub nonce: u64,
     /// Whether logs outlive the process.
     pub durability: Durability,
+    /// When logs give way to snapshots.
+    pub compaction: Compaction,
 }
 
 impl StoreConfig {
@@ -81,7 +83,8 @@ impl StoreConfig {
     #[must_use]
     pub fn new(cluster: u64, node: NodeId, nonce: u64) -> Self {
         let (timing, durability) = (Timing::default(), Durability::Memory);
-        Self { cluster, lineage: 0, node, timing, nonce, durability }
+        let compaction = Compaction::default();
+        Self { cluster, lineage: 0, node, timing, nonce, durability, compaction }
     }
 
     /// Opens the files of a shard, if they are kept.
@@ -181,20 +184,6 @@ impl Store {
         shards: Vec<ShardSetup>,
         app: Arc<dyn AppHandler>,
     ) -> Result<Arc<Self>, StartError> {
-        Self::start_with_snapshots(config, SNAPSHOT_EVERY, listener, shards, app).await
-    }
-
-    /// The same, with a snapshot after so many log entries.
-    ///
-    /// # Errors
-    /// If a setting does not work or a shard does not start.
-    pub async fn start_with_snapshots(
-        config: StoreConfig,
-        snapshot_every: u64,
-        listener: std::net::TcpListener,
-        shards: Vec<ShardSetup>,
-        app: Arc<dyn AppHandler>,
-    ) -> Result<Arc<Self>, StartError> {
         config.timing.validate()?;
         if config.node.0 == 0 {
             return Err(StartError::NodeId);
@@ -209,8 +198,7 @@ impl Store {
         let disk = Counts::default();
         let mut tasks = Vec::new();
         let opened = open_all(&config, shards, &disk).await?;
-        let shards =
-            start_shards((&config, snapshot_every), opened, &transport, &mut tasks).await?;
+        let shards = start_shards(&config, opened, &transport, &mut tasks).await?;
         let shards = Arc::new(shards);
         let server = Arc::new(Server { shards: shards.clone(), app });
         let serve: std::sync::Weak<Server> = Arc::downgrade(&server);
@@ -548,7 +536,7 @@ async fn close_all(logs: Vec<DiskLog>) {
 }
 
 async fn start_shards(
-    settings: (&StoreConfig, u64),
+    config: &StoreConfig,
     opened: Vec<OpenedShard>,
     transport: &Arc<Transport>,
     tasks: &mut Vec<JoinHandle<()>>,
@@ -556,7 +544,7 @@ async fn start_shards(
     let logs = logs_of(&opened);
     let mut started: BTreeMap<ShardId, Arc<Shard>> = BTreeMap::new();
     for opened in opened {
-        match start_shard(settings, opened, transport, tasks).await {
+        match start_shard(config, opened, transport, tasks).await {
             Ok(shard) => drop(started.insert(shard.id, shard)),
             Err(error) => {
                 for shard in started.values() {
@@ -571,27 +559,23 @@ async fn start_shards(
 }
 
 async fn start_shard(
-    (config, snapshot_every): (&StoreConfig, u64),
+    config: &StoreConfig,
     (setup, files): OpenedShard,
     transport: &Arc<Transport>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> Result<Arc<Shard>, StartError> {
     let ShardSetup { id, machine, check, reads, region, lease, generation } = setup;
-    let StoreConfig { node, timing, .. } = *config;
+    let StoreConfig { node, timing, compaction, .. } = *config;
     let moves = machine.moves();
-    let setup = ReplicaSetup { shard: id, node, timing, snapshot_every, machine, check, files };
+    let setup = ReplicaSetup { shard: id, node, timing, compaction, machine, check, files };
     let replica = Replica::start(setup, transport.clone())
         .await
         .map_err(|reason| StartError::Group { shard: id, reason })?;
-    let has_table = reads.is_some();
     let parts = ShardParts { reads, region, lease, generation, moves };
     let (shard, asked) = Shard::new((id, node), replica, parts, timing);
     tasks.push(tokio::spawn(shard.clone().watch_loop()));
     tasks.push(tokio::spawn(shard.clone().commit_loop(asked)));
-    // A machine without a table has nothing that expires.
-    if has_table {
-        tasks.push(tokio::spawn(shard.clone().keep_loop()));
-    }
+    tasks.push(tokio::spawn(shard.clone().keep_loop()));
     tasks.push(tokio::spawn(shard.clone().succession_loop(transport.clone())));
     Ok(shard)
 }

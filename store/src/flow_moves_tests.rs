@@ -60,6 +60,9 @@ struct World {
     late: Vec<(usize, MoveEntry)>,
     number: u64,
     attempts: u64,
+    /// Pieces that the driver has sent in this attempt. It never asks the target: what that has
+    /// may be of a step that came late.
+    sent: u32,
 }
 
 /// What the driver of the move does next.
@@ -95,6 +98,7 @@ impl World {
             late: vec![],
             number: 1,
             attempts: 1,
+            sent: 0,
         }
     }
 
@@ -209,15 +213,14 @@ impl World {
             TakenOut::Piece(piece, is_all) => (*piece, is_all),
             _ => return None,
         };
-        let (attempt, place) = (self.attempts, self.place());
+        let (attempt, place) = (self.attempts, self.sent);
         match self.step(TARGET, Step::Piece { attempt, place, piece }) {
-            MoveReply::Done => Some(is_all),
+            MoveReply::Done => {
+                self.sent += 1;
+                Some(is_all)
+            }
             _ => None,
         }
-    }
-
-    fn place(&self) -> u32 {
-        self.machines[TARGET].moving.coming.as_ref().map_or(0, |coming| coming.pieces)
     }
 
     /// The driver's next step; when something is in its way it begins the stage anew.
@@ -228,7 +231,7 @@ impl World {
         self.driver = match self.driver {
             D::Watch => {
                 self.machines[SOURCE].take_out(TakeOut::Watch(slot));
-                self.attempts += 1;
+                (self.attempts, self.sent) = (self.attempts + 1, 0);
                 D::Begin
             }
             D::Begin => match self.step(TARGET, Step::Begin { attempt: self.attempts, slot }) {
@@ -251,15 +254,18 @@ impl World {
                 else {
                     panic!("it is sealed");
                 };
-                let (attempt, place) = (self.attempts, self.place());
+                let (attempt, place) = (self.attempts, self.sent);
                 let piece = Piece { pools, ..Piece::default() };
                 match self.step(TARGET, Step::Piece { attempt, place, piece }) {
-                    MoveReply::Done => D::Adopt,
+                    MoveReply::Done => {
+                        self.sent += 1;
+                        D::Adopt
+                    }
                     _ => again,
                 }
             }
             D::Adopt => {
-                let (attempt, pieces) = (self.attempts, self.place());
+                let (attempt, pieces) = (self.attempts, self.sent);
                 match self.machines[SOURCE].take_out(TakeOut::Next) {
                     TakenOut::Piece(last, true) => {
                         match self.step(TARGET, Step::Adopt { attempt, pieces, last: *last }) {

@@ -1,5 +1,6 @@
-//! An owner's fourth task: every now and then it asks its machine what is to be done because time
-//! has passed, and proposes that.
+//! A shard's fourth task: every now and then it looks whether its log has become long enough for a
+//! snapshot, and, as the owner, asks its machine what is to be done because time has passed, and
+//! proposes that.
 //!
 //! The edge: it sleeps and reads clocks, and decides nothing; when an entry has expired is the
 //! machine's business ([`crate::flow_upkeep`]). The machine is asked for small pieces of work, and
@@ -130,6 +131,7 @@ impl Shard {
         let mut work = Upkeep::new();
         loop {
             sleep(EVERY).await;
+            self.replica.compact().await;
             if let Some(term) = self.owned_term() {
                 work.wants_seen = notes.are_told(self.is_busy());
                 if !work.wants_seen {

@@ -5,6 +5,7 @@
 use crate::engine::Target;
 use crate::seal;
 use futures::future::BoxFuture;
+use nearstate_store::consensus::Compaction;
 use nearstate_store::disk::{DiskConfig, Durability, Verdict, verify_files};
 use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::{FlowMachine, LeaseCell, Machine, NodeId, encode_batch};
@@ -77,8 +78,11 @@ fn files_of_a_store(batches: u64) -> BTreeMap<String, Vec<u8>> {
     let directory = disk.shard_directory(shard);
     let runtime = nearstate_store::driver::runtime().unwrap();
     runtime.block_on(async {
-        let config =
-            StoreConfig { durability: Durability::Disk(disk), ..StoreConfig::new(7, NodeId(3), 5) };
+        let config = StoreConfig {
+            durability: Durability::Disk(disk),
+            compaction: Compaction::after(SNAPSHOT_EVERY),
+            ..StoreConfig::new(7, NodeId(3), 5)
+        };
         let setup = ShardSetup {
             id: shard,
             machine: Box::new(crate::store_targets::machine()),
@@ -90,7 +94,7 @@ fn files_of_a_store(batches: u64) -> BTreeMap<String, Vec<u8>> {
         };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let app = Arc::new(NoApp);
-        let store = Store::start_with_snapshots(config, SNAPSHOT_EVERY, listener, vec![setup], app);
+        let store = Store::start(config, listener, vec![setup], app);
         let store = store.await.unwrap();
         store.initialize(shard, &[NodeId(3)]).await.unwrap();
         let batch = encode_batch(&crate::store_targets::batch());

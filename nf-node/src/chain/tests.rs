@@ -386,3 +386,20 @@ proptest! {
         }
     }
 }
+
+/// RFC 4787 REQ-3: whichever NAT gives out the port, it has one holder.
+#[test]
+fn a_static_end_lies_in_no_pool_of_the_chain() {
+    let chain = |external: &str, port: u16| {
+        let text = format!(
+            "functions = [\"nat\", \"nat64\"]\n[nat]\naddresses = [\"198.19.0.0/28\"]\n\
+             [[nat.static]]\nexternal = \"{external}:{port}\"\ninside = \"10.0.0.1:22\"\n\
+             protocol = \"tcp\"\n[nat64]\naddresses = [\"198.19.1.0/28\"]"
+        );
+        Chain::new(&toml::from_str(&text).unwrap(), 64)
+    };
+    let said = chain("198.19.1.3", 5000).unwrap_err().to_string();
+    assert!(said.contains("198.19.1.3") && said.contains("the other NAT"), "{said}");
+    chain("198.19.1.3", 22).unwrap();
+    chain("198.19.2.3", 5000).unwrap();
+}

@@ -84,12 +84,17 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 // Only now is it worth to know which of them are late.
                 return self.finish_late(after, (frames, done, count), stopped, out);
             }
-            self.let_go(now, (frames, done, count), out);
+            self.let_go((frames, done, count), out);
             done += count;
             if let Some(way) = stopped {
                 let frame = frames.remove(0);
                 self.park(now, (frame, done), Some(way), out);
                 done += 1;
+            }
+            // Not before: the one that was parked has asked under the token of the next place, and
+            // what it wants changed stood beside.
+            if !self.turned.is_empty() {
+                self.run_ready(now, out);
             }
         }
     }
@@ -185,13 +190,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         decided
     }
 
-    /// Pass 3: the first `count` packets go.
-    fn let_go(
-        &mut self,
-        now: Time,
-        (frames, done, count): (&mut Burst, usize, usize),
-        out: &mut impl Output,
-    ) {
+    /// Pass 3: the first `count` packets go; those that turn round wait to be taken in again.
+    fn let_go(&mut self, (frames, done, count): (&mut Burst, usize, usize), out: &mut impl Output) {
         for (lane, mut frame) in self.lanes.0[done..].iter().zip(frames.drain(..count)) {
             let end = match lane.verdict {
                 Ok(()) => {
@@ -208,9 +208,6 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
                 Err(reason) => Err(reason),
             };
             self.hand_over(frame, end, out);
-        }
-        if !self.turned.is_empty() {
-            self.run_ready(now, out);
         }
     }
 
@@ -232,7 +229,8 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let on_time = decided.iter().position(is_late).unwrap_or(count);
         let late = decided.iter().filter(|lane| is_late(lane)).count();
         self.counters.add(Event::LeasesOver, late as u64);
-        self.let_go(after, (frames, done, on_time), out);
+        self.let_go((frames, done, on_time), out);
+        self.run_ready(after, out);
         for lane in done + on_time.. {
             let Some(frame) = frames.pop_at(0) else { break };
             self.park(after, (frame, lane), None, out);

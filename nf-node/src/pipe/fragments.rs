@@ -8,7 +8,8 @@
 //! first has not passed, here or anywhere, it waits: it claims nothing and makes no state, and
 //! looks again, soon at first and then seldom; a first one that passes here wakes it.
 //!
-//! **Invariant.** No more than a quarter of the parking place is taken by those that wait so.
+//! **Invariant.** No more than a quarter of the parking place is taken by those that wait so, and
+//! no more than half of it by fragments.
 //! **Invariant.** Who holds a claim of a record waits for the store only, so that a first fragment
 //! may wait for it while it holds claims of its flow.
 
@@ -30,6 +31,9 @@ use std::collections::VecDeque;
 
 /// Of all places, those in which later fragments may wait for their first ones: one in so many.
 pub const EARLY_SHARE: usize = 4;
+/// Of all places, those that fragments may take, whatever they wait for: one in so many. Each of
+/// them waits for commits that whole packets of a known flow do not need (RFC 4787 REQ-14a).
+pub const FRAGMENT_SHARE: usize = 2;
 /// The wait before a look that comes soon.
 const SOON_LOOK_NS: u64 = 2_000_000;
 /// Looks that come soon.
@@ -102,7 +106,42 @@ impl Join {
 }
 
 /// The parked fragments, by place.
-pub(super) type Joins = Box<[Option<Join>]>;
+#[derive(Debug)]
+pub(super) struct Joins {
+    joins: Box<[Option<Join>]>,
+    count: usize,
+    count_max: usize,
+}
+
+impl Joins {
+    pub(super) fn new(places: usize) -> Self {
+        let joins = vec![None; places].into_boxed_slice();
+        Self { joins, count: 0, count_max: places.div_ceil(FRAGMENT_SHARE) }
+    }
+
+    const fn is_full(&self) -> bool {
+        self.count == self.count_max
+    }
+
+    fn put(&mut self, place: u32, join: Join) {
+        let before = self.joins[place as usize].replace(join);
+        assert!(before.is_none(), "a place has one fragment");
+        self.count += 1;
+    }
+
+    pub(super) fn take(&mut self, place: u32) -> Option<Join> {
+        let taken = self.joins[place as usize].take();
+        self.count -= usize::from(taken.is_some());
+        taken
+    }
+
+    fn get_mut(&mut self, place: u32) -> &mut Join {
+        match &mut self.joins[place as usize] {
+            Some(join) => join,
+            None => unreachable!("what is known of a parked fragment lies at its place"),
+        }
+    }
+}
 
 /// Later fragments that wait for their first ones, in the order of their next look.
 #[derive(Debug)]
@@ -157,6 +196,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             Err(reason) => return self.hand_over(frame, Err(reason), out),
         };
         let side = frame.side;
+        if self.chain.ends_fragment(side, &parsed.tuple) {
+            return self.hand_over(frame, Err(DropReason::Fragment), out);
+        }
         let name = self.chain.fragment_names().name(self.chain.tenant(), side, &datagram);
         let ports = (parsed.tuple.source.port, parsed.tuple.destination.port);
         let member = Member { side, name, datagram, piece, ports };
@@ -176,8 +218,12 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         member: Member,
         out: &mut impl Output,
     ) -> Option<u32> {
+        if self.joins.is_full() {
+            self.hand_over(arrived.frame, Err(DropReason::FragmentsWaiting), out);
+            return None;
+        }
         let place = self.take_place(now, arrived, None, out)?;
-        self.joins[place as usize] = Some(Join::new(member));
+        self.joins.put(place, Join::new(member));
         Some(place)
     }
 
@@ -240,16 +286,15 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         };
         self.join_mut(place).asked = joins;
         self.changes.clear();
-        if entry.is_none()
-            && let Err(stop) = self.enlist(now, place, name.name)
-        {
+        // A record that lives long outlives a list that nobody has written since.
+        if let Err(stop) = self.enlist(now, place, name.name) {
             return (Way::Stopped(stop), tuple);
         }
         self.put_if_unchanged(key, entry.as_ref(), value, fragments::record_s(datagram));
         (Way::Changes, tuple)
     }
 
-    /// Asks for a place in a list for a record that is not there yet.
+    /// Asks for a place in a list for a record that has none.
     fn enlist(&mut self, now: Time, place: u32, name: u64) -> Result<(), Stop> {
         let (tenant, slot) = (self.chain.tenant(), self.parking.get_mut(place).arrived.slot);
         let key = fragments::list_key(tenant, slot, name);
@@ -273,10 +318,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     }
 
     fn join_mut(&mut self, place: u32) -> &mut Join {
-        match &mut self.joins[place as usize] {
-            Some(join) => join,
-            None => unreachable!("what is known of a parked fragment lies at its place"),
-        }
+        self.joins.get_mut(place)
     }
 
     /// Reads a record, or a list, for a parked fragment.
@@ -317,12 +359,15 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
     /// A later fragment has seen nothing of its first one. `None`: it stays.
     pub(super) fn wait_for_first(&mut self, now: Time, place: u32) -> Option<End> {
         let Self { parking, claims, ready, early, counters, joins, .. } = self;
-        // It came by itself, or it is what others waited behind: they go on without it.
-        claims.release(place, |heir| ready.push_back(heir));
+        // It came by itself, or it is what others waited behind: they go on without it, with what
+        // it was told after they had come.
+        let answers = core::mem::take(&mut parking.get_mut(place).answers);
+        claims.release(place, |heir| {
+            parking.get_mut(heir).inherit(&answers);
+            ready.push_back(heir);
+        });
         let parked = parking.get_mut(place);
-        let Some(join) = &mut joins[place as usize] else {
-            unreachable!("only a fragment waits for another");
-        };
+        let join = joins.get_mut(place);
         if join.looks >= LOOKS_MAX {
             return Some(End::Drop(DropReason::FragmentNoFirst));
         }
@@ -339,7 +384,6 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let name = join.member.name.name;
         parked.phase = Phase::Early;
         parked.first_key = None;
-        parked.answers.clear();
         // The store has answered: patience with it begins anew.
         (parked.since, parked.tries) = (now, 0);
         early.looks[usize::from(is_late)].push_back((now.plus_ns(wait), place, name));

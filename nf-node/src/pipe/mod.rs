@@ -27,7 +27,7 @@ mod resume;
 mod tests;
 mod walk;
 
-pub use fragments::{EARLY_SHARE, LOOKS_MAX};
+pub use fragments::{EARLY_SHARE, FRAGMENT_SHARE, LOOKS_MAX};
 
 use crate::chain::{Chain, Function};
 use crate::chain_config::FunctionName;
@@ -101,6 +101,11 @@ pub trait Stages {
         false
     }
 
+    /// Whether a fragment of these ends could never cross the chain.
+    fn ends_fragment(&self, _side: Side, _tuple: &FlowTuple) -> bool {
+        false
+    }
+
     /// Makes a frame one of the flow that it is behind the chain.
     ///
     /// # Errors
@@ -163,6 +168,10 @@ impl Stages for SteeredChain {
 
     fn fragment_names(&self) -> FragmentNames {
         FragmentNames::new(self.steering.seed())
+    }
+
+    fn ends_fragment(&self, side: Side, tuple: &FlowTuple) -> bool {
+        self.chain.ends_fragment(side, tuple)
     }
 
     #[inline]
@@ -263,7 +272,7 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             turned: VecDeque::with_capacity(BURST_MAX + places),
             retries: [VecDeque::with_capacity(places), VecDeque::with_capacity(places)],
             early: Early::new(places),
-            joins: vec![None; places].into_boxed_slice(),
+            joins: Joins::new(places),
             sweep_at: None,
         }
     }

@@ -74,6 +74,15 @@ pub(super) struct Parked {
     pub(super) answers: Answers,
 }
 
+impl Parked {
+    /// Takes what one in front of it was told after it had come: nothing older may be shown to it.
+    pub(super) fn inherit(&mut self, answers: &[Answer]) {
+        for answer in answers.iter().filter(|answer| answer.asked >= self.number) {
+            answer.keep_in(&mut self.answers);
+        }
+    }
+}
+
 /// Reads in hand.
 pub(super) type Answers = ArrayVec<Answer, STAGES_MAX>;
 

@@ -300,6 +300,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             Way::Stopped(Stop::Behind(key)) => {
                 self.counters.add(Event::WaitsBehind, 1);
                 self.claims.wait(&key, place);
+                // A first fragment was answered before it came here: it waits for the one in front
+                // now, who is looked after, and must stay until that one names it.
+                self.parking.get_mut(place).phase = Phase::Waiting;
                 None
             }
             Way::Stopped(Stop::Asked(key)) => {
@@ -389,16 +392,13 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
         let Arrived { mut frame, parsed, part, .. } = arrived;
         let Self { claims, parking, ready, .. } = self;
         claims.release(place, |heir| {
-            let waiter = parking.get_mut(heir);
-            for answer in answers.iter().filter(|answer| answer.asked >= waiter.number) {
-                answer.keep_in(&mut waiter.answers);
-            }
+            parking.get_mut(heir).inherit(&answers);
             ready.push_back(heir);
         });
         if self.parking.is_empty() {
             self.sweep_at = None;
         }
-        let join = if part == Part::Whole { None } else { self.joins[place as usize].take() };
+        let join = if part == Part::Whole { None } else { self.joins.take(place) };
         if let Some(join) = &join {
             self.end_join(join, matches!(end, End::Leave(..)));
         }

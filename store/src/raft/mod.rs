@@ -15,7 +15,7 @@ mod voting;
 mod voting_tests;
 
 use crate::clock::boot_now;
-use crate::consensus::{ChangeError, GROUP_NODES_MAX, Role, ShardStatus, Timing};
+use crate::consensus::{ChangeError, Compaction, GROUP_NODES_MAX, Role, ShardStatus, Timing};
 use crate::disk::{self, DiskLog, DiskSnapshots};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::shard_time::ShardTime;
@@ -100,7 +100,7 @@ pub(crate) struct ReplicaSetup {
     pub(crate) shard: ShardId,
     pub(crate) node: NodeId,
     pub(crate) timing: Timing,
-    pub(crate) snapshot_every: u64,
+    pub(crate) compaction: Compaction,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) check: PayloadCheck,
     /// What the log and the snapshots are kept in, if anything.
@@ -136,6 +136,7 @@ pub(crate) struct Replica {
     time: Arc<ShardTime>,
     machine: MachineHandle,
     lease_ms: u64,
+    compaction: Compaction,
     voting: Voting,
 }
 
@@ -181,9 +182,10 @@ fn config(setup: &ReplicaSetup) -> Result<Config, openraft::ConfigError> {
         election_timeout_max: election_max_ms,
         install_snapshot_timeout: 10_000,
         max_payload_entries: crate::wire::ENTRIES_MAX as u64,
-        replication_lag_threshold: setup.snapshot_every.saturating_mul(2).max(KEEP_LOGS),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(setup.snapshot_every),
-        max_in_snapshot_log_to_keep: KEEP_LOGS.min(setup.snapshot_every),
+        replication_lag_threshold: setup.compaction.entries.saturating_mul(2).max(KEEP_LOGS),
+        // And by bytes, which the library does not count: `Replica::compact`.
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(setup.compaction.entries),
+        max_in_snapshot_log_to_keep: KEEP_LOGS.min(setup.compaction.entries),
         purge_batch_size: 64,
         api_channel_size: Some(4096),
         enable_pre_vote: Some(true),
@@ -208,7 +210,7 @@ impl Replica {
         transport: Arc<Transport>,
     ) -> Result<Self, String> {
         let config = config(&setup).map_err(|error| error.to_string())?;
-        let ReplicaSetup { shard, node, timing, machine, check, files, .. } = setup;
+        let ReplicaSetup { shard, node, timing, compaction, machine, check, files } = setup;
         let voting = Voting::default();
         // In its last process, if its log tells of one, it may have promised something until now.
         voting.heard.store(boot_now().0, Ordering::SeqCst);
@@ -240,8 +242,17 @@ impl Replica {
             time,
             machine: handle,
             lease_ms: timing.lease_ms,
+            compaction,
             voting,
         })
+    }
+
+    /// Makes a snapshot if the log has become long enough.
+    pub(crate) async fn compact(&self) {
+        if self.machine.take_due(&self.compaction) {
+            // A group that has stopped says so elsewhere.
+            let _ = self.raft.trigger().snapshot().await;
+        }
     }
 
     /// Whether this node's disk has no room for more entries.

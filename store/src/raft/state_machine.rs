@@ -11,6 +11,7 @@
 use super::convert::{self, StoredGroup};
 use super::{SnapshotBytes, Types};
 use crate::clock::boot_now;
+use crate::consensus::Compaction;
 use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
 use crate::shard_time::ShardTime;
@@ -45,6 +46,10 @@ struct Applied {
     machine: Box<dyn Machine>,
     last: Option<LogIdOf<Types>>,
     group: StoredGroup,
+    /// Bytes of payload applied since the last snapshot was asked for.
+    logged: u64,
+    /// Bytes of the last snapshot.
+    snapshot: u64,
 }
 
 /// See the module's text.
@@ -66,7 +71,8 @@ type Current = Arc<Mutex<Option<SnapshotOf<Types, SnapshotBytes>>>>;
 
 impl StateMachine {
     pub(crate) fn new(machine: Box<dyn Machine>, time: Arc<ShardTime>) -> Self {
-        let applied = Applied { machine, last: None, group: StoredGroup::default() };
+        let group = StoredGroup::default();
+        let applied = Applied { machine, last: None, group, logged: 0, snapshot: 0 };
         let applied = Arc::new(Mutex::new(applied));
         Self { applied, turn: Turn::default(), current: Arc::default(), disk: None, time }
     }
@@ -115,6 +121,16 @@ impl MachineHandle {
             Err(_) => return false,
         }
         true
+    }
+
+    /// Whether it is time for a snapshot; if so, the log is counted from here on.
+    pub(crate) fn take_due(&self, compaction: &Compaction) -> bool {
+        let Ok(mut applied) = self.applied.try_lock() else { return false };
+        let is_due = compaction.is_due(applied.logged, applied.snapshot);
+        if is_due {
+            applied.logged = 0;
+        }
+        is_due
     }
 
     /// Looks at the machine between two entries, on another thread: it may take long, and commits
@@ -204,6 +220,7 @@ impl RaftStateMachine<Types> for StateMachine {
                     EntryPayload::Normal(payload) => {
                         let term = Term(**entry.log_id.committed_leader_id());
                         let at = (LogIndex(entry.log_id.index), term);
+                        applied.logged += payload.0.len() as u64;
                         let reply = apply(applied.machine.as_mut(), at, &payload.0)?;
                         self.time.applied(applied.machine.time_ms(), boot_now());
                         reply
@@ -224,12 +241,14 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
         let applied = self.applied.clone();
         let taken = spawn_blocking(move || {
-            let applied = lock(&applied);
+            let mut applied = lock(&applied);
             let meta = SnapshotMetaOf::<Types> {
                 last_log_id: applied.last,
                 last_membership: applied.group.clone(),
             };
-            SnapshotOf::<Types, _> { meta, snapshot: Arc::new(applied.machine.snapshot()) }
+            let snapshot = Arc::new(applied.machine.snapshot());
+            (applied.logged, applied.snapshot) = (0, snapshot.len() as u64);
+            SnapshotOf::<Types, _> { meta, snapshot }
         });
         Builder {
             taken: taken.await.map_err(io::Error::other),
@@ -265,6 +284,7 @@ impl RaftStateMachine<Types> for StateMachine {
         let installed = spawn_blocking(move || {
             let mut applied = lock(&applied);
             applied.machine.install(&snapshot).map_err(io::Error::other)?;
+            (applied.logged, applied.snapshot) = (0, snapshot.len() as u64);
             time.installed(applied.machine.time_ms());
             applied.last = meta.last_log_id;
             applied.group = meta.last_membership.clone();

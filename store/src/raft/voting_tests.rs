@@ -1,6 +1,7 @@
 //! Who votes for a follower whose owner is gone, and what voters take from that owner meanwhile.
 
 use super::*;
+use crate::consensus::Compaction;
 use crate::machine::{Machine, SnapshotError};
 use crate::transport::Identity;
 use crate::wire::{AskVote, Ballot, EntryBody, LogEntry, Members, Position};
@@ -49,7 +50,7 @@ async fn voter(lease_ms: u64) -> Replica {
         shard: ShardId(1),
         node: VOTER,
         timing,
-        snapshot_every: 1000,
+        compaction: Compaction::default(),
         machine: Box::new(Empty),
         check: Empty::check,
         files: None,

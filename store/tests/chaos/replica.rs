@@ -13,6 +13,7 @@ use crate::record::{KeyNumber, Record, Recorder, SHARDS, SLOTS, path_of, shard_o
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use nearstate_store::clock::boot_now;
+use nearstate_store::consensus::Compaction;
 use nearstate_store::consensus::{Role, ShardStatus};
 use nearstate_store::driver::{AppHandler, RegionAddress, ShardSetup, Store, StoreConfig, runtime};
 use nearstate_store::flow_machine::FlowMachineConfig;
@@ -175,9 +176,10 @@ impl Node {
         }
         let runtime = runtime()?;
         let nonce = id.0 << 32 | u64::from(std::process::id());
-        let config = StoreConfig { lineage, ..StoreConfig::new(CLUSTER, id, nonce) };
+        let compaction = Compaction::after(SNAPSHOT_EVERY);
+        let config = StoreConfig { lineage, compaction, ..StoreConfig::new(CLUSTER, id, nonce) };
         let app = Arc::new(NoApp);
-        let started = Store::start_with_snapshots(config, SNAPSHOT_EVERY, listener, setups, app);
+        let started = Store::start(config, listener, setups, app);
         let store = runtime.block_on(started)?;
         for number in 1..=SHARDS {
             runtime.spawn(watch_leader(store.clone(), ShardId(number), recorder.clone()));

@@ -149,20 +149,15 @@ pub(crate) fn config(node: u64) -> StoreConfig {
 
 impl Node {
     pub(crate) async fn start(config: StoreConfig) -> Self {
-        Self::start_with(config, 10_000, None).await
+        Self::start_with(config, None).await
     }
 
-    pub(crate) async fn start_with(
-        config: StoreConfig,
-        snapshot_every: u64,
-        region: Option<RegionAddress>,
-    ) -> Self {
-        Self::try_start(config, snapshot_every, region).await.unwrap()
+    pub(crate) async fn start_with(config: StoreConfig, region: Option<RegionAddress>) -> Self {
+        Self::try_start(config, region).await.unwrap()
     }
 
     pub(crate) async fn try_start(
         config: StoreConfig,
-        snapshot_every: u64,
         region: Option<RegionAddress>,
     ) -> Result<Self, StartError> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -180,14 +175,7 @@ impl Node {
             lease: lease.clone(),
             generation: Some(Arc::new(move |term| told.store(term, Ordering::SeqCst))),
         };
-        let store = Store::start_with_snapshots(
-            config,
-            snapshot_every,
-            listener,
-            vec![setup],
-            Arc::new(Echo),
-        )
-        .await?;
+        let store = Store::start(config, listener, vec![setup], Arc::new(Echo)).await?;
         Ok(Self { store, held, lease, generation, address })
     }
 

@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, Node, PATIENCE, SHARD, config, log};
 use nearstate_store::NodeId;
 use nearstate_store::clock::boot_now;
-use nearstate_store::consensus::ProposeError;
+use nearstate_store::consensus::{Compaction, ProposeError};
 use nearstate_store::disk::{self, DiskConfig, Durability, SEGMENT_BYTES_MIN};
 use nearstate_store::driver::{StartError, StoreConfig};
 use std::path::{Path, PathBuf};
@@ -19,21 +19,21 @@ fn on(directory: PathBuf, node: u64) -> StoreConfig {
     StoreConfig { durability: Durability::Disk(disk), ..config(node) }
 }
 
-async fn start(directory: &Path, node: u64, snapshot_every: u64) -> Node {
-    Node::start_with(on(home(directory, node), node), snapshot_every, None).await
+async fn start(directory: &Path, node: u64, compaction: Compaction) -> Node {
+    Node::start_with(StoreConfig { compaction, ..on(home(directory, node), node) }, None).await
 }
 
 /// All nodes, on what their directories hold.
-async fn start_all(directory: &Path, snapshot_every: u64) -> Cluster {
-    let nodes = [1, 2, 3].map(|node| start(directory, node, snapshot_every));
+async fn start_all(directory: &Path, compaction: Compaction) -> Cluster {
+    let nodes = [1, 2, 3].map(|node| start(directory, node, compaction));
     let nodes = futures::future::join_all(nodes).await;
     let cluster = Cluster(nodes.into_iter().map(|node| (node.id(), node)).collect());
     cluster.share_addresses();
     cluster
 }
 
-async fn form(directory: &Path, snapshot_every: u64) -> Cluster {
-    let cluster = start_all(directory, snapshot_every).await;
+async fn form(directory: &Path, compaction: Compaction) -> Cluster {
+    let cluster = start_all(directory, compaction).await;
     let voters: Vec<NodeId> = cluster.0.keys().copied().collect();
     cluster.0[&NodeId(1)].store.initialize(SHARD, &voters).await.unwrap();
     cluster
@@ -53,9 +53,10 @@ fn copy(from: &Path, to: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
-    for snapshot_every in [10_000, 20] {
+    let by_bytes = Compaction { bytes: 200, ..Compaction::default() };
+    for compaction in [Compaction::default(), Compaction::after(20), by_bytes] {
         let scratch = tempfile::tempdir().unwrap();
-        let cluster = form(scratch.path(), snapshot_every).await;
+        let cluster = form(scratch.path(), compaction).await;
         let owner = cluster.owner().await;
         for number in 1..=100 {
             log(owner, number).await;
@@ -63,7 +64,7 @@ async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
         let term = owner.status().term;
         cluster.stop().await;
 
-        let cluster = start_all(scratch.path(), snapshot_every).await;
+        let cluster = start_all(scratch.path(), compaction).await;
         let owner = cluster.owner().await;
         assert!(owner.status().term > term, "the vote was forgotten");
         assert_eq!(log(owner, 101).await, 5151);
@@ -71,7 +72,7 @@ async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
             node.until_sums(101).await;
             assert_eq!(node.sums(), (1..=101).collect::<Vec<_>>());
             let installed = node.held.lock().unwrap().installed;
-            assert_eq!(installed > 0, snapshot_every == 20, "how it came back");
+            assert_eq!(installed > 0, compaction != Compaction::default(), "{compaction:?}");
         }
         cluster.stop().await;
         let report = disk::verify(&home(scratch.path(), 1)).unwrap();
@@ -84,7 +85,7 @@ async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_in_the_files_at_that_very_moment() {
     let scratch = tempfile::tempdir().unwrap();
-    let cluster = form(scratch.path(), 10_000).await;
+    let cluster = form(scratch.path(), Compaction::default()).await;
     let owner = cluster.owner().await;
     for number in 1..=30 {
         log(owner, number).await;
@@ -96,7 +97,7 @@ async fn what_was_acknowledged_is_in_the_files_at_that_very_moment() {
         log(owner, number).await;
     }
     cluster.stop().await;
-    let cluster = start_all(image.path(), 10_000).await;
+    let cluster = start_all(image.path(), Compaction::default()).await;
     let owner = cluster.owner().await;
     assert_eq!(log(owner, 1000).await, 465 + 1000);
     cluster.stop().await;
@@ -105,29 +106,29 @@ async fn what_was_acknowledged_is_in_the_files_at_that_very_moment() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_has_one_process_and_one_owner() {
     let scratch = tempfile::tempdir().unwrap();
-    let node = start(scratch.path(), 1, 10_000).await;
-    let again = Node::try_start(on(home(scratch.path(), 1), 1), 10_000, None).await;
+    let node = start(scratch.path(), 1, Compaction::default()).await;
+    let again = Node::try_start(on(home(scratch.path(), 1), 1), None).await;
     let said = again.err().unwrap().to_string();
     assert!(said.contains("in use by another process"), "{said}");
     node.store.shutdown().await;
     let other = StoreConfig { nonce: 77, ..on(home(scratch.path(), 1), 1) };
-    let Err(error) = Node::try_start(other, 10_000, None).await else { panic!("it started") };
+    let Err(error) = Node::try_start(other, None).await else { panic!("it started") };
     assert!(error.to_string().contains("in another life"), "{error}");
     let lost = Durability::Disk(DiskConfig {
         must_exist: true,
         ..DiskConfig::new(scratch.path().join("nowhere"))
     });
     let lost = StoreConfig { durability: lost, ..config(1) };
-    let Err(error) = Node::try_start(lost, 10_000, None).await else { panic!("it started") };
+    let Err(error) = Node::try_start(lost, None).await else { panic!("it started") };
     let StartError::Disk { source, .. } = error else { panic!("{error}") };
     assert!(source.is_loss(), "{source}");
-    start(scratch.path(), 1, 10_000).await.store.shutdown().await;
+    start(scratch.path(), 1, Compaction::default()).await.store.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_replica_is_not_started_and_its_node_comes_back_as_another() {
     let scratch = tempfile::tempdir().unwrap();
-    let mut cluster = form(scratch.path(), 10_000).await;
+    let mut cluster = form(scratch.path(), Compaction::default()).await;
     let owner = cluster.owner().await;
     for number in 1..=50 {
         log(owner, number).await;
@@ -142,7 +143,7 @@ async fn a_damaged_replica_is_not_started_and_its_node_comes_back_as_another() {
     bytes[middle] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
 
-    let started = Node::try_start(on(directory.clone(), victim.0), 10_000, None).await;
+    let started = Node::try_start(on(directory.clone(), victim.0), None).await;
     let Err(StartError::Disk { source, .. }) = started else { panic!("it started") };
     assert!(source.is_loss(), "{source}");
     assert!(source.to_string().contains("byte"), "{source}");
@@ -152,7 +153,7 @@ async fn a_damaged_replica_is_not_started_and_its_node_comes_back_as_another() {
     assert!(aside.join("shard-1/log-0000000000000001.segment").exists());
 
     // The same machine, another node.
-    cluster.0.insert(NodeId(4), start(scratch.path(), 4, 10_000).await);
+    cluster.0.insert(NodeId(4), start(scratch.path(), 4, Compaction::default()).await);
     cluster.share_addresses();
     let owner = cluster.owner_of_those_that_know().await;
     let learning = async {
@@ -217,7 +218,7 @@ async fn write_until_full(node: &Node) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_writes_by_name_and_heals_without_a_restart() {
     let Some(small) = Small::new() else { return };
-    let node = Node::start_with(on(small.0.path().join("n1"), 1), 1_000_000, None).await;
+    let node = Node::start_with(on(small.0.path().join("n1"), 1), None).await;
     let cluster = Cluster::form_of(vec![node]).await;
     let owner = cluster.owner().await;
     log(owner, 7).await;
@@ -236,7 +237,7 @@ async fn a_full_disk_refuses_writes_by_name_and_heals_without_a_restart() {
     assert_eq!(counts.failures.load(Ordering::Relaxed), 0);
     let sums = owner.sums();
     cluster.stop().await;
-    let node = Node::start_with(on(small.0.path().join("n1"), 1), 1_000_000, None).await;
+    let node = Node::start_with(on(small.0.path().join("n1"), 1), None).await;
     node.until_sums(sums.len()).await;
     assert_eq!(node.sums(), sums);
     node.store.shutdown().await;
@@ -246,10 +247,10 @@ async fn a_full_disk_refuses_writes_by_name_and_heals_without_a_restart() {
 async fn an_owner_whose_disk_is_full_gives_the_shard_away() {
     let Some(small) = Small::new() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    let first = Node::start_with(on(small.0.path().join("n1"), 1), 1_000_000, None).await;
+    let first = Node::start_with(on(small.0.path().join("n1"), 1), None).await;
     let mut nodes = vec![first];
     for node in [2, 3] {
-        nodes.push(start(scratch.path(), node, 1_000_000).await);
+        nodes.push(start(scratch.path(), node, Compaction::default()).await);
     }
     let cluster = Cluster::form_of(nodes).await;
     let first = &cluster.0[&NodeId(1)];

@@ -148,7 +148,7 @@ async fn read_leases_come_renew_and_follow_the_owner() {
     for id in 1..=3 {
         let path = dir.path().join(format!("region-{id}"));
         std::fs::write(&path, b"here").unwrap();
-        nodes.push(Node::start_with(config(id), 1000, Some(RegionAddress { path })).await);
+        nodes.push(Node::start_with(config(id), Some(RegionAddress { path })).await);
     }
     let cluster = Cluster::form_of(nodes).await;
     let owner = cluster.owner().await;

@@ -3,7 +3,8 @@
 use crate::cluster::{Cluster, Node, SHARD, config, log};
 use nearstate_store::NodeId;
 use nearstate_store::clock::boot_now;
-use nearstate_store::consensus::{ChangeError, Role};
+use nearstate_store::consensus::{ChangeError, Compaction, Role};
+use nearstate_store::driver::StoreConfig;
 
 async fn retry<F: Future<Output = Result<(), ChangeError>>>(change: impl Fn() -> F) {
     let done = async {
@@ -61,13 +62,19 @@ async fn a_group_of_one_grows_to_three_and_a_lost_voter_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newcomer_catches_up_from_a_snapshot_in_pieces() {
-    let first = Node::start_with(config(1), 20, None).await;
+    let first =
+        Node::start_with(StoreConfig { compaction: Compaction::after(20), ..config(1) }, None)
+            .await;
     let mut cluster = Cluster::form_of(vec![first]).await;
     cluster.owner().await;
     for number in 1..=100 {
         log(&cluster.0[&NodeId(1)], number).await;
     }
-    cluster.0.insert(NodeId(2), Node::start_with(config(2), 20, None).await);
+    cluster.0.insert(
+        NodeId(2),
+        Node::start_with(StoreConfig { compaction: Compaction::after(20), ..config(2) }, None)
+            .await,
+    );
     cluster.share_addresses();
     let owner = &cluster.0[&NodeId(1)];
     retry(|| owner.store.add_learner(SHARD, NodeId(2))).await;

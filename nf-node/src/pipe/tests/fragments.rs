@@ -6,7 +6,7 @@ use crate::counters::Event;
 use crate::nf::fragments::{LISTED_MAX, LISTS};
 use crate::packet::cutter::cut;
 use crate::packet::{PacketBuilder, Parsed, Transport, parse, parse_fragment, tcp};
-use crate::pipe::EARLY_SHARE;
+use crate::pipe::{EARLY_SHARE, FRAGMENT_SHARE};
 use crate::verdict::DropReason;
 use nearstate_placement::Side;
 use nearstate_store::{Address, Endpoint};
@@ -462,4 +462,83 @@ fn random_datagrams_in_pieces_come_out_whole_whatever_happens() {
         }
         assert!(nodes.ends.dropped.is_empty(), "seed {seed}: {:?}", nodes.ends.dropped);
     }
+}
+
+/// The first fragment has had its answer from the store, and waits behind a later one whose own
+/// never comes: it is not given up meanwhile, for it would be named when that one ends.
+#[test]
+fn a_first_fragment_behind_a_later_one_is_not_given_up_by_the_sweep() {
+    let mut nodes = Nodes::new(1, NAT, 0, 64);
+    let plain = PacketBuilder::udp(host(1, 1000), SERVER).build();
+    nodes.send(0, 100, (Side::Inside, &plain));
+    let parts = pieces(&question(host(1, 1000), 1), 0, 20);
+    nodes.set_late(100);
+    nodes.push(0, 0, (Side::Inside, &parts[0]));
+    nodes.push(0, 1, (Side::Inside, &parts[1]));
+    nodes.answer_only(0, 1);
+    nodes.settle();
+    assert_eq!(nodes.parked(), 2, "one for the store, one for the other");
+    nodes.run_dry();
+    assert_eq!(nodes.ends.dropped[&1], DropReason::StoreUnavailable);
+    assert!(nodes.ends.left.contains_key(&0), "{:?}", nodes.ends.dropped);
+}
+
+/// R4787-14a: first fragments of one flow wait for each other's commits, and whole packets of
+/// others find room all the same.
+#[test]
+fn r4787_14a_first_fragments_of_one_flow_leave_room_for_others() {
+    let places = 64;
+    let mut nodes = Nodes::new(1, NAT, 0, places);
+    nodes.set_late(100);
+    for ident in 0..2 * places as u16 {
+        let first = &pieces(&question(host(66, 1000), ident), 0, 20)[0];
+        nodes.push(0, u64::from(ident), (Side::Inside, first));
+        assert!(nodes.parked() <= places / FRAGMENT_SHARE);
+    }
+    let reasons: Vec<_> = nodes.ends.dropped.values().collect();
+    assert_eq!(reasons, vec![&DropReason::FragmentsWaiting; 2 * places - places / FRAGMENT_SHARE]);
+    let plain = PacketBuilder::udp(host(1, 1000), SERVER).build();
+    nodes.push(0, 1000, (Side::Inside, &plain));
+    nodes.run_dry();
+    assert!(nodes.ends.left.contains_key(&1000), "{:?}", nodes.ends.dropped.get(&1000));
+    assert_eq!(nodes.ends.left.len(), places / FRAGMENT_SHARE + 1, "and those that had room");
+}
+
+#[test]
+fn a_record_that_is_kept_alive_stays_in_a_list() {
+    let mut nodes = Nodes::new(1, NAT, 0, 64);
+    let whole = PacketBuilder::udp(host(1, 1000), SERVER).payload(&[1; 1000]).build();
+    let parts = pieces(&whole, 0, 2);
+    nodes.send(0, 0, (Side::Inside, &parts[0]));
+    // A mapping both ways, the record, and its list; packets keep the mapping.
+    let plain = PacketBuilder::udp(host(1, 1000), SERVER).build();
+    for (number, part) in parts[1..40].iter().enumerate() {
+        nodes.wait_ns(10_000_000_000);
+        nodes.send(0, 1000 + number as u64, (Side::Inside, &plain));
+        nodes.send(0, 1 + number as u64, (Side::Inside, part));
+        assert_eq!(nodes.entries(), 4, "after {} s", 10 * (number + 1));
+    }
+}
+
+/// Later fragments could not follow through a NAT64: none waits for that, and none makes state.
+#[test]
+fn fragments_to_a_nat64_end_at_once_and_make_no_state() {
+    let text = "functions = [\"nat64\"]\n[nat64]\naddresses = [\"198.19.0.0/28\"]";
+    let mut nodes = Nodes::new(1, text, 0, 64);
+    let server = Endpoint {
+        address: Address::from_octets([0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, 192, 0, 2, 1]),
+        port: 53,
+    };
+    let pool = Endpoint::v4([198, 19, 0, 3], 5000);
+    let inside = PacketBuilder::udp(six(1, 1000), server).payload(&[1; 400]).build();
+    let outside = PacketBuilder::udp(SERVER, pool).payload(&[1; 400]).build();
+    let mut tag = 0;
+    for (side, whole) in [(Side::Inside, &inside), (Side::Outside, &outside)] {
+        for part in pieces(whole, 7, 20) {
+            nodes.send(0, tag, (side, &part));
+            assert_eq!(nodes.ends.dropped.get(&tag), Some(&DropReason::Fragment), "{side:?} {tag}");
+            tag += 1;
+        }
+    }
+    assert_eq!((nodes.parked(), nodes.entries()), (0, 0));
 }

@@ -1,6 +1,7 @@
 //! The NAT in a whole pipe, frame by frame: packets from inside to ends of its own, and ports that
 //! are used up.
 
+use super::nodes::Nodes;
 use crate::baseline::{Baseline, BaselineConfig};
 use crate::chain::Chain;
 use crate::counters::Event;
@@ -184,4 +185,25 @@ fn who_has_used_up_its_ports_gets_no_more_and_keeps_what_it_has() {
     assert_eq!(send_at(&mut pipe, after(440), &[flow(HOST, 2000)]).left.len(), 1);
     let report = upkeep(&mut pipe, 440);
     assert_eq!((report.live, report.resting), (1, 0), "N5: all others are free again");
+}
+
+/// A packet that turns round is taken in again behind the one that the burst stopped at: that one
+/// has asked for its changes already.
+#[test]
+fn a_packet_that_turns_round_takes_no_changes_of_the_one_behind_it() {
+    let text = "functions = [\"nat\"]\n[nat]\naddresses = [\"198.19.0.0/28\"]";
+    let mut nodes = Nodes::new(1, text, 0, 64);
+    nodes.send(0, 0, (Side::Inside, &PacketBuilder::udp(HOST, WEB).build()));
+    let external = packet::parse(&nodes.ends.left[&0].1).unwrap().tuple.source;
+    let turns = PacketBuilder::udp(GUEST, external).build();
+    nodes.send(0, 1, (Side::Inside, &turns));
+    assert_eq!(nodes.counters().event(Event::Hairpins), 1);
+    let before = nodes.counters();
+    let fresh = PacketBuilder::udp(Endpoint { port: 3000, ..HOST }, WEB).build();
+    nodes.push_burst(0, &[(2, Side::Inside, &turns), (3, Side::Inside, &fresh)]);
+    nodes.settle();
+    let counted = |event| nodes.counters().event(event) - before.event(event);
+    assert_eq!(nodes.ends.left[&2].0, Side::Inside);
+    assert_eq!(nodes.ends.left[&3].0, Side::Outside);
+    assert_eq!((counted(Event::Hairpins), counted(Event::Commits)), (1, 1), "asked once");
 }

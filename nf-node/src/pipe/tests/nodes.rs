@@ -212,14 +212,31 @@ impl Nodes {
 
     /// Gives a packet to a node, and no time to the node beyond that.
     pub(super) fn push(&mut self, node: usize, tag: u64, (side, bytes): (Side, &[u8])) {
-        self.sent.insert(tag, (node, side, bytes.to_vec()));
-        let mut frame = Frame::new();
-        (frame.side, frame.tag) = (side, tag);
-        frame.copy_from(bytes).unwrap();
+        self.push_burst(node, &[(tag, side, bytes)]);
+    }
+
+    /// Gives a node several packets at once.
+    pub(super) fn push_burst(&mut self, node: usize, packets: &[(u64, Side, &[u8])]) {
         let mut burst = Burst::new();
-        burst.push(frame);
+        for (tag, side, bytes) in packets {
+            self.sent.insert(*tag, (node, *side, bytes.to_vec()));
+            let mut frame = Frame::new();
+            (frame.side, frame.tag) = (*side, *tag);
+            frame.copy_from(bytes).unwrap();
+            burst.push(frame);
+        }
         let now = self.now();
         self.pipes[node].on_burst(now, &mut burst, &mut self.ends);
+    }
+
+    /// From now on so many of a hundred requests are answered later.
+    pub(super) fn set_late(&self, percent: u64) {
+        self.store.borrow_mut().late_percent = percent;
+    }
+
+    /// Of what a node has asked for, only the first so many are ever answered.
+    pub(super) fn answer_only(&mut self, node: usize, count: usize) {
+        self.pipes[node].access_mut().asked.truncate(count);
     }
 
     pub(super) fn now(&self) -> Time {
