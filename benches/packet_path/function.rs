@@ -56,7 +56,7 @@ pub(crate) const FUNCTIONS: [Function; 4] = [
                 addresses = [\"POOL\"]",
         packets: Packets::Inside6,
         entries: 2,
-        instructions_max: 2000.0,
+        instructions_max: 2200.0,
     },
     Function {
         name: "firewall",

@@ -15,16 +15,14 @@ use crate::measured::{Contestant, Measured, measure};
 use crate::rows::Rows;
 use crate::traffic::Traffic;
 use crate::uniform::{baseline, shape};
-use crate::way::{Push as _, Way, round};
-use nearstate_nf_node::frame::{Burst, Frame};
+use crate::way::{Push as _, Way};
 use nearstate_nf_node::packet::parse;
-use nearstate_nf_node::pipe::Output;
 use nearstate_nf_node::port::pcap::{CaptureReader, SideRule};
 use nearstate_nf_node::rewrite;
 use nearstate_nf_node::state_access::{Access, StateAccess};
 use nearstate_nf_node::{CounterSnapshot, DropReason};
 use nearstate_placement::{FlowTuple, Side};
-use nearstate_store::{Endpoint, Time, clock};
+use nearstate_store::{Endpoint, clock};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -51,10 +49,10 @@ pub(crate) fn run(rows: &mut Rows) -> Result<(), Box<dyn Error>> {
     let directory = Rows::directory()?;
     let (chain, shape) = NAT44.chain(FLOWS, shape(directory.path().join(NAME)))?;
     let mut baseline = Way::new(&chain, baseline(&shape)?, clock::boot_now);
-    let of_baseline = learn(&mut baseline, &capture)?;
+    let of_baseline = learn(&mut baseline, &capture);
     let cluster = Cluster::start(&shape)?;
     let mut local = Way::new(&chain, cluster.owner_access()?, clock::boot_now);
-    let of_local = learn(&mut local, &capture)?;
+    let of_local = learn(&mut local, &capture);
     let learnt = local.counts();
     let mut contestants = [
         Contestant::new(("_baseline", "baseline"), &mut baseline, &of_baseline, Access::Local),
@@ -91,63 +89,31 @@ fn load(path: &Path) -> Result<(Traffic, usize), Box<dyn Error>> {
     Ok((traffic, fragments))
 }
 
-/// Notes as which flow a packet leaves.
-#[derive(Default)]
-struct Witness {
-    left: Option<FlowTuple>,
-}
-
-impl Output for Witness {
-    fn clock(&mut self) -> Time {
-        clock::boot_now()
-    }
-
-    fn leave(&mut self, frame: Frame, _: Time) -> Result<(), (Frame, DropReason)> {
-        self.left = parse(frame.as_slice()).ok().map(|parsed| parsed.tuple);
-        Ok(())
-    }
-
-    fn dropped(&mut self, _: Frame, _: DropReason) {}
-}
-
 /// Sends a capture through a way, one packet after the other; gives it as it is to be sent from
 /// then on, with what comes back addressed to where this way let it come from.
-fn learn<S: StateAccess>(way: &mut Way<S>, capture: &Traffic) -> Result<Traffic, Box<dyn Error>> {
+fn learn<S: StateAccess>(way: &mut Way<S>, capture: &Traffic) -> Traffic {
     let mut external: BTreeMap<(u8, Endpoint), Endpoint> = BTreeMap::new();
     let mut traffic = Traffic::default();
     for number in 0..capture.len() {
         let (side, bytes) = capture.frame(number);
-        let mut frame = Frame::new();
-        frame.copy_from(bytes)?;
-        frame.side = side;
-        let parsed = parse(bytes);
+        let mut bytes = bytes.to_vec();
+        let parsed = parse(&bytes);
         if let (Side::Outside, Ok(parsed)) = (side, &parsed) {
             let inside = (parsed.tuple.protocol, parsed.tuple.destination);
             if let Some(to) = external.get(&inside) {
                 let tuple = FlowTuple { destination: *to, ..parsed.tuple };
-                rewrite::apply(frame.as_mut_slice(), parsed, &tuple);
+                rewrite::apply(&mut bytes, parsed, &tuple);
             }
         }
-        traffic.push(side, frame.as_slice());
-        let mut witness = Witness::default();
-        pass(way, frame, &mut witness);
-        if let (Side::Inside, Ok(parsed), Some(left)) = (side, parsed, witness.left) {
-            external.insert((parsed.tuple.protocol, parsed.tuple.source), left.source);
+        traffic.push(side, &bytes);
+        let passed = way.push(&traffic, number, 1);
+        if let (Side::Inside, Ok(parsed), 1) = (side, parsed, passed.left)
+            && let Ok(left) = parse(&way.last(bytes.len()))
+        {
+            external.insert((parsed.tuple.protocol, parsed.tuple.source), left.tuple.source);
         }
     }
-    Ok(traffic)
-}
-
-/// Sends one packet, and waits until it is gone.
-fn pass<S: StateAccess>(way: &mut Way<S>, frame: Frame, witness: &mut Witness) {
-    let mut burst = Burst::new();
-    burst.push(frame);
-    round(&mut way.pipe, &mut burst, witness);
-    while way.pipe.parked() > 0 {
-        if !round(&mut way.pipe, &mut burst, witness) {
-            std::thread::yield_now();
-        }
-    }
+    traffic
 }
 
 /// Says what became of a loop's packets at the owner.

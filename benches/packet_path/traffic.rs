@@ -41,6 +41,7 @@ impl Traffic {
     }
 
     /// The bytes of a frame, and where it comes from.
+    #[inline]
     pub(crate) fn frame(&self, number: usize) -> (Side, &[u8]) {
         let Place { at, len, side } = self.places[number];
         (side, &self.bytes[at as usize..][..usize::from(len)])
