@@ -1,4 +1,5 @@
-//! The functions that are measured: their chains, and the packets of their flows.
+//! The functions that are measured: their chains, and the packets of their flows. Mappings live for
+//! an hour, so that none ends while ten millions are made and measured.
 
 use crate::cluster::Shape;
 use crate::traffic::{SHORT, Traffic, shuffled};
@@ -45,7 +46,7 @@ pub(crate) struct Function {
 pub(crate) const FUNCTIONS: [Function; 4] = [
     Function {
         name: "nat44",
-        chain: "functions = [\"nat\"]\n[nat]\naddresses = [\"POOL\"]",
+        chain: "functions = [\"nat\"]\n[nat]\naddresses = [\"POOL\"]\n[timeouts]\nudp_s = 3600",
         packets: Packets::Inside,
         entries: 2,
         instructions_max: 1530.0,
@@ -53,7 +54,7 @@ pub(crate) const FUNCTIONS: [Function; 4] = [
     Function {
         name: "nat64",
         chain: "functions = [\"nat64\"]\n[nat64]\nprefix = \"2001:db8:64::/96\"\n\
-                addresses = [\"POOL\"]",
+                addresses = [\"POOL\"]\n[timeouts]\nudp_s = 3600",
         packets: Packets::Inside6,
         entries: 2,
         instructions_max: 2200.0,

@@ -4,8 +4,8 @@
 //! Packets go from memory through `Pipe`, the loop that a node runs, and back to a frame pool
 //! (`way`). One core, while the stores' threads live on another. Owner-local and remote-shm run
 //! over the shipped access to a cluster, with its leases and grants (`cluster`). What the packets
-//! are has a file each: 64-byte packets of uniform flows (`uniform`), new flows (`new_flows`), three
-//! lengths (`imix`), a capture (`trace`).
+//! are has a file each: 64-byte packets of uniform flows (`uniform`), new flows (`new_flows`),
+//! three lengths (`imix`), a capture (`trace`).
 //!
 //! `cargo bench --bench packet_path [-- --quick] [--only nat44_64k] [--json FILE]`; with
 //! `--instructions` it counts those of a packet instead, and fails if there are too many

@@ -114,9 +114,10 @@ impl<'a> Contestant<'a> {
     }
 }
 
-/// Asserts that every packet has left: of flows that were opened none may be dropped.
-pub(crate) fn assert_all_left(measured: &[Measured]) {
-    for Measured { row: (_, what), left, .. } in measured {
+/// Asserts that every packet has left, and that none had to be committed: all flows were open.
+pub(crate) fn assert_open(measured: &[Measured]) {
+    for Measured { row: (_, what), left, commits, .. } in measured {
         assert!(*left == 1.0, "{what}: of the packets {left} left");
+        assert!(*commits == 0.0, "{what}: of the packets {commits} changed state");
     }
 }

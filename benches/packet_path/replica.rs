@@ -49,6 +49,9 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Fai
     let (chain, shape) = NAT44.chain(flows, empty)?;
     let runtime = runtime()?;
     let node = runtime.block_on(Node::start(id, &shape))?;
+    // Nobody else maps the region, and this process will be killed: what has no name any more is
+    // gone with it.
+    directory.close()?;
     answer(&node.address.to_string())?;
     let mut served = Served { runtime, node, chain, flows, opener: None };
     for line in std::io::stdin().lines() {

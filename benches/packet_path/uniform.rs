@@ -3,7 +3,7 @@
 
 use crate::cluster::{Cluster, Shape};
 use crate::function::{Function, SLOTS};
-use crate::measured::{Contestant, Measured, assert_all_left, measure};
+use crate::measured::{Contestant, Measured, assert_open, measure};
 use crate::memory;
 use crate::report::Report;
 use crate::rows::Rows;
@@ -117,7 +117,7 @@ pub(crate) fn ways(rows: &mut Rows, case: &Case) -> Result<Vec<Measured>, Box<dy
     let shm = ("_shm", "remote-shm");
     contestants.push(Contestant::new(shm, &mut remote, traffic, Access::RemoteShm));
     measured.extend(measure(&mut contestants, *count));
-    assert_all_left(&measured);
+    assert_open(&measured);
     drop(contestants);
     drop((local, remote));
     cluster.stop();
