@@ -3,10 +3,11 @@
 //! One forms the group of the flows' shard and owns it. The other has no part in that group: it
 //! asks the owner for a read lease, as any node does, and reads the owner's table through a mapping
 //! of its own. A pipe reaches either through the shipped [`ClusterAccess`]. One voter, so a commit
-//! costs no network: what replication costs is the store's own benchmark's matter.
+//! costs no network: what it costs with three stands in rows of its own (`new_flows`).
 
 use nearstate_nf_node::cluster_access::{ClusterAccess, LocalShard};
-use nearstate_store::driver::{AppHandler, RegionAddress, ShardSetup, Store, StoreConfig};
+use nearstate_nf_node::nf::entry_rules::FunctionRules;
+use nearstate_store::driver::{AppHandler, RegionAddress, ShardSetup, Store, StoreConfig, runtime};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::link::PipeLink;
 use nearstate_store::{
@@ -23,9 +24,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 const CLUSTER: u64 = 0xbe4c;
-const SHARD: ShardId = ShardId(1);
+/// The flows' shard; all slots are its.
+pub(crate) const SHARD: ShardId = ShardId(1);
 /// Longer than an election and a grant take; only a fault of ours reaches it.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the flows need.
 pub(crate) struct Shape {
@@ -41,14 +43,15 @@ pub(crate) struct Cluster {
     runtime: Runtime,
     owner: Node,
     reader: Node,
-    slots: u32,
 }
 
-struct Node {
-    store: Arc<Store>,
-    address: SocketAddr,
+/// A node's store.
+pub(crate) struct Node {
+    pub(crate) store: Arc<Store>,
+    pub(crate) address: SocketAddr,
     table: TableReader,
     lease: Arc<LeaseCell>,
+    slots: u32,
 }
 
 /// Nobody asks these nodes anything.
@@ -67,8 +70,7 @@ impl AppHandler for Silent {
 impl Cluster {
     /// Starts both, and waits until the first owns the shard.
     pub(crate) fn start(shape: &Shape) -> Result<Self, Box<dyn Error>> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = runtime()?;
         let beside = Shape {
             // It never holds an entry.
             capacity: 64,
@@ -87,36 +89,24 @@ impl Cluster {
             tokio::time::timeout(PATIENCE, owns).await??;
             Ok::<_, Box<dyn Error>>((owner, reader))
         })?;
-        Ok(Self { runtime, owner, reader, slots: shape.slots })
+        Ok(Self { runtime, owner, reader })
     }
 
     /// The owner's access, by which flows are opened and read in place.
     pub(crate) fn owner_access(&self) -> Result<ClusterAccess, Box<dyn Error>> {
-        let link = self.link(&self.owner)?;
-        Ok(self.access(&self.owner, link))
+        let link = self.owner.link(&self.runtime, Arc::new(Doorbell::new()?));
+        Ok(self.owner.access(link))
     }
 
     /// The other's access, once it has a read lease.
     pub(crate) fn reader_access(&self) -> Result<ClusterAccess, Box<dyn Error>> {
-        let mut link = self.link(&self.reader)?;
+        let mut link = self.reader.link(&self.runtime, Arc::new(Doorbell::new()?));
         let until = Instant::now() + PATIENCE;
         while link.grant(SHARD).is_none_or(|grant| grant.valid_until() <= clock::boot_now()) {
             assert!(Instant::now() < until, "the owner grants no read lease");
             std::thread::yield_now();
         }
-        Ok(self.access(&self.reader, link))
-    }
-
-    fn link(&self, node: &Node) -> Result<PipeLink, Box<dyn Error>> {
-        let _inside = self.runtime.enter();
-        // The measuring thread looks for answers itself and never sleeps at the bell.
-        Ok(node.store.pipe_link(node.store.node().0 << 16, Arc::new(Doorbell::new()?)))
-    }
-
-    fn access(&self, node: &Node, link: PipeLink) -> ClusterAccess {
-        let slots = SlotMap::new((0..self.slots).map(|_| SHARD.0));
-        let local = LocalShard { reader: node.table.clone(), lease: node.lease.clone() };
-        ClusterAccess::new(CLUSTER, slots, vec![None, Some(local)], link, true)
+        Ok(self.reader.access(link))
     }
 
     pub(crate) fn stop(self) {
@@ -128,7 +118,8 @@ impl Cluster {
 }
 
 impl Node {
-    async fn start(id: NodeId, shape: &Shape) -> Result<Self, Box<dyn Error>> {
+    /// Starts it; nobody knows it yet.
+    pub(crate) async fn start(id: NodeId, shape: &Shape) -> Result<Self, Box<dyn Error>> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let region = Region::create_shared(&shape.region, Table::bytes_for(shape.capacity)?)?;
@@ -137,9 +128,11 @@ impl Node {
         let (reader, generation) = (table.reader(), table.generation_cell());
         let (slots, pools) = (SlotSet::all(shape.slots), shape.pools.clone());
         let lease = Arc::new(LeaseCell::none());
+        let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools })
+            .with_rules(Arc::new(FunctionRules));
         let setup = ShardSetup {
             id: SHARD,
-            machine: Box::new(FlowMachine::new(FlowMachineConfig { table, slots, pools })),
+            machine: Box::new(machine),
             check: FlowMachine::check,
             reads: Some(Arc::new(reader.clone())),
             region: Some(RegionAddress { path: shape.region.clone() }),
@@ -148,6 +141,19 @@ impl Node {
         };
         let config = StoreConfig::new(CLUSTER, id, 1000 + id.0);
         let store = Store::start(config, listener, vec![setup], Arc::new(Silent)).await?;
-        Ok(Self { store, address, table: reader, lease })
+        Ok(Self { store, address, table: reader, lease, slots: shape.slots })
+    }
+
+    /// A pipe's link to it, which rings this bell.
+    pub(crate) fn link(&self, runtime: &Runtime, bell: Arc<Doorbell>) -> PipeLink {
+        let _inside = runtime.enter();
+        self.store.pipe_link(self.store.node().0 << 16, bell)
+    }
+
+    /// What a pipe of this node has of the flows' shard.
+    pub(crate) fn access(&self, link: PipeLink) -> ClusterAccess {
+        let slots = SlotMap::new((0..self.slots).map(|_| SHARD.0));
+        let local = LocalShard { reader: self.table.clone(), lease: self.lease.clone() };
+        ClusterAccess::new(CLUSTER, slots, vec![None, Some(local)], link, true)
     }
 }

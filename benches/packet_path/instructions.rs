@@ -7,8 +7,11 @@
 //! clock that stands still (reading one is no part of a packet, and callgrind does not run all of
 //! them). What the store adds at its owner is a look at a lease.
 
+use crate::cluster::Shape;
+use crate::function::Function;
 use crate::report::Report;
-use crate::{Function, Push as _, Shape, Way, baseline, open, packets};
+use crate::uniform::baseline;
+use crate::way::{Way, open, push_all};
 use nearstate_nf_node::frame::BURST_MAX;
 use nearstate_store::Time;
 use std::error::Error;
@@ -30,11 +33,11 @@ fn standing_still() -> Time {
 
 /// Runs this many packets of a function, for callgrind to count.
 pub(crate) fn probe(function: &Function, shape: Shape, count: usize) -> Result<(), Box<dyn Error>> {
-    let packets = packets(function, FLOWS);
+    let traffic = function.packets(FLOWS);
     let (chain, shape) = function.chain(FLOWS, shape)?;
-    let mut way = Way::new(&chain, function.side, baseline(&shape)?, standing_still);
-    open(&mut way, &packets);
-    way.push(&packets, 0, count);
+    let mut way = Way::new(&chain, baseline(&shape)?, standing_still);
+    open(&mut way, &traffic, 0, traffic.len());
+    push_all(&mut way, &traffic, 0, count);
     Ok(())
 }
 

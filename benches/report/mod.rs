@@ -93,6 +93,8 @@ impl Options {
 struct Row {
     name: String,
     unit: &'static str,
+    /// What it should be at least, if that is said.
+    aim: Option<f64>,
     /// Or why there is none.
     value: Result<f64, String>,
 }
@@ -129,7 +131,17 @@ impl Report {
 
     /// Keeps a row that its benchmark prints itself.
     pub(crate) fn keep(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
-        self.rows.push(Row { name: name.into(), unit, value: Ok(value) });
+        self.keep_beside(name, (value, unit), None);
+    }
+
+    /// Keeps a row, printed elsewhere, beside what it should be at least.
+    pub(crate) fn keep_beside(
+        &mut self,
+        name: impl Into<String>,
+        (value, unit): (f64, &'static str),
+        aim: Option<f64>,
+    ) {
+        self.rows.push(Row { name: name.into(), unit, aim, value: Ok(value) });
     }
 
     /// Keeps and prints a row.
@@ -145,15 +157,18 @@ impl Report {
     pub(crate) fn skip(&mut self, name: impl Into<String>, reason: impl Into<String>) {
         let (name, reason) = (name.into(), reason.into());
         println!("{name:<36} {:>12} {reason}", "skipped:");
-        self.rows.push(Row { name, unit: "", value: Err(reason) });
+        self.rows.push(Row { name, unit: "", aim: None, value: Err(reason) });
     }
 
     /// Writes the rows as JSON, if that was asked for.
     pub(crate) fn finish(self) -> Result<(), Box<dyn Error>> {
         let Some(path) = &self.options.json else { return Ok(()) };
-        let row = |Row { name, unit, value }: &Row| match value {
-            Ok(value) => serde_json::json!({"name": name, "value": value, "unit": unit}),
-            Err(reason) => serde_json::json!({"name": name, "skipped": reason}),
+        let row = |Row { name, unit, aim, value }: &Row| match (value, aim) {
+            (Ok(value), None) => serde_json::json!({"name": name, "value": value, "unit": unit}),
+            (Ok(value), Some(aim)) => {
+                serde_json::json!({"name": name, "value": value, "unit": unit, "aim": aim})
+            }
+            (Err(reason), _) => serde_json::json!({"name": name, "skipped": reason}),
         };
         let rows: serde_json::Value = self.rows.iter().map(row).collect();
         writeln!(fs::File::create(path)?, "{rows:#}")?;

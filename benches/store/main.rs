@@ -6,6 +6,8 @@
 //!
 //! `cargo bench --bench store [-- --quick] [--only commit] [--json FILE]`
 
+#[path = "../processes/mod.rs"]
+mod processes;
 #[path = "../report/mod.rs"]
 mod report;
 

@@ -4,6 +4,8 @@
 //! lines on its standard input say, one after the other; each is answered by one line. It ends with
 //! its standard input. It measures with its own clock, which all processes of a host share.
 
+use crate::processes::book;
+pub(crate) use crate::processes::{Replica, answer};
 use crate::{commits, remote};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -13,9 +15,7 @@ use nearstate_store::{
     LeaseCell, Machine, NodeId, Region, RegionIdentity, ShardId, SlotSet, Table, TableReader, clock,
 };
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,12 +81,6 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Fai
     Ok(())
 }
 
-pub(crate) fn answer(line: &str) -> Result<(), std::io::Error> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
-}
-
 fn shard(capacity: u32, node: NodeId) -> Result<(ShardSetup, TableReader), Failure> {
     let region = Region::anonymous(Table::bytes_for(capacity)?)?;
     let identity = RegionIdentity { cluster: CLUSTER, shard: SHARD };
@@ -114,18 +108,8 @@ fn serve(
     let ids = || rest.split_whitespace().map(|id| Ok(NodeId(id.parse()?))).collect();
     match word {
         "peers" => {
-            let peer = |(at, address): (u64, &str)| -> Result<(NodeId, SocketAddr), Failure> {
-                Ok((NodeId(at), address.parse()?))
-            };
-            let peers = rest.split_whitespace().map(|peer| {
-                let (id, address) = peer.split_once('=').ok_or("ID=ADDRESS is wanted")?;
-                Ok::<_, Failure>((id.parse::<u64>()?, address))
-            });
-            let book: Result<Vec<_>, Failure> = peers.map(|p| p.and_then(peer)).collect();
-            runtime.block_on(async {
-                served.store.set_peers(&book?);
-                Ok::<_, Failure>(())
-            })?;
+            let book = book(rest)?;
+            runtime.block_on(async { served.store.set_peers(&book) });
             Ok("ok".into())
         }
         "form" => {
@@ -195,77 +179,6 @@ fn cpu_us() -> Result<u64, Failure> {
     Ok(total / 1000)
 }
 
-/// The benchmark's side: a replica's process, killed when dropped.
-pub(crate) struct Replica {
-    pub(crate) id: u64,
-    address: String,
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Replica {
-    pub(crate) fn start(id: u64, capacity: u32) -> Result<Self, Failure> {
-        Self::start_as(ARGUMENT, id, capacity)
-    }
-
-    /// A process that does what this first argument says.
-    pub(crate) fn start_as(argument: &str, id: u64, capacity: u32) -> Result<Self, Failure> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args([argument.to_owned(), id.to_string(), capacity.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdin = child.stdin.take().ok_or("no standard input")?;
-        let stdout = BufReader::new(child.stdout.take().ok_or("no standard output")?);
-        let mut replica = Self { id, address: String::new(), child, stdin, stdout };
-        replica.address = replica.hear()?;
-        Ok(replica)
-    }
-
-    /// As others are told where it is.
-    pub(crate) fn peer(&self) -> String {
-        format!("{}={}", self.id, self.address)
-    }
-
-    /// Says something; the answer is heard later.
-    pub(crate) fn say(&mut self, line: &str) -> Result<(), Failure> {
-        writeln!(self.stdin, "{line}")?;
-        Ok(self.stdin.flush()?)
-    }
-
-    pub(crate) fn hear(&mut self) -> Result<String, Failure> {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        match line.trim_end() {
-            "" => Err(format!("replica {} ended", self.id).into()),
-            said => match said.strip_prefix("! ") {
-                Some(error) => Err(format!("replica {}: {error}", self.id).into()),
-                None => Ok(said.to_owned()),
-            },
-        }
-    }
-
-    pub(crate) fn ask(&mut self, line: &str) -> Result<String, Failure> {
-        self.say(line)?;
-        self.hear()
-    }
-
-    /// SIGKILL; it is gone when this returns.
-    pub(crate) fn kill(&mut self) -> Result<(), Failure> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.kill();
-    }
-}
-
 /// Replicas that know each other.
 pub(crate) struct Cluster {
     pub(crate) replicas: Vec<Replica>,
@@ -290,7 +203,7 @@ impl Cluster {
     /// Starts a replica under a new id; nobody knows it yet.
     pub(crate) fn join(&mut self) -> Result<u64, Failure> {
         let id = self.next_id;
-        self.replicas.push(Replica::start(id, self.capacity)?);
+        self.replicas.push(Replica::start_as(ARGUMENT, id, self.capacity)?);
         self.next_id += 1;
         Ok(id)
     }
