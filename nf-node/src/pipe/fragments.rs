@@ -157,6 +157,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             Err(reason) => return self.hand_over(frame, Err(reason), out),
         };
         let side = frame.side;
+        if let Some(reason) = self.chain.refuses_source(side, frame.as_slice(), &parsed) {
+            return self.hand_over(frame, Err(reason), out);
+        }
         let name = self.chain.fragment_names().name(self.chain.tenant(), side, &datagram);
         let ports = (parsed.tuple.source.port, parsed.tuple.destination.port);
         let member = Member { side, name, datagram, piece, ports };
