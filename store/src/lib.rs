@@ -5,6 +5,7 @@ pub mod block_journal;
 pub mod cell;
 pub mod client;
 pub mod clock;
+mod committer;
 mod connection;
 pub mod consensus;
 pub mod disk;

@@ -1,7 +1,7 @@
 //! One shard on this node: its group, its lease, its group commit.
 //!
 //! Two tasks, and a third for read leases. One turns what a quorum has acknowledged into the lease
-//! and tells the others who leads; the other collects proposals into entries.
+//! and tells the others who leads; the other collects proposals into entries ([`crate::committer`]).
 //!
 //! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as
 //! long as voters refuse other candidates (`lease_ms`), less a margin. It is kept in a clock
@@ -18,38 +18,31 @@
 #![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
 
 use crate::Key;
-use crate::batch::{batch_header, encode_transaction, stamp};
+use crate::batch::stamp;
 use crate::clock::{boot_now, wall_ms};
-use crate::connection::Answer;
+use crate::committer::{ASKS_MAX, Ask};
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
 use crate::grant_board::GrantBoard;
-use crate::group_commit::{GroupCommit, GroupLimits, Weight};
 use crate::keeper::UpkeepCounters;
 use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::LinkContext;
 use crate::local_reads::reading;
-use crate::machine::Reply;
 use crate::move_board::MoveBoard;
-use crate::raft::{Payload, Replica, Watch, WriteError};
+use crate::raft::{Payload, Replica, Watch};
 use crate::slot_move;
 use crate::suspension::Clocks;
 use crate::tenure::{Look, Tenure};
-use crate::transaction::{Outcome, SeenNote, Transaction};
+use crate::transaction::SeenNote;
 use crate::types::{NodeId, ShardId, SlotId, Term, Time};
 use crate::wire::{Grant, NotServed, Reading, Readings, Request, Response};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use rkyv::util::AlignedVec;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
-/// Questions that may wait for the group commit of a shard.
-const ASKS_MAX: usize = 4096;
 /// Transactions that wait when the group is said to be busy.
 const BUSY_UNITS: usize = 1024;
 /// Until a read lease is asked for again: after a refusal, and if there is nobody to ask.
@@ -135,51 +128,6 @@ impl ShardView {
     }
 }
 
-/// Transactions that want to be in an entry, and who wants to know.
-pub(crate) struct Ask {
-    /// As they stand in a batch.
-    encoded: Vec<u8>,
-    count: usize,
-    route: Route,
-}
-
-/// Where outcomes go.
-pub(crate) enum Route {
-    Local(oneshot::Sender<Result<Vec<Outcome>, NotServed>>),
-    Remote(Answer),
-}
-
-impl Route {
-    fn answer(self, result: Result<Vec<Outcome>, NotServed>) {
-        match self {
-            // Who asked may have given up.
-            Self::Local(sender) => drop(sender.send(result)),
-            Self::Remote(answer) => answer.send(&match result {
-                Ok(outcomes) => Response::Outcomes(outcomes),
-                Err(reason) => Response::NotServed(reason),
-            }),
-        }
-    }
-}
-
-impl Ask {
-    pub(crate) fn new<'a>(
-        transactions: impl Iterator<Item = &'a Transaction>,
-        route: Route,
-    ) -> Self {
-        let (mut encoded, mut count) = (Vec::new(), 0);
-        for transaction in transactions {
-            encode_transaction(transaction, &mut encoded);
-            count += 1;
-        }
-        Self { encoded, count, route }
-    }
-
-    fn weight(&self) -> Weight {
-        Weight { units: self.count, bytes: self.encoded.len() }
-    }
-}
-
 /// What the edge gives a shard besides its machine.
 pub(crate) struct ShardParts {
     pub(crate) reads: Option<Arc<dyn LocalReads>>,
@@ -205,7 +153,7 @@ pub(crate) struct Shard {
     status: watch::Sender<ShardStatus>,
     asks: mpsc::Sender<Ask>,
     /// Transactions that wait for an entry.
-    backlog: AtomicUsize,
+    pub(crate) backlog: AtomicUsize,
     pub(crate) upkeep: UpkeepCounters,
     /// The leader, the lease or the role changed.
     pub(crate) moved: Arc<Notify>,
@@ -282,11 +230,11 @@ impl Shard {
         let leader = self.view.leader();
         if leader != Some(self.node) {
             let not_owner = NotServed::NotOwner(leader.map_or(0, |leader| leader.0));
-            ask.route.answer(Err(not_owner));
+            ask.refuse(not_owner);
             return;
         }
         if let Err(refused) = self.asks.try_send(ask) {
-            refused.into_inner().route.answer(Err(NotServed::Busy));
+            refused.into_inner().refuse(NotServed::Busy);
         }
     }
 
@@ -410,13 +358,27 @@ impl Shard {
         }
         if *announced != Some(leading.term) {
             *announced = Some(leading.term);
-            self.generation.store(leading.term.0, Ordering::SeqCst);
-            if let Some(generation) = &self.parts.generation {
-                generation(leading.term.0);
-            }
+            self.announce(leading.term.0);
         }
         self.tenure.extend(leading.term, until);
         true
+    }
+
+    /// Marks the region with the owner's term, which a grant names; 0 when there is no owner here,
+    /// so that no grant of a former one reads what a follower applies.
+    fn announce(&self, generation: u64) {
+        self.generation.store(generation, Ordering::SeqCst);
+        if let Some(set) = &self.parts.generation {
+            set(generation);
+        }
+    }
+
+    /// This node does not lead: its lease ends, and with it every grant of its region.
+    fn step_down(&self, announced: &mut Option<Term>) {
+        self.tenure.end();
+        if announced.take().is_some() {
+            self.announce(0);
+        }
     }
 
     /// The first task: lease, leader, status.
@@ -430,7 +392,7 @@ impl Shard {
             let settled = match look.leading {
                 Some(_) => self.renew(&look, &mut clocks, &mut announced),
                 None => {
-                    self.tenure.end();
+                    self.step_down(&mut announced);
                     true
                 }
             };
@@ -447,7 +409,7 @@ impl Shard {
                 break;
             }
         }
-        self.tenure.end();
+        self.step_down(&mut announced);
         self.publish();
     }
 
@@ -492,35 +454,6 @@ impl Shard {
         self.parts.region.is_some()
     }
 
-    /// The second task: group commit.
-    pub(crate) async fn commit_loop(self: Arc<Self>, mut asked: mpsc::Receiver<Ask>) {
-        let mut group = GroupCommit::new(GroupLimits::default());
-        let mut flying = FuturesUnordered::new();
-        let mut news = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                Some(()) = flying.next(), if !flying.is_empty() => group.done(),
-                count = asked.recv_many(&mut news, ASKS_MAX) => {
-                    if count == 0 {
-                        return;
-                    }
-                }
-            }
-            let now = boot_now();
-            for ask in news.drain(..) {
-                let weight = ask.weight();
-                if let Err(ask) = group.offer(now, weight, ask) {
-                    ask.route.answer(Err(NotServed::Busy));
-                }
-            }
-            while let Some(batch) = group.take(now) {
-                flying.push(self.commit(batch));
-            }
-            self.backlog.store(group.waiting_units(), Ordering::Relaxed);
-        }
-    }
-
     /// A step of a move with the shard's time; everything else as it is.
     pub(crate) fn stamped(&self, payload: Payload) -> Payload {
         // What begins like a step in the log of another machine is none.
@@ -532,51 +465,6 @@ impl Shard {
         let mut bytes = payload.0.to_vec();
         stamp(&mut bytes, time_ms);
         Payload::copy_of(&bytes)
-    }
-
-    /// Writes one entry and tells everybody who has a part in it.
-    async fn commit(&self, asks: Vec<Ask>) {
-        let count = asks.iter().map(|ask| ask.count).sum();
-        let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
-        let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
-        let header = batch_header(time_ms, 0, count);
-        let bytes = asks.iter().map(|ask| ask.encoded.len()).sum::<usize>();
-        let mut payload = AlignedVec::with_capacity(header.len() + bytes);
-        payload.extend_from_slice(&header);
-        let mut routes = Vec::with_capacity(asks.len());
-        for Ask { encoded, count, route } in asks {
-            payload.extend_from_slice(&encoded);
-            routes.push((count, route));
-        }
-        let payload = Payload(Arc::new(payload));
-        // Followers would refuse what the machine does not take, and wait for ever.
-        let result = match self.replica.check(&payload) {
-            Ok(()) => self.replica.write(payload).await,
-            Err(error) => {
-                tracing::error!(shard = %self.id, %error, "a batch is not acceptable");
-                Err(WriteError::Malformed)
-            }
-        };
-        let refusal = match result {
-            Ok(Reply::Outcomes(outcomes)) if outcomes.len() == count => {
-                let mut outcomes = outcomes.into_iter();
-                for (count, route) in routes {
-                    route.answer(Ok(outcomes.by_ref().take(count).collect()));
-                }
-                return;
-            }
-            Ok(_) => NotServed::Malformed,
-            Err(WriteError::NotLeader(leader)) => {
-                NotServed::NotOwner(leader.map_or(0, |leader| leader.0))
-            }
-            Err(WriteError::Unknown) => NotServed::Unknown,
-            Err(WriteError::Malformed) => NotServed::Malformed,
-            Err(WriteError::Stopped) => NotServed::Stopped,
-            Err(WriteError::DiskFull) => NotServed::DiskFull,
-        };
-        for (_, route) in routes {
-            route.answer(Err(refusal));
-        }
     }
 }
 
