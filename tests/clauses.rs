@@ -1,5 +1,6 @@
-//! docs/nat-clauses.md and docs/nat-cases.md are whole and true as far as a program can tell: every
-//! clause stands in the first once, and every test that they name exists.
+//! docs/nat-clauses.md, docs/nat-cases.md and docs/bad-inputs.md are whole and true as far as a
+//! program can tell: every clause stands in the first once and every bad input in the last, every
+//! test that they name exists, and every test of a bad input is named.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -127,6 +128,45 @@ fn every_case_that_is_covered_names_tests_that_exist() {
         }
     }
     assert!(cases > 30, "{cases} cases were found");
+}
+
+/// The bad inputs that are for a NAT, a firewall and a balancer.
+const BAD_INPUTS: core::ops::RangeInclusive<usize> = 1..=61;
+
+/// Statuses of a bad input that tests hold, if one of these stands there, or both.
+const HELD: [&str; 2] = ["dropped", "handled"];
+
+#[test]
+fn every_bad_input_stands_once_and_every_test_of_one_is_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/bad-inputs.md")).unwrap();
+    let mut all = BTreeSet::new();
+    tests(root, &mut all);
+    let mut numbers = vec![];
+    for line in text.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, number, _, done, status, how, _] = cells[..] else { continue };
+        let Ok(number) = number.parse::<usize>() else { continue };
+        numbers.push(number);
+        if status == "not here" {
+            assert!(how.len() > 10, "{number}: why not?");
+        } else {
+            assert!(status.split(", ").all(|status| HELD.contains(&status)), "{number}: {status}");
+            assert!(!done.is_empty() && named(how).next().is_some(), "{number}: no test holds it");
+        }
+        for name in named(how) {
+            assert!(all.contains(name), "bad input {number}: {name} is no test");
+        }
+    }
+    assert_eq!(numbers, BAD_INPUTS.collect::<Vec<_>>());
+    let named: BTreeSet<&str> = named(&text).collect();
+    let is_of_one = |name: &&String| {
+        let number = name.strip_prefix("bad_inputs_").or(name.strip_prefix("bad_input_"));
+        number.is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    for name in all.iter().filter(is_of_one) {
+        assert!(named.contains(name.as_str()), "docs/bad-inputs.md does not name {name}");
+    }
 }
 
 #[test]

@@ -21,17 +21,18 @@ use crate::nf::load_balancer::{Balancing, LoadBalancer, Service};
 use crate::nf::nat_filter::NatFilter;
 use crate::nf::nat44::{Nat44, UNTRANSLATED_MAX};
 use crate::nf::nat64::{Ipv6Inside, Nat64};
-use crate::nf::rules::RuleSet;
+use crate::nf::rules::{Prefix, RuleSet};
 use crate::nf::{Changes, NetworkFunction, Packet};
 use crate::packet::parsed::{IpVersion, Parsed};
 use crate::packet::translation;
 use crate::rewrite;
+use crate::source_check::{INSIDE_PREFIXES_MAX, SourceCheck};
 use crate::static_config::StaticConfig;
 use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::{Affinity, FlowTuple, Side, StaticMap, StaticMapping, Steering};
 use nearstate_store::pool_spec::FIRST_PORT;
 use nearstate_store::transaction::{CONDITIONS_MAX, WRITES_MAX};
-use nearstate_store::{Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
+use nearstate_store::{Address, Endpoint, Entry, Key, PoolId, PoolSpec, SoftTerms, TenantId, Time};
 
 /// The pool of a chain's NAT.
 const NAT_POOL: PoolId = PoolId(0);
@@ -137,6 +138,9 @@ pub struct Chain {
     nat: Option<usize>,
     /// And the NAT64.
     nat64: Option<usize>,
+    /// And the load balancer.
+    balancer: Option<usize>,
+    sources: SourceCheck,
 }
 
 impl Chain {
@@ -186,10 +190,33 @@ impl Chain {
         let (affinity, soft) = (affinity(&config.functions), timeouts.soft());
         let nat = functions.iter().position(|function| matches!(function, Function::Nat44(_)));
         let nat64 = functions.iter().position(|function| matches!(function, Function::Nat64(_)));
+        let balancer =
+            functions.iter().position(|function| matches!(function, Function::LoadBalancer(_)));
         let tenant = TenantId(config.tenant);
-        let chain = Self { tenant, slots, functions, pools, affinity, soft, nat, nat64 };
+        let sources = SourceCheck::new(vec![], &[]);
+        let mut chain =
+            Self { tenant, slots, functions, pools, affinity, soft, nat, nat64, balancer, sources };
         chain.check_nats()?;
+        chain.sources = chain.source_check(&config.inside)?;
         Ok(chain)
+    }
+
+    /// What is looked at of sources.
+    fn source_check(&self, inside: &[Prefix]) -> Result<SourceCheck, ChainConfigError> {
+        if inside.len() > INSIDE_PREFIXES_MAX {
+            return Err(ChainConfigError::Inside(inside.len()));
+        }
+        let pools = self.pools.iter().flat_map(|pool| pool.addresses());
+        let static_map = self.static_map()?;
+        let external = static_map.mappings().map(|mapping| mapping.external);
+        let external = pools.copied().chain(external).map(|address| Address::v4(address.octets()));
+        let mut own: Vec<Address> = external.collect();
+        let overlaps = |own: &Address| Some((own.ip(), inside.iter().find(|p| p.holds(own))?));
+        if let Some((external, inside)) = own.iter().find_map(overlaps) {
+            return Err(ChainConfigError::OwnInside { external, inside: *inside });
+        }
+        own.extend(self.balancer().into_iter().flat_map(LoadBalancer::addresses));
+        Ok(SourceCheck::new(inside.to_vec(), &own))
     }
 
     /// Whether two NATs of the chain never have the same external end.
@@ -275,6 +302,30 @@ impl Chain {
             Function::Nat64(nat) => Some(nat),
             _ => None,
         }
+    }
+
+    fn balancer(&self) -> Option<&LoadBalancer> {
+        match self.functions.get(self.balancer?)? {
+            Function::LoadBalancer(balancer) => Some(balancer),
+            _ => None,
+        }
+    }
+
+    /// Why a packet that arrives on this side must not come from where it says, if it must not.
+    #[inline]
+    #[must_use]
+    pub fn refuses_source(&self, side: Side, frame: &[u8], parsed: &Parsed) -> Option<DropReason> {
+        if self.sources.is_clear(side, parsed) {
+            return None;
+        }
+        self.sources.judge(side, (frame, parsed), |protocol, end| self.is_own(protocol, end))
+    }
+
+    /// Whether this is an external end of the chain.
+    fn is_own(&self, protocol: u8, end: &Endpoint) -> bool {
+        self.nat().is_some_and(|nat| nat.is_own(protocol, end))
+            || self.nat64().is_some_and(|nat| nat.is_own(protocol, end))
+            || self.balancer().is_some_and(|balancer| balancer.is_service(protocol, end))
     }
 
     /// Makes a frame one of the flow that it is behind the chain.

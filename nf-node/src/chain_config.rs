@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! functions = ["firewall", "nat"]     # in the order that packets from inside pass
+//! inside = ["10.0.0.0/8"]             # sources that packets from inside have, and only they
 //!
 //! [nat]
 //! addresses = ["198.19.0.0/24", "203.0.113.7"]
@@ -45,9 +46,10 @@ use crate::nf::nat_filter::Filtering;
 use crate::nf::nat44::UNTRANSLATED_MAX;
 use crate::nf::rules::{Prefix, RuleSetError};
 use crate::nf::timeouts::Timeouts;
+use crate::source_check::INSIDE_PREFIXES_MAX;
 use crate::static_config::StaticConfig;
 use core::fmt;
-use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::str::FromStr;
 use nearstate_placement::static_map::StaticMapError;
 use nearstate_store::limits::PORT_HOLD_DOWN_MS;
@@ -120,6 +122,10 @@ pub struct ChainConfig {
     pub tenant: u16,
     /// The functions, in the order that packets from inside pass; from outside it is the reverse.
     pub functions: Vec<FunctionName>,
+    /// Where inside hosts are; who is not there is not let out, and who is does not come from
+    /// outside (RFC 2827). None: nobody is refused for that.
+    #[serde(default)]
+    pub inside: Vec<Prefix>,
     /// The NAT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat: Option<NatConfig>,
@@ -404,6 +410,20 @@ pub enum ChainConfigError {
     /// Too many destinations.
     #[error("untranslated has {0} prefixes; at most {UNTRANSLATED_MAX} are looked through")]
     Untranslated(usize),
+    /// Too many prefixes.
+    #[error("inside has {0} prefixes; at most {INSIDE_PREFIXES_MAX} are looked through")]
+    Inside(usize),
+    /// What is inside cannot be outside as well.
+    #[error(
+        "the external address {external} lies in {inside}, which is said to be inside; an address \
+         is on one side only"
+    )]
+    OwnInside {
+        /// The address.
+        external: IpAddr,
+        /// The prefix.
+        inside: Prefix,
+    },
     /// State would end too soon, or hardly ever.
     #[error("[timeouts] {key} is {found}; it must be {least} to {most}")]
     Timeout {
@@ -461,6 +481,7 @@ impl ChainConfig {
         }
         Ok(Self {
             tenant: 0,
+            inside: vec![],
             nat: has(FunctionName::Nat).then_some(nat),
             nat64: has(FunctionName::Nat64).then_some(nat64),
             firewall: has(FunctionName::Firewall).then_some(firewall),

@@ -17,6 +17,7 @@ pub mod port;
 pub mod rewrite;
 pub mod service;
 pub mod siphash;
+pub mod source_check;
 pub mod state_access;
 pub mod static_config;
 pub mod trace;

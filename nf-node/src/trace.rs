@@ -140,12 +140,34 @@ pub fn trace_packet(
     (side, frame): (Side, &[u8]),
     read: Read<'_>,
 ) -> Vec<TraceRecord> {
-    let bytes = frame.len();
-    let found = match packet::parse(frame) {
+    if let Ok((parsed, _)) = parse(frame)
+        && let Some(reason) = chain.refuses_source(side, frame, &parsed)
+    {
+        let Parsed { transport, tuple, .. } = parsed;
+        let came = TraceRecord::Parsed { side, bytes: frame.len(), transport, tuple };
+        return vec![came, TraceRecord::Dropped(reason)];
+    }
+    trace_arrived(chain, steering, now, (side, frame), read)
+}
+
+/// A packet or a fragment, and what it is a fragment of.
+fn parse(frame: &[u8]) -> Result<(Parsed, Option<Fragment>), DropReason> {
+    match packet::parse(frame) {
         Err(DropReason::Fragment) => packet::parse_fragment(frame).map(|f| (f.parsed, Some(f))),
         parsed => parsed.map(|parsed| (parsed, None)),
-    };
-    let (parsed, fragment) = match found {
+    }
+}
+
+/// The same for a frame whose source was looked at: what turns round is not looked at again.
+fn trace_arrived(
+    chain: &Chain,
+    steering: &Steering,
+    now: Time,
+    (side, frame): (Side, &[u8]),
+    read: Read<'_>,
+) -> Vec<TraceRecord> {
+    let bytes = frame.len();
+    let (parsed, fragment) = match parse(frame) {
         Ok(found) => found,
         Err(reason) => {
             return vec![TraceRecord::Unreadable { side, bytes }, TraceRecord::Dropped(reason)];
@@ -180,7 +202,7 @@ pub fn trace_packet(
         Ok(frame) if chain.turns_round(side, &tuple) => {
             records.push(TraceRecord::TurnsRound);
             let turned = (side.opposite(), frame.as_slice());
-            records.extend(trace_packet(chain, steering, now, turned, read));
+            records.extend(trace_arrived(chain, steering, now, turned, read));
         }
         Ok(frame) => records.push(TraceRecord::Leaves(way.departure(&frame, after_commit))),
     }

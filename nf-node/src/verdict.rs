@@ -48,7 +48,8 @@ drop_reasons! {
     BadIpLength = "bad-ip-length",
     /// The IPv4 header checksum is wrong.
     BadIpChecksum = "bad-ip-checksum",
-    /// An IP option that is refused (source routes) or whose length is impossible.
+    /// An IP option that is refused (source routes, recorded routes and times) or whose length is
+    /// impossible.
     BadIpOption = "bad-ip-option",
     /// A source or destination that must not be on a wire: loopback, unspecified, multicast source,
     /// broadcast, or both ends equal.
@@ -111,8 +112,10 @@ drop_reasons! {
     NoMapping = "no-mapping",
     /// From outside to a mapping whose inside end has sent nothing there, so it is not let in.
     Filtered = "filtered",
-    /// From inside, and its source is one of the NAT's own addresses: a forgery or a loop.
+    /// Its source is one of the chain's own external ends: a forgery or a loop.
     NatSource = "nat-source",
+    /// Its source belongs on the other side: a forgery, or a route that is wrong.
+    SpoofedSource = "spoofed-source",
     /// Of a kind that the other IP version has no word for (RFC 7915).
     NoTranslation = "no-translation",
     /// No port is left for this flow.

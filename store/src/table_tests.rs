@@ -3,7 +3,7 @@
 use super::*;
 use crate::Endpoint;
 use crate::Tally;
-use crate::layout::KeyHash;
+use crate::layout::{Hasher, KeyHash, home_of};
 use crate::location_cache::LocationCache;
 use crate::table_reader::ReadError;
 use crate::table_stats::RegionStats;
@@ -60,6 +60,32 @@ fn a_full_table_holds_all_of_its_capacity_and_little_of_it_in_the_overflow_area(
         assert_eq!(table.get(&key(0)), None);
         put(&mut table, 5, 6).unwrap();
         assert_eq!(table.get(&key(5)).unwrap().value, value(6));
+    }
+}
+
+/// Bad input 45: keys that somebody chose to lie together in a table whose hash is known lie as far
+/// apart as any in a table with another key, and every region has its own.
+#[test]
+fn bad_input_45_keys_that_collide_in_one_table_do_not_in_another() {
+    const CAPACITY: u32 = 4096;
+    const KNOWN: u64 = 1;
+    let homes = Layout::new(CAPACITY).unwrap().homes;
+    let hasher = Hasher::new(KNOWN);
+    let lie_together = |number: &u64| home_of(hasher.hash(&key(*number)), homes) < homes / 200;
+    let chosen: Vec<u64> = (0..400_000).filter(lie_together).collect();
+    assert!((1500..2500).contains(&chosen.len()), "{}", chosen.len());
+    let fill = |hash_key| {
+        let region = Region::anonymous(Table::bytes_for(CAPACITY).unwrap()).unwrap();
+        let mut table = Table::format(Arc::new(region), IDENTITY, CAPACITY, hash_key).unwrap();
+        let refused = chosen.iter().filter(|number| put(&mut table, **number, 1).is_err()).count();
+        (refused, table.stats())
+    };
+    let (refused, stats) = fill(KNOWN);
+    assert!(refused + stats.overflow as usize > chosen.len() / 2, "they do collide: {stats:?}");
+    for hash_key in 2..12 {
+        let (refused, stats) = fill(hash_key);
+        assert_eq!(refused, 0);
+        assert!((stats.overflow as usize) < chosen.len() / 50, "{stats:?}");
     }
 }
 

@@ -38,7 +38,9 @@ use crate::siphash::{HashKey, siphash};
 use crate::verdict::{DropReason, Verdict};
 use nearstate_placement::Side;
 use nearstate_store::key::VALUE_BYTES;
-use nearstate_store::{Condition, Endpoint, Entry, Fill, Key, Time, Value, Version, Write};
+use nearstate_store::{
+    Address, Condition, Endpoint, Entry, Fill, Key, Time, Value, Version, Write,
+};
 use thiserror::Error;
 
 /// Services that one balancer may have.
@@ -203,6 +205,17 @@ impl LoadBalancer {
     #[must_use]
     pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
         Self { timeouts, ..self }
+    }
+
+    /// The addresses of its services.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        self.services.iter().map(|table| table.address.address)
+    }
+
+    /// Whether this is the end of a service.
+    #[must_use]
+    pub fn is_service(&self, protocol: u8, end: &Endpoint) -> bool {
+        self.service(protocol, end).is_some()
     }
 
     fn service(&self, protocol: u8, address: &Endpoint) -> Option<&Table> {

@@ -277,8 +277,13 @@ impl<I: Inside> Nat<I> {
         if self.static_map.is_empty() {
             return Way::Out;
         }
-        let end = self.static_map.external_of(tuple.protocol, &tuple.source);
-        end.map_or(Way::Out, Way::OutAs)
+        if let Some(end) = self.static_map.external_of(tuple.protocol, &tuple.source) {
+            return Way::OutAs(end);
+        }
+        match self.static_map.inside_of(tuple.protocol, &tuple.source) {
+            Some(_) => Way::Refused(DropReason::NatSource),
+            None => Way::Out,
+        }
     }
 
     /// What is to be done with an IPv4 packet from outside.

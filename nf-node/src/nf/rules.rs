@@ -95,6 +95,12 @@ impl Prefix {
         Ok(Self { address, length, bits, mask })
     }
 
+    /// Whether its addresses are those of IPv4.
+    #[must_use]
+    pub const fn is_ipv4(&self) -> bool {
+        self.address.is_ipv4()
+    }
+
     /// Whether this is one of the addresses; an IPv4 address is given IPv4-mapped.
     #[must_use]
     #[inline]

@@ -107,7 +107,10 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             let Lane { parsed, translated, .. } = lane;
             *translated = None;
             lane.counted = Counted::default();
-            lane.malformed = packet::parse_into(bytes, Verify::All, parsed).err();
+            lane.malformed = match packet::parse_into(bytes, Verify::All, parsed) {
+                Ok(()) => self.chain.refuses_source(side, bytes, parsed),
+                Err(reason) => Some(reason),
+            };
             if lane.malformed.is_some() {
                 continue;
             }

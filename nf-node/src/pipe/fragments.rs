@@ -196,6 +196,9 @@ impl<S: StateAccess, C: Stages> Pipe<S, C> {
             Err(reason) => return self.hand_over(frame, Err(reason), out),
         };
         let side = frame.side;
+        if let Some(reason) = self.chain.refuses_source(side, frame.as_slice(), &parsed) {
+            return self.hand_over(frame, Err(reason), out);
+        }
         if self.chain.ends_fragment(side, &parsed.tuple) {
             return self.hand_over(frame, Err(DropReason::Fragment), out);
         }

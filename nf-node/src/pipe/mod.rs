@@ -95,6 +95,12 @@ pub trait Stages {
         FragmentNames::new(0)
     }
 
+    /// Why a packet that arrives on this side must not come from where it says, if it must not.
+    #[inline]
+    fn refuses_source(&self, _side: Side, _frame: &[u8], _parsed: &Parsed) -> Option<DropReason> {
+        None
+    }
+
     /// Whether a packet from this side that is this flow behind the chain is to be taken in again,
     /// as from the other side.
     fn turns_round(&self, _side: Side, _tuple: &FlowTuple) -> bool {
@@ -172,6 +178,11 @@ impl Stages for SteeredChain {
 
     fn ends_fragment(&self, side: Side, tuple: &FlowTuple) -> bool {
         self.chain.ends_fragment(side, tuple)
+    }
+
+    #[inline]
+    fn refuses_source(&self, side: Side, frame: &[u8], parsed: &Parsed) -> Option<DropReason> {
+        self.chain.refuses_source(side, frame, parsed)
     }
 
     #[inline]

@@ -1,5 +1,6 @@
 //! The pipe against a world that answers late, in another order, falsely slow, or not at all.
 
+mod bad_inputs;
 mod fragments;
 mod model;
 mod nat;

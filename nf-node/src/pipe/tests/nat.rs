@@ -13,7 +13,7 @@ use nearstate_placement::Side;
 use nearstate_store::{Endpoint, Time};
 use std::sync::Arc;
 
-const NOW: Time = Time(1_000_000_000);
+pub(super) const NOW: Time = Time(1_000_000_000);
 const HOST: Endpoint = Endpoint::v4([10, 0, 0, 1], 1000);
 const GUEST: Endpoint = Endpoint::v4([10, 0, 0, 2], 2000);
 const WEB: Endpoint = Endpoint::v4([192, 0, 2, 1], 53);
@@ -51,13 +51,23 @@ fn pipe(extra: &str, parked_max: usize) -> Pipe<Baseline> {
 
 /// A pipe of this chain over a plain table.
 pub(super) fn pipe_of(chain: &str, parked_max: usize) -> Pipe<Baseline> {
-    let chain = Chain::new(&toml::from_str(chain).unwrap(), 64).unwrap();
+    pipe_in(chain, (64, 1000), parked_max)
+}
+
+/// The same with this many slots, and room for this many entries.
+pub(super) fn pipe_in(
+    chain: &str,
+    (slots, capacity): (u32, u32),
+    parked_max: usize,
+) -> Pipe<Baseline> {
+    let chain = Chain::new(&toml::from_str(chain).unwrap(), slots).unwrap();
     let baseline = Baseline::new(BaselineConfig {
-        capacity: 1000,
-        slots: 64,
+        capacity,
+        slots,
         pools: chain.pools().to_vec(),
         hash_key: 5,
-        pending_max: 16,
+        // A burst of new flows at once.
+        pending_max: parked_max.max(16),
     });
     let settings = PipeSettings { client: 1, parked_max, seed: 1 };
     Pipe::new(SteeredChain::new(Arc::new(chain), 9), baseline.unwrap(), settings)
@@ -67,7 +77,7 @@ pub(super) fn send(pipe: &mut Pipe<Baseline>, packets: &[(Side, Vec<u8>)]) -> En
     send_at(pipe, NOW, packets)
 }
 
-fn send_at(pipe: &mut Pipe<Baseline>, now: Time, packets: &[(Side, Vec<u8>)]) -> Ends {
+pub(super) fn send_at(pipe: &mut Pipe<Baseline>, now: Time, packets: &[(Side, Vec<u8>)]) -> Ends {
     let mut burst = Burst::new();
     for (tag, (side, bytes)) in packets.iter().enumerate() {
         let mut frame = Frame::new();
