@@ -17,7 +17,9 @@ mod map_feed;
 mod past;
 mod replicas;
 mod seeds;
+pub mod stopped;
 mod store_answers;
+mod store_words;
 mod system_view;
 mod tracer;
 mod vigil;
@@ -193,7 +195,7 @@ impl Node {
         let handler = Arc::new(Handler(answers.clone()));
         let store = Store::start(store_config, listener, replicas.setups, handler).await?;
         answers.store.get_or_init(|| store.clone());
-        identity.save()?;
+        identity.save_with(config)?;
         tell_peers(&store, &identity.map, node);
         form_if_first(config, &mut identity, &store).await?;
         let slots = SlotMap::new(Map::first_slots(shape.slots, shape.shards));

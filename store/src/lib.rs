@@ -1,5 +1,6 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
+mod ask;
 pub mod batch;
 pub mod block_journal;
 pub mod cell;
@@ -41,6 +42,7 @@ pub mod pool_check;
 pub mod pool_spec;
 pub mod pool_use;
 mod raft;
+pub mod refusal_counts;
 pub mod region;
 pub mod remote_read;
 mod serve;
@@ -81,6 +83,7 @@ pub use lease::LeaseCell;
 pub use location_cache::LocationCache;
 pub use machine::{Machine, Reply};
 pub use pool_spec::PoolSpec;
+pub use refusal_counts::{RefusalCounts, RefusalReason};
 pub use region::{Backing, Region, RegionError};
 pub use slot_map::SlotMap;
 pub use slot_set::SlotSet;

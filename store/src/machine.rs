@@ -3,6 +3,7 @@
 //! Replication knows payloads only as bytes. Two machines exist: the flow machine
 //! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
 
+use crate::flow_machine::FlowMachineStats;
 use crate::key::Key;
 use crate::move_board::MoveBoard;
 use crate::pool_check::{PoolLeak, PoolReport};
@@ -142,6 +143,12 @@ pub trait Machine: Send + 'static {
     /// How many outcomes of transactions it remembers; 0 if it is no machine of transactions.
     fn outcomes_remembered(&self) -> u64 {
         0
+    }
+
+    /// What it has decided since it was made, on this replica; no state. `None` if it is no machine
+    /// of transactions.
+    fn decisions(&self) -> Option<FlowMachineStats> {
+        None
     }
 
     /// Whether every port in use has its entry, and every entry its port; `None` if it has no

@@ -18,13 +18,13 @@
 #![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
 
 use crate::Key;
-use crate::batch::{batch_header, encode_transaction, stamp};
+pub(crate) use crate::ask::{Ask, Route};
+use crate::batch::{batch_header, stamp};
 use crate::clock::{boot_now, wall_ms};
-use crate::connection::Answer;
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
 use crate::grant_board::GrantBoard;
-use crate::group_commit::{GroupCommit, GroupLimits, Weight};
+use crate::group_commit::{GroupCommit, GroupLimits};
 use crate::keeper::UpkeepCounters;
 use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::LinkContext;
@@ -32,10 +32,11 @@ use crate::local_reads::reading;
 use crate::machine::Reply;
 use crate::move_board::MoveBoard;
 use crate::raft::{Payload, Replica, Watch, WriteError};
+use crate::refusal_counts::RefusalCounts;
 use crate::slot_move;
 use crate::suspension::Clocks;
 use crate::tenure::{Look, Tenure};
-use crate::transaction::{Outcome, SeenNote, Transaction};
+use crate::transaction::SeenNote;
 use crate::types::{NodeId, ShardId, SlotId, Term, Time};
 use crate::wire::{Grant, NotServed, Reading, Readings, Request, Response};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -45,7 +46,7 @@ use futures::stream::FuturesUnordered;
 use rkyv::util::AlignedVec;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
 /// Questions that may wait for the group commit of a shard.
@@ -135,51 +136,6 @@ impl ShardView {
     }
 }
 
-/// Transactions that want to be in an entry, and who wants to know.
-pub(crate) struct Ask {
-    /// As they stand in a batch.
-    encoded: Vec<u8>,
-    count: usize,
-    route: Route,
-}
-
-/// Where outcomes go.
-pub(crate) enum Route {
-    Local(oneshot::Sender<Result<Vec<Outcome>, NotServed>>),
-    Remote(Answer),
-}
-
-impl Route {
-    fn answer(self, result: Result<Vec<Outcome>, NotServed>) {
-        match self {
-            // Who asked may have given up.
-            Self::Local(sender) => drop(sender.send(result)),
-            Self::Remote(answer) => answer.send(&match result {
-                Ok(outcomes) => Response::Outcomes(outcomes),
-                Err(reason) => Response::NotServed(reason),
-            }),
-        }
-    }
-}
-
-impl Ask {
-    pub(crate) fn new<'a>(
-        transactions: impl Iterator<Item = &'a Transaction>,
-        route: Route,
-    ) -> Self {
-        let (mut encoded, mut count) = (Vec::new(), 0);
-        for transaction in transactions {
-            encode_transaction(transaction, &mut encoded);
-            count += 1;
-        }
-        Self { encoded, count, route }
-    }
-
-    fn weight(&self) -> Weight {
-        Weight { units: self.count, bytes: self.encoded.len() }
-    }
-}
-
 /// What the edge gives a shard besides its machine.
 pub(crate) struct ShardParts {
     pub(crate) reads: Option<Arc<dyn LocalReads>>,
@@ -187,6 +143,7 @@ pub(crate) struct ShardParts {
     pub(crate) lease: Arc<LeaseCell>,
     pub(crate) generation: Option<Arc<dyn Fn(u64) + Send + Sync>>,
     pub(crate) moves: Arc<MoveBoard>,
+    pub(crate) refusals: Arc<RefusalCounts>,
 }
 
 /// See the module's text.
@@ -282,12 +239,20 @@ impl Shard {
         let leader = self.view.leader();
         if leader != Some(self.node) {
             let not_owner = NotServed::NotOwner(leader.map_or(0, |leader| leader.0));
-            ask.route.answer(Err(not_owner));
+            self.refuse(ask.route, not_owner);
             return;
         }
         if let Err(refused) = self.asks.try_send(ask) {
-            refused.into_inner().route.answer(Err(NotServed::Busy));
+            self.refuse(refused.into_inner().route, NotServed::Busy);
         }
+    }
+
+    /// Says no. An answer that goes to another node is counted where it is sent.
+    fn refuse(&self, route: Route, reason: NotServed) {
+        if matches!(route, Route::Local(_)) {
+            self.parts.refusals.count(reason);
+        }
+        route.answer(Err(reason));
     }
 
     /// Reads for another node, and for how long they may be used; the lease is looked at after the
@@ -511,7 +476,7 @@ impl Shard {
             for ask in news.drain(..) {
                 let weight = ask.weight();
                 if let Err(ask) = group.offer(now, weight, ask) {
-                    ask.route.answer(Err(NotServed::Busy));
+                    self.refuse(ask.route, NotServed::Busy);
                 }
             }
             while let Some(batch) = group.take(now) {
@@ -575,7 +540,7 @@ impl Shard {
             Err(WriteError::DiskFull) => NotServed::DiskFull,
         };
         for (_, route) in routes {
-            route.answer(Err(refusal));
+            self.refuse(route, refusal);
         }
     }
 }

@@ -8,6 +8,7 @@
 //! The edge: reads and writes files.
 
 use super::NodeError;
+use super::stopped::StoppedError;
 use crate::node_config::{NodeConfig, fnv};
 use nearstate_placement::api::Response;
 use nearstate_placement::{Map, Member, MemberState};
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 const FORM: &str = "nearstate-node-1";
 /// Longest file that says who the node is.
 const IDENTITY_BYTES_MAX: u64 = 64 << 10;
+/// Longest file of a configuration.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Longest file of a map.
 const MAP_BYTES_MAX: u64 = 8 << 20;
 
@@ -155,6 +158,13 @@ impl Home {
         self.replace("identity", &encode(life)).map_err(Self::failed(&self.path))
     }
 
+    /// Keeps the configuration beside the logs: whoever looks at them when the node has stopped
+    /// needs to know which tables and pools they are about.
+    pub(super) fn save_config(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        let text = toml::to_string(config).expect("what was read as TOML can be written");
+        self.replace("config.toml", text.as_bytes()).map_err(Self::failed(&self.path))
+    }
+
     fn replace(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
         let unfinished = self.file(&format!("{name}.tmp"));
         let mut file = File::create(&unfinished)?;
@@ -163,6 +173,23 @@ impl Home {
         std::fs::rename(&unfinished, self.file(name))?;
         File::open(&self.path)?.sync_all()
     }
+}
+
+/// Who left a directory, and with which configuration. Changes nothing.
+pub(super) fn inhabitant(directory: &Path) -> Result<(Life, NodeConfig), StoppedError> {
+    let missing = |name: &str| {
+        let path = directory.join(name);
+        move |source| StoppedError::File { path, source }
+    };
+    let text =
+        read(&directory.join("identity"), IDENTITY_BYTES_MAX).map_err(missing("identity"))?;
+    let unusable = |name: &str| StoppedError::Unusable(directory.join(name));
+    let life = decode(&text).ok_or_else(|| unusable("identity"))?;
+    let text = read(&directory.join("config.toml"), CONFIG_BYTES_MAX);
+    let text = text.map_err(missing("config.toml"))?;
+    let text = core::str::from_utf8(&text).map_err(|_| unusable("config.toml"))?;
+    let config = NodeConfig::parse(text).map_err(|_| unusable("config.toml"))?;
+    Ok((life, config))
 }
 
 /// Why a shard's log cannot be gone on with, if it is damaged or missing.

@@ -59,6 +59,12 @@ impl Identity {
         self.home.as_ref().map_or(Ok(()), |home| home.save(&self.life))
     }
 
+    /// The same, and with which configuration.
+    pub(super) fn save_with(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        self.save()?;
+        self.home.as_ref().map_or(Ok(()), |home| home.save_config(config))
+    }
+
     /// The node as a member of the map.
     pub(super) fn member(&self, config: &NodeConfig) -> Member {
         Member {
