@@ -70,6 +70,7 @@ pub mod upkeep;
 pub mod wire;
 mod word_array;
 mod words;
+mod write;
 
 pub use batch::{decode_batch, encode_batch};
 pub use doorbell::Doorbell;

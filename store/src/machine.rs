@@ -34,6 +34,17 @@ pub enum PayloadError {
     /// Not a valid archive.
     #[error("the entry is not a valid archive: {0}")]
     Archive(String),
+    /// Of another version of this program.
+    #[error(
+        "the entry has format version {found}, this node reads {expected}: all nodes must be of one \
+         version"
+    )]
+    Version {
+        /// What it says.
+        found: u8,
+        /// What this build reads.
+        expected: u8,
+    },
     /// Not a batch of transactions.
     #[error("the entry is not a valid batch: {0}")]
     Batch(&'static str),

@@ -1,7 +1,7 @@
 //! `nearstate store`, `nat` and `explain`, as an operator uses them: on real nodes that hold flows,
 //! and on the files that they leave.
 
-use crate::process::{CLUSTER, Node, PATIENCE, PROGRAM, form, join, start};
+use crate::process::{CLUSTER, Node, PATIENCE, PROGRAM, command, form, join, ready, start};
 use crate::sender::Sender;
 use nearstate_store::Endpoint;
 use rustix::process::Signal;
@@ -113,6 +113,35 @@ fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
     // Durable nodes end and are expected back.
     first.end_by(Signal::TERM);
     check_files(directory, &damaged);
+}
+
+#[test]
+fn the_log_says_which_pages_each_table_got() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let shared = form(directory);
+    let own = shared.replacen("[chain]", "shared-memory-reads = false\n[chain]", 1);
+    for (name, config) in [("shared", shared), ("own", own)] {
+        let directory = directory.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let config = config.replace(scratch.path().to_str().unwrap(), directory.to_str().unwrap());
+        let log = directory.join("log");
+        let mut starting = command(&directory, "n1.toml", &config);
+        starting.env_remove("NEARSTATE_LOG").stderr(std::fs::File::create(&log).unwrap());
+        let node = ready(&directory, "n1.toml", starting.spawn().unwrap());
+        let stat = json_of(&node, "store stat");
+        let log = std::fs::read_to_string(log).unwrap();
+        let tables: Vec<_> = stat["shards"].as_array().unwrap()[1..].iter().collect();
+        assert_eq!(tables.len(), 2, "{stat:#}");
+        for shard in tables {
+            let (bytes, memory) = (&shard["table"]["bytes"], &shard["table"]["memory"]);
+            let memory = memory.as_str().unwrap();
+            assert_eq!(memory.starts_with("shared file on "), name == "shared", "{memory}");
+            assert!(memory.ends_with(" pages"), "{memory}");
+            let wanted = format!("memory for a region bytes={bytes} backing={memory}");
+            assert!(log.lines().any(|line| line.ends_with(&wanted)), "{wanted}: {log}");
+        }
+    }
 }
 
 /// A listing is bounded, and says so; a slot's is part of it.

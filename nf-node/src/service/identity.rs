@@ -5,8 +5,9 @@
 //! nobody an id.
 
 use super::NodeError;
-use super::durable::{Home, Life};
+use super::durable::Home;
 use super::formation::{self, Origin};
+use super::life::Life;
 use super::past::Past;
 use super::port_names;
 use super::seeds::{Newcomer, Seeds};
