@@ -10,6 +10,7 @@
 
 use crate::Entry;
 use crate::clock::boot_now;
+use crate::committer::{Ask, Route};
 use crate::consensus::{CallError, ChangeError};
 use crate::driver::{AppHandler, ShardSetup, StartError, Store, StoreConfig};
 use crate::flow_machine::{FlowMachine, FlowMachineConfig};
@@ -17,7 +18,7 @@ use crate::key::Key;
 use crate::lease::LeaseCell;
 use crate::machine::Machine;
 use crate::region::{Region, RegionError};
-use crate::shard::{Ask, Route, Shard};
+use crate::shard::Shard;
 use crate::slot_set::{BadSlotCount, SlotSet};
 use crate::table::Table;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};

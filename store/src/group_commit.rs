@@ -4,7 +4,7 @@
 //! an entry is in flight, proposals collect; they go out when it is done, or, as the second entry
 //! in flight, when the open batch is full or its oldest proposal has waited long enough. Two
 //! entries in flight at most: on a local network deeper pipelining costs more than it brings. Time
-//! is looked at only when something happens, so no timer stands on the path of a commit.
+//! is looked at whenever something happens, and at [`GroupCommit::ripe_at`] if nothing does.
 //!
 //! Pure: it takes the time, and gives batches back; who sends them is not known here.
 
@@ -102,6 +102,15 @@ impl<P> GroupCommit<P> {
         Some(batch)
     }
 
+    /// When what waits goes out by its age alone, if nothing happens before; `None` if only
+    /// something that happens can send it.
+    #[must_use]
+    pub fn ripe_at(&self) -> Option<Time> {
+        let (oldest, _, _) = self.waiting.front()?;
+        let may_fly = self.in_flight > 0 && self.in_flight < self.limits.in_flight;
+        may_fly.then(|| oldest.plus_ns(self.limits.linger_ns))
+    }
+
     /// A batch is no longer in flight, whatever became of it.
     ///
     /// # Panics
@@ -174,6 +183,22 @@ mod tests {
             assert_eq!(group.take(Time(1000)), None);
             assert_eq!(group.in_flight(), 2);
         }
+    }
+
+    #[test]
+    fn what_waits_beside_one_in_flight_is_ripe_by_its_age_and_beside_two_never() {
+        let mut group = GroupCommit::new(LIMITS);
+        assert_eq!(group.ripe_at(), None);
+        group.offer(Time(0), ONE, 1).unwrap();
+        assert!(group.take(Time(0)).is_some() && group.ripe_at().is_none());
+        group.offer(Time(7), ONE, 2).unwrap();
+        group.offer(Time(9), ONE, 3).unwrap();
+        let ripe = group.ripe_at().unwrap();
+        assert_eq!(ripe, Time(57));
+        assert_eq!(group.take(Time(56)), None);
+        assert_eq!(group.take(ripe), Some(vec![2, 3]));
+        group.offer(Time(60), ONE, 4).unwrap();
+        assert_eq!(group.ripe_at(), None);
     }
 
     #[test]

@@ -4,15 +4,16 @@
 //! The edge: it sleeps and reads clocks, and decides nothing; when an entry has expired is the
 //! machine's business ([`crate::flow_upkeep`]). The machine is asked for small pieces of work, and
 //! other tasks run in between. Expiries go the way of all transactions. Notes of what was seen go
-//! in entries of their own, one at a time, and wait when the group has much to do: packets never
-//! wait for them. Records of port blocks go to the log of the process.
+//! in entries of their own, one at a time, and wait when the group has much to do, but no longer
+//! than a second ([`WAITS_MAX`]). Records of port blocks go to the log of the process.
 
 #![expect(clippy::disallowed_methods, reason = "looks every now and then")]
 
 use crate::batch::encode_batch;
 use crate::clock::{boot_now, wall_ms};
+use crate::committer::{Ask, Route};
 use crate::raft::Payload;
-use crate::shard::{Ask, Route, Shard};
+use crate::shard::Shard;
 use crate::transaction::{Batch, Outcome, SeenNote, TransactionId};
 use crate::types::{NodeId, Term};
 use crate::upkeep::{Expiry, Upkeep, UpkeepClock};
@@ -75,15 +76,30 @@ fn count(counter: &AtomicU64, by: usize) {
     counter.fetch_add(by as u64, Ordering::Relaxed);
 }
 
-/// Ids for the proposals of one life of a node.
+/// Looks in a row, about a second of them, in which notes may wait for a busy group.
+const WAITS_MAX: u32 = 15;
+/// Bits of a serial that count within a term.
+const SERIAL_BITS: u32 = 40;
+
+/// Ids for the proposals of one owner. A node with a memory comes back under its old name, and what
+/// it proposed before is remembered: so serials go on from term to term, of which each life of a
+/// node that owns a shard has one of its own.
 struct Ids {
     client: u64,
+    term: Term,
     serial: u64,
 }
 
 impl Ids {
     fn of(node: NodeId) -> Self {
-        Self { client: node.0 << 16 | CLIENT, serial: 0 }
+        Self { client: node.0 << 16 | CLIENT, term: Term(0), serial: 0 }
+    }
+
+    /// To be called before the first id in a term.
+    fn enter(&mut self, term: Term) {
+        if term > self.term {
+            (self.term, self.serial) = (term, term.0 << SERIAL_BITS);
+        }
     }
 
     fn next(&mut self) -> TransactionId {
@@ -92,14 +108,34 @@ impl Ids {
     }
 }
 
+/// Whether notes are told or wait: packets come first, but not for ever.
+#[derive(Debug, Default)]
+struct Notes {
+    /// Looks in a row in which they have waited.
+    waited: u32,
+}
+
+impl Notes {
+    fn are_told(&mut self, is_busy: bool) -> bool {
+        let told = !is_busy || self.waited == WAITS_MAX;
+        self.waited = if told { 0 } else { self.waited + 1 };
+        told
+    }
+}
+
 impl Shard {
     /// The fourth task; see the module's text.
     pub(crate) async fn keep_loop(self: Arc<Self>) {
-        let mut ids = Ids::of(self.node);
+        let (mut ids, mut notes) = (Ids::of(self.node), Notes::default());
         let mut work = Upkeep::new();
         loop {
             sleep(EVERY).await;
             if let Some(term) = self.owned_term() {
+                work.wants_seen = notes.are_told(self.is_busy());
+                if !work.wants_seen {
+                    count(&self.upkeep.waited, 1);
+                }
+                ids.enter(term);
                 self.keep(term, &mut ids, &mut work).await;
             }
         }
@@ -115,10 +151,6 @@ impl Shard {
     async fn keep(&self, term: Term, ids: &mut Ids, work: &mut Upkeep) {
         loop {
             work.clear();
-            work.wants_seen = !self.is_busy();
-            if !work.wants_seen {
-                count(&self.upkeep.waited, 1);
-            }
             let now = boot_now();
             let time_ms = self.replica.time().stamp(term, now, wall_ms());
             if !self.replica.upkeep(&UpkeepClock { time_ms, now, term }, work) {
@@ -224,5 +256,37 @@ impl Shard {
         for note in seen.iter().filter(|note| !note.tally.is_zero()) {
             reads.note_seen(&note.key, note.seen_at(now), note.tally);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_id_is_of_two_terms_or_of_two_lives_of_a_node() {
+        let mut ids = Ids::of(NodeId(7));
+        ids.enter(Term(3));
+        let mut seen = vec![ids.next(), ids.next()];
+        ids.enter(Term(3));
+        seen.push(ids.next());
+        ids.enter(Term(4));
+        seen.push(ids.next());
+        // The same node, started anew; it owns a shard in a later term, as it kept its vote.
+        let mut ids = Ids::of(NodeId(7));
+        ids.enter(Term(5));
+        seen.push(ids.next());
+        assert!(seen.is_sorted_by(|a, b| a.client == b.client && a.serial < b.serial), "{seen:?}");
+    }
+
+    #[test]
+    fn notes_wait_for_a_busy_group_but_not_for_ever() {
+        let mut notes = Notes::default();
+        assert!(notes.are_told(false));
+        for round in 0..3 {
+            let waited = (0..).take_while(|_| !notes.are_told(true)).count();
+            assert_eq!(waited, WAITS_MAX as usize, "round {round}");
+        }
+        assert!(!notes.are_told(true) && notes.are_told(false));
     }
 }

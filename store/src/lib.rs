@@ -1,11 +1,11 @@
 //! A Raft-replicated in-memory store of flow state, read in place.
 
-mod ask;
 pub mod batch;
 pub mod block_journal;
 pub mod cell;
 pub mod client;
 pub mod clock;
+mod committer;
 mod connection;
 pub mod consensus;
 pub mod disk;

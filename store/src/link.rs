@@ -10,12 +10,13 @@
 //! was taken, and its place in the queue is reserved when it is taken.
 
 use crate::clock::boot_now;
+use crate::committer::{Ask, Route};
 use crate::connection::Pending;
 use crate::consensus::CallError;
 use crate::doorbell::Doorbell;
 pub use crate::grant_board::ReadGrant;
 use crate::note_relay::{NoteQueue, Noted};
-use crate::shard::{Ask, Route, Shard, ShardView};
+use crate::shard::{Shard, ShardView};
 use crate::slot_map::SlotMap;
 use crate::tally::Tally;
 use crate::transaction::{Outcome, Refusal, Transaction};

@@ -6,11 +6,12 @@
 
 #![expect(clippy::disallowed_methods, reason = "starts the tasks that answer")]
 
+use crate::committer::{Ask, Route};
 use crate::connection::{Answer, Caller, Serve};
 use crate::driver::AppHandler;
 use crate::raft::{Payload, WriteError};
 use crate::refusal_counts::RefusalReason;
-use crate::shard::{Ask, Route, Shard};
+use crate::shard::Shard;
 use crate::types::{NodeId, ShardId};
 use crate::wire::{Appended, Ballot, NotServed, Request, Response};
 use core::pin::Pin;

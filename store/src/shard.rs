@@ -1,7 +1,7 @@
 //! One shard on this node: its group, its lease, its group commit.
 //!
 //! Two tasks, and a third for read leases. One turns what a quorum has acknowledged into the lease
-//! and tells the others who leads; the other collects proposals into entries.
+//! and tells the others who leads; the other collects proposals into entries ([`crate::committer`]).
 //!
 //! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as
 //! long as voters refuse other candidates (`lease_ms`), less a margin. It is kept in a clock
@@ -18,20 +18,18 @@
 #![expect(clippy::disallowed_methods, reason = "keeps time, and compares two clocks")]
 
 use crate::Key;
-pub(crate) use crate::ask::{Ask, Route};
-use crate::batch::{batch_header, stamp};
+use crate::batch::stamp;
 use crate::clock::{boot_now, wall_ms};
+use crate::committer::{ASKS_MAX, Ask};
 use crate::consensus::{CallError, ChangeError, ShardStatus, Timing};
 use crate::driver::{LocalReads, RegionAddress};
 use crate::grant_board::GrantBoard;
-use crate::group_commit::{GroupCommit, GroupLimits};
 use crate::keeper::UpkeepCounters;
 use crate::lease::{LeaseCell, LeaseTerms, read_lease_end};
 use crate::link::LinkContext;
 use crate::local_reads::reading;
-use crate::machine::Reply;
 use crate::move_board::MoveBoard;
-use crate::raft::{Payload, Replica, Watch, WriteError};
+use crate::raft::{Payload, Replica, Watch};
 use crate::refusal_counts::RefusalCounts;
 use crate::slot_move;
 use crate::suspension::Clocks;
@@ -41,16 +39,11 @@ use crate::types::{NodeId, ShardId, SlotId, Term, Time};
 use crate::wire::{Grant, NotServed, Reading, Readings, Request, Response};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use rkyv::util::AlignedVec;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
-/// Questions that may wait for the group commit of a shard.
-const ASKS_MAX: usize = 4096;
 /// Transactions that wait when the group is said to be busy.
 const BUSY_UNITS: usize = 1024;
 /// Until a read lease is asked for again: after a refusal, and if there is nobody to ask.
@@ -162,7 +155,7 @@ pub(crate) struct Shard {
     status: watch::Sender<ShardStatus>,
     asks: mpsc::Sender<Ask>,
     /// Transactions that wait for an entry.
-    backlog: AtomicUsize,
+    pub(crate) backlog: AtomicUsize,
     pub(crate) upkeep: UpkeepCounters,
     /// The leader, the lease or the role changed.
     pub(crate) moved: Arc<Notify>,
@@ -239,20 +232,12 @@ impl Shard {
         let leader = self.view.leader();
         if leader != Some(self.node) {
             let not_owner = NotServed::NotOwner(leader.map_or(0, |leader| leader.0));
-            self.refuse(ask.route, not_owner);
+            ask.refuse(not_owner, &self.parts.refusals);
             return;
         }
         if let Err(refused) = self.asks.try_send(ask) {
-            self.refuse(refused.into_inner().route, NotServed::Busy);
+            refused.into_inner().refuse(NotServed::Busy, &self.parts.refusals);
         }
-    }
-
-    /// Says no. An answer that goes to another node is counted where it is sent.
-    fn refuse(&self, route: Route, reason: NotServed) {
-        if matches!(route, Route::Local(_)) {
-            self.parts.refusals.count(reason);
-        }
-        route.answer(Err(reason));
     }
 
     /// Reads for another node, and for how long they may be used; the lease is looked at after the
@@ -375,13 +360,27 @@ impl Shard {
         }
         if *announced != Some(leading.term) {
             *announced = Some(leading.term);
-            self.generation.store(leading.term.0, Ordering::SeqCst);
-            if let Some(generation) = &self.parts.generation {
-                generation(leading.term.0);
-            }
+            self.announce(leading.term.0);
         }
         self.tenure.extend(leading.term, until);
         true
+    }
+
+    /// Marks the region with the owner's term, which a grant names; 0 when there is no owner here,
+    /// so that no grant of a former one reads what a follower applies.
+    fn announce(&self, generation: u64) {
+        self.generation.store(generation, Ordering::SeqCst);
+        if let Some(set) = &self.parts.generation {
+            set(generation);
+        }
+    }
+
+    /// This node does not lead: its lease ends, and with it every grant of its region.
+    fn step_down(&self, announced: &mut Option<Term>) {
+        self.tenure.end();
+        if announced.take().is_some() {
+            self.announce(0);
+        }
     }
 
     /// The first task: lease, leader, status.
@@ -395,7 +394,7 @@ impl Shard {
             let settled = match look.leading {
                 Some(_) => self.renew(&look, &mut clocks, &mut announced),
                 None => {
-                    self.tenure.end();
+                    self.step_down(&mut announced);
                     true
                 }
             };
@@ -412,7 +411,7 @@ impl Shard {
                 break;
             }
         }
-        self.tenure.end();
+        self.step_down(&mut announced);
         self.publish();
     }
 
@@ -457,35 +456,6 @@ impl Shard {
         self.parts.region.is_some()
     }
 
-    /// The second task: group commit.
-    pub(crate) async fn commit_loop(self: Arc<Self>, mut asked: mpsc::Receiver<Ask>) {
-        let mut group = GroupCommit::new(GroupLimits::default());
-        let mut flying = FuturesUnordered::new();
-        let mut news = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                Some(()) = flying.next(), if !flying.is_empty() => group.done(),
-                count = asked.recv_many(&mut news, ASKS_MAX) => {
-                    if count == 0 {
-                        return;
-                    }
-                }
-            }
-            let now = boot_now();
-            for ask in news.drain(..) {
-                let weight = ask.weight();
-                if let Err(ask) = group.offer(now, weight, ask) {
-                    self.refuse(ask.route, NotServed::Busy);
-                }
-            }
-            while let Some(batch) = group.take(now) {
-                flying.push(self.commit(batch));
-            }
-            self.backlog.store(group.waiting_units(), Ordering::Relaxed);
-        }
-    }
-
     /// A step of a move with the shard's time; everything else as it is.
     pub(crate) fn stamped(&self, payload: Payload) -> Payload {
         // What begins like a step in the log of another machine is none.
@@ -497,51 +467,6 @@ impl Shard {
         let mut bytes = payload.0.to_vec();
         stamp(&mut bytes, time_ms);
         Payload::copy_of(&bytes)
-    }
-
-    /// Writes one entry and tells everybody who has a part in it.
-    async fn commit(&self, asks: Vec<Ask>) {
-        let count = asks.iter().map(|ask| ask.count).sum();
-        let term = self.replica.leading().map_or(Term(0), |leading| leading.term);
-        let time_ms = self.replica.time().stamp(term, boot_now(), wall_ms());
-        let header = batch_header(time_ms, 0, count);
-        let bytes = asks.iter().map(|ask| ask.encoded.len()).sum::<usize>();
-        let mut payload = AlignedVec::with_capacity(header.len() + bytes);
-        payload.extend_from_slice(&header);
-        let mut routes = Vec::with_capacity(asks.len());
-        for Ask { encoded, count, route } in asks {
-            payload.extend_from_slice(&encoded);
-            routes.push((count, route));
-        }
-        let payload = Payload(Arc::new(payload));
-        // Followers would refuse what the machine does not take, and wait for ever.
-        let result = match self.replica.check(&payload) {
-            Ok(()) => self.replica.write(payload).await,
-            Err(error) => {
-                tracing::error!(shard = %self.id, %error, "a batch is not acceptable");
-                Err(WriteError::Malformed)
-            }
-        };
-        let refusal = match result {
-            Ok(Reply::Outcomes(outcomes)) if outcomes.len() == count => {
-                let mut outcomes = outcomes.into_iter();
-                for (count, route) in routes {
-                    route.answer(Ok(outcomes.by_ref().take(count).collect()));
-                }
-                return;
-            }
-            Ok(_) => NotServed::Malformed,
-            Err(WriteError::NotLeader(leader)) => {
-                NotServed::NotOwner(leader.map_or(0, |leader| leader.0))
-            }
-            Err(WriteError::Unknown) => NotServed::Unknown,
-            Err(WriteError::Malformed) => NotServed::Malformed,
-            Err(WriteError::Stopped) => NotServed::Stopped,
-            Err(WriteError::DiskFull) => NotServed::DiskFull,
-        };
-        for (_, route) in routes {
-            self.refuse(route, refusal);
-        }
     }
 }
 

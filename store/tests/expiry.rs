@@ -8,6 +8,7 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use nearstate_store::clock::boot_now;
+use nearstate_store::disk::{DiskConfig, Durability};
 use nearstate_store::driver::{AppHandler, ShardSetup, Store, StoreConfig};
 use nearstate_store::flow_machine::{FlowMachine, FlowMachineConfig};
 use nearstate_store::lease::LeaseCell;
@@ -108,6 +109,11 @@ struct Node {
 
 impl Node {
     async fn start(id: u64) -> Self {
+        Self::start_with(StoreConfig::new(1, NodeId(id), id * 1000 + 1)).await
+    }
+
+    async fn start_with(config: StoreConfig) -> Self {
+        let id = config.node.0;
         let region = Region::anonymous(Table::bytes_for(CAPACITY).unwrap()).unwrap();
         let identity = RegionIdentity { cluster: 1, shard: SHARD };
         let table = Table::format(Arc::new(region), identity, CAPACITY, id).unwrap();
@@ -127,7 +133,6 @@ impl Node {
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let config = StoreConfig::new(1, NodeId(id), id * 1000 + 1);
         let store = Store::start(config, listener, vec![setup], Arc::new(Nobody)).await.unwrap();
         Self { store, seen, address }
     }
@@ -257,6 +262,40 @@ async fn what_packets_of_another_node_see_reaches_all_replicas_and_is_counted() 
         .sum();
     assert!(counts >= 1, "{counts}");
     for node in nodes {
+        node.store.shutdown().await;
+    }
+}
+
+/// A node on disk comes back under its old name, and the log remembers what its owner's task has
+/// proposed: the expiries of its next life are others all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_expire_after_a_restart_as_before() {
+    let scratch = tempfile::tempdir().unwrap();
+    let durability = || Durability::Disk(DiskConfig::new(scratch.path().join("n1")));
+    let start = || {
+        Node::start_with(StoreConfig {
+            durability: durability(),
+            ..StoreConfig::new(1, NodeId(1), 1)
+        })
+    };
+    let mut expired_before = 0;
+    for life in 0..3_u16 {
+        let node = start().await;
+        node.store.set_peers(&[(NodeId(1), node.address)]);
+        if life == 0 {
+            node.store.initialize(SHARD, &[NodeId(1)]).await.unwrap();
+        }
+        until(|| node.owns().then_some(())).await;
+        for number in 0..20 {
+            node.put(key(100 * life + number), 1).await;
+        }
+        // What the log tells again is seen again.
+        let expired = || node.seen.lock().unwrap().expired.len();
+        until(|| (expired() == expired_before + 20).then_some(())).await;
+        expired_before += 20;
+        assert_eq!(node.seen.lock().unwrap().entries, 0);
+        let counts = node.store.upkeep_counts(SHARD).unwrap();
+        assert_eq!((counts.expired, counts.undecided), (20, 0), "life {life}: {counts:?}");
         node.store.shutdown().await;
     }
 }
