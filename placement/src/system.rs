@@ -18,7 +18,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Version of the form of commands and of replies, their first byte. Commands stand in logs on disks.
+/// Version of the form of commands and of replies, their first byte. Commands stand in logs on
+/// disks.
 const FORMAT: u8 = 1;
 
 /// What may be asked of the system shard.

@@ -36,8 +36,8 @@ pub enum PayloadError {
     Archive(String),
     /// Of another version of this program.
     #[error(
-        "the entry has format version {found}, this node reads {expected}: all nodes must be of one \
-         version"
+        "the entry has format version {found}, this node reads {expected}: all nodes must be of \
+         one version"
     )]
     Version {
         /// What it says.
