@@ -15,7 +15,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Version of the messages, their first byte. Nodes of different versions do not talk.
-pub const API_VERSION: u8 = 4;
+pub const API_VERSION: u8 = 5;
 
 /// What may be asked of a node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]

@@ -22,6 +22,17 @@ pub enum DecodeError {
         /// What is allowed.
         limit: usize,
     },
+    /// Of another version of this program.
+    #[error(
+        "it has format version {found}, this build reads {expected}: all nodes must be of one \
+         version"
+    )]
+    Version {
+        /// What it says.
+        found: u8,
+        /// What is read.
+        expected: u8,
+    },
     /// Not a valid archive.
     #[error("not a valid archive: {0}")]
     Archive(String),
@@ -51,6 +62,36 @@ where
     match rkyv::to_bytes::<rancor::Error>(value) {
         Ok(bytes) => bytes.into_vec(),
         Err(error) => panic!("a value in memory can always be encoded: {error}"),
+    }
+}
+
+/// The same behind a byte that says which version of its form it is.
+///
+/// # Panics
+/// If memory runs out: nothing else can fail.
+pub fn encode_as<T>(version: u8, value: &T) -> Vec<u8>
+where
+    T: for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+{
+    let mut bytes = encode(value);
+    bytes.insert(0, version);
+    bytes
+}
+
+/// What [`encode_as`] made, of just this version.
+///
+/// # Errors
+/// If they are of another version, too many, or spell none.
+pub fn decode_as<T>(version: u8, bytes: &[u8], limit: usize) -> Result<T, DecodeError>
+where
+    T: Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+        + rkyv::Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    match bytes.split_first() {
+        Some((found, body)) if *found == version => decode(body, limit),
+        Some((found, _)) => Err(DecodeError::Version { found: *found, expected: version }),
+        None => Err(DecodeError::Inconsistent("it is empty".to_owned())),
     }
 }
 

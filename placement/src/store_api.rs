@@ -11,6 +11,9 @@ use nearstate_store::limits::POOLS_MAX;
 use nearstate_store::{Key, LogIndex, PoolId, ShardId, SlotId, Value, Version};
 use rkyv::{Archive, Deserialize, Serialize};
 
+/// How often things happened, by their names.
+pub type Counts = Vec<(String, u64)>;
+
 /// What may be asked about a store.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub enum StoreRequest {
@@ -33,6 +36,8 @@ pub enum StoreRequest {
     Hash(ShardId),
     /// How the ports of a shard's pools are used.
     Pools(ShardId),
+    /// What the node has refused since it began, by reason.
+    Refusals,
 }
 
 /// What a node answers; nothing (`None`) where it has no such replica.
@@ -48,6 +53,8 @@ pub enum StoreResponse {
     Hash(Option<StateHash>),
     /// To [`StoreRequest::Pools`].
     Pools(Option<HeldPools>),
+    /// To [`StoreRequest::Refusals`].
+    Refusals(Counts),
 }
 
 /// A shard's replica, as far down as it can be seen from outside.
@@ -59,6 +66,8 @@ pub struct StoreStat {
     pub applied: LogIndex,
     /// Outcomes of transactions that are remembered.
     pub outcomes_remembered: u64,
+    /// What its machine has decided since the process began; nothing of the system shard.
+    pub decisions: Counts,
     /// Milliseconds for which this node's lease still holds.
     pub lease_left_ms: u32,
     /// Whether the log is kept on a disk.
@@ -208,7 +217,7 @@ impl StoreRequest {
                 limit("entries of a listing", *entries as usize, limits::SCAN_ENTRIES_MAX)
             }
             Self::Get(keys) => limit("keys", keys.len(), limits::GET_KEYS_MAX),
-            Self::Stat(_) | Self::Hash(_) | Self::Pools(_) => Ok(()),
+            Self::Stat(_) | Self::Hash(_) | Self::Pools(_) | Self::Refusals => Ok(()),
         }
     }
 }
@@ -225,6 +234,7 @@ impl StoreResponse {
                 limit("entries", found.len(), limits::GET_KEYS_MAX * limits::SHARDS_MAX)
             }
             Self::Hash(_) => Ok(()),
+            Self::Refusals(counts) => check_counts(counts),
             Self::Pools(held) => held.iter().try_for_each(|held| {
                 limit("pools", held.pools.len(), POOLS_MAX)?;
                 limit("holders", held.holders.len(), limits::HOLDERS_MAX)
@@ -233,8 +243,16 @@ impl StoreResponse {
     }
 }
 
+fn check_counts(counts: &Counts) -> Result<(), DecodeError> {
+    limit("counts", counts.len(), limits::COUNTERS_MAX)?;
+    let name =
+        |(name, _): &(String, u64)| limit("bytes of a line", name.len(), limits::TEXT_BYTES_MAX);
+    counts.iter().try_for_each(name)
+}
+
 impl StoreStat {
     fn validate(&self) -> Result<(), DecodeError> {
+        check_counts(&self.decisions)?;
         let Some(table) = &self.table else { return Ok(()) };
         limit("distances", table.distances.len(), limits::DISTANCES_MAX)?;
         limit("probes", table.probes.len(), limits::DISTANCES_MAX)?;
@@ -270,6 +288,11 @@ mod tests {
         Response::Store(StoreResponse::Pools(Some(held)))
     }
 
+    fn counts(count: usize) -> Response {
+        let counts = vec![("stale-term".to_owned(), 3); count];
+        Response::Store(StoreResponse::Refusals(counts))
+    }
+
     fn scan(entries: u32) -> Request {
         let (shard, from, slot) = (ShardId(1), 8, Some(SlotId(3)));
         Request::Store(StoreRequest::Scan { shard, from, entries, slot })
@@ -286,6 +309,7 @@ mod tests {
             one(StoreRequest::Stat(ShardId(2))),
             one(StoreRequest::Hash(ShardId(0))),
             one(StoreRequest::Pools(ShardId(1))),
+            one(StoreRequest::Refusals),
             scan(limits::SCAN_ENTRIES_MAX as u32),
             get(limits::GET_KEYS_MAX),
         ] {
@@ -310,10 +334,15 @@ mod tests {
             Response::Store(StoreResponse::Hash(Some(hash))),
             Response::Store(StoreResponse::Stat(None)),
             pools(limits::HOLDERS_MAX),
+            counts(limits::COUNTERS_MAX),
         ] {
             assert_eq!(Response::decode(&response.encode()), Ok(response));
         }
-        for response in [piece(limits::SCAN_ENTRIES_MAX + 1), pools(limits::HOLDERS_MAX + 1)] {
+        for response in [
+            piece(limits::SCAN_ENTRIES_MAX + 1),
+            pools(limits::HOLDERS_MAX + 1),
+            counts(limits::COUNTERS_MAX + 1),
+        ] {
             let decoded = Response::decode(&response.encode());
             assert!(matches!(decoded, Err(DecodeError::Limit { .. })));
         }

@@ -18,6 +18,10 @@ use rkyv::{Archive, Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+/// Version of the form of commands and of replies, their first byte. Commands stand in logs on
+/// disks.
+const FORMAT: u8 = 1;
+
 /// What may be asked of the system shard.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub enum SystemCommand {
@@ -92,15 +96,15 @@ impl SystemCommand {
     /// The bytes for the log.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        archive::encode(self)
+        archive::encode_as(FORMAT, self)
     }
 
     /// A command from the wire.
     ///
     /// # Errors
-    /// If it is none, or beyond the limits.
+    /// If it is none, of another version, or beyond the limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let command: Self = archive::decode(bytes, limits::COMMAND_BYTES_MAX)?;
+        let command: Self = archive::decode_as(FORMAT, bytes, limits::COMMAND_BYTES_MAX)?;
         match &command {
             Self::Form { members, slots, shards, replicas, .. } => {
                 limit("founders", members.len(), limits::REPLICAS_MAX)?;
@@ -141,15 +145,15 @@ impl SystemReply {
     /// The bytes for [`Reply::System`].
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        archive::encode(self)
+        archive::encode_as(FORMAT, self)
     }
 
     /// A reply from the wire.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is none, or of another version.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        archive::decode(bytes, limits::COMMAND_BYTES_MAX)
+        archive::decode_as(FORMAT, bytes, limits::COMMAND_BYTES_MAX)
     }
 }
 
@@ -491,6 +495,7 @@ impl Machine for SystemMachine {
     fn check(payload: &[u8]) -> Result<(), PayloadError> {
         SystemCommand::decode(payload).map(drop).map_err(|error| match error {
             DecodeError::Limit { count, limit, .. } => PayloadError::TooMany { count, limit },
+            DecodeError::Version { found, expected } => PayloadError::Version { found, expected },
             other => PayloadError::Archive(other.to_string()),
         })
     }

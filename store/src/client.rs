@@ -145,7 +145,7 @@ impl Client {
         }
         same_lineage(lineage, theirs.lineage)
             .map_err(|reason| ConnectError::Refused { address, reason })?;
-        let connection = Connection::new(Caller::Client, Arc::default());
+        let connection = Connection::new(Caller::Client, Arc::default(), Arc::default());
         let running = connection.clone();
         tokio::spawn(async move {
             // A client is asked nothing.

@@ -11,6 +11,7 @@ use crate::connection::Answer;
 use crate::group_commit::{GroupCommit, GroupLimits, Weight};
 use crate::machine::Reply;
 use crate::raft::{Payload, WriteError};
+use crate::refusal_counts::RefusalCounts;
 use crate::shard::Shard;
 use crate::transaction::{Outcome, Transaction};
 use crate::types::Term;
@@ -52,6 +53,14 @@ impl Route {
             }),
         }
     }
+
+    /// Says no. What goes to another node is counted where it is sent.
+    fn refuse(self, reason: NotServed, counts: &RefusalCounts) {
+        if matches!(self, Self::Local(_)) {
+            counts.count(reason);
+        }
+        self.answer(Err(reason));
+    }
 }
 
 impl Ask {
@@ -68,8 +77,8 @@ impl Ask {
     }
 
     /// Says why it will not be in an entry.
-    pub(crate) fn refuse(self, reason: NotServed) {
-        self.route.answer(Err(reason));
+    pub(crate) fn refuse(self, reason: NotServed, counts: &RefusalCounts) {
+        self.route.refuse(reason, counts);
     }
 
     fn weight(&self) -> Weight {
@@ -99,7 +108,7 @@ impl Shard {
             for ask in news.drain(..) {
                 let weight = ask.weight();
                 if let Err(ask) = group.offer(now, weight, ask) {
-                    ask.refuse(NotServed::Busy);
+                    ask.refuse(NotServed::Busy, &self.parts.refusals);
                 }
             }
             while let Some(batch) = group.take(now) {
@@ -150,7 +159,7 @@ impl Shard {
             Err(WriteError::DiskFull) => NotServed::DiskFull,
         };
         for (_, route) in routes {
-            route.answer(Err(refusal));
+            route.refuse(refusal, &self.parts.refusals);
         }
     }
 }

@@ -5,6 +5,7 @@
 use crate::clock::boot_now;
 use crate::consensus::CallError;
 use crate::frame::{self, Frame, FrameDecoder, FrameKind};
+use crate::refusal_counts::{RefusalCounts, RefusalReason};
 use crate::transport::lock;
 use crate::types::NodeId;
 use crate::wire::{NotServed, Request, Response, WireError};
@@ -55,10 +56,15 @@ pub(crate) struct Connection {
     serving: AtomicUsize,
     closed: AtomicBool,
     heard: Arc<AtomicU64>,
+    refusals: Arc<RefusalCounts>,
 }
 
 impl Connection {
-    pub(crate) fn new(caller: Caller, heard: Arc<AtomicU64>) -> Arc<Self> {
+    pub(crate) fn new(
+        caller: Caller,
+        heard: Arc<AtomicU64>,
+        refusals: Arc<RefusalCounts>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             caller,
             queue: Mutex::default(),
@@ -68,6 +74,7 @@ impl Connection {
             serving: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             heard,
+            refusals,
         })
     }
 
@@ -96,7 +103,11 @@ impl Connection {
             pending.insert(id, sender);
         }
         let pending = Pending { connection: self.clone(), id, receiver };
-        if self.push(FrameKind::Request, id, &body) { Ok(pending) } else { Err(CallError::Busy) }
+        if self.push(FrameKind::Request, id, &body) {
+            return Ok(pending);
+        }
+        self.refusals.count(RefusalReason::QueueFull);
+        Err(CallError::Busy)
     }
 
     fn push(&self, kind: FrameKind, id: u64, body: &AlignedVec) -> bool {
@@ -160,14 +171,28 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn send(mut self, response: &Response) {
+        self.connection.refusals.count_answer(response);
         self.sent = true;
         self.connection.respond(self.id, response);
+    }
+
+    /// The same for a request that makes no sense for a reason that is known better.
+    pub(crate) fn refuse(mut self, reason: RefusalReason) {
+        self.count(reason);
+        self.sent = true;
+        self.connection.respond(self.id, &Response::NotServed(NotServed::Malformed));
+    }
+
+    /// Counts what the answer says in its own words.
+    pub(crate) fn count(&self, reason: RefusalReason) {
+        self.connection.refusals.count(reason);
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
         if !self.sent {
+            self.count(RefusalReason::Unknown);
             self.connection.respond(self.id, &Response::NotServed(NotServed::Unknown));
         }
         self.connection.serving.fetch_sub(1, Ordering::Relaxed);
@@ -251,6 +276,7 @@ async fn read_loop(
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         while let Some(frame) = decoder.next_frame().map_err(invalid)? {
             if let Err(error) = connection.take_in(&frame, serve) {
+                connection.refusals.count(RefusalReason::Message);
                 tracing::warn!(caller = ?connection.caller, %error, "ended a connection");
                 return Ok(());
             }

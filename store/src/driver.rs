@@ -20,10 +20,11 @@ pub use crate::local_reads::{LocalReads, RegionAddress};
 use crate::machine::{Machine, PayloadError, Reply};
 use crate::note_relay::run_relay;
 use crate::raft::{Payload, Replica, ReplicaSetup, WriteError};
+use crate::refusal_counts::RefusalCounts;
 use crate::serve::Server;
 use crate::shard::{Shard, ShardParts};
 use crate::slot_map::SlotMap;
-use crate::transport::{Identity, RefusalCounts, Transport};
+use crate::transport::{Identity, Transport};
 use crate::types::{NodeId, ShardId, Time};
 use crate::wire::{APP_BYTES_MAX, NotServed, Request, Response};
 use core::net::SocketAddr;
@@ -364,7 +365,7 @@ impl Store {
         self.transport.contacts()
     }
 
-    /// How often connections were refused, by this node or by others.
+    /// How often something was refused, by reason: by this node, or its connections by others.
     #[must_use]
     pub fn refusals(&self) -> &RefusalCounts {
         self.transport.refusals()
@@ -571,7 +572,8 @@ async fn start_shard(
     let replica = Replica::start(setup, transport.clone())
         .await
         .map_err(|reason| StartError::Group { shard: id, reason })?;
-    let parts = ShardParts { reads, region, lease, generation, moves };
+    let refusals = transport.refusals().clone();
+    let parts = ShardParts { reads, region, lease, generation, moves, refusals };
     let (shard, asked) = Shard::new((id, node), replica, parts, timing);
     tasks.push(tokio::spawn(shard.clone().watch_loop()));
     tasks.push(tokio::spawn(shard.clone().commit_loop(asked)));

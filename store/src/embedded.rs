@@ -19,7 +19,7 @@ use crate::lease::LeaseCell;
 use crate::machine::Machine;
 use crate::region::{Region, RegionError};
 use crate::shard::Shard;
-use crate::slot_set::SlotSet;
+use crate::slot_set::{BadSlotCount, SlotSet};
 use crate::table::Table;
 use crate::table_reader::{RegionIdentity, TableError, TableReader};
 use crate::transaction::{Condition, Outcome, Transaction, TransactionId, Write};
@@ -79,6 +79,9 @@ pub enum EmbeddedError {
         /// What the system says.
         source: io::Error,
     },
+    /// No such number of slots.
+    #[error(transparent)]
+    Slots(#[from] BadSlotCount),
     /// No such table.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -143,6 +146,7 @@ impl EmbeddedConfig {
         if !matches!(self.store.durability, crate::disk::Durability::Memory) {
             return Err(EmbeddedError::Durable);
         }
+        SlotSet::check_count(self.slots)?;
         let failed = |source| EmbeddedError::Listen { address: listen, source };
         let listener = std::net::TcpListener::bind(listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -436,5 +440,14 @@ mod tests {
         config.store.durability = crate::disk::Durability::Disk(disk);
         let started = config.start("127.0.0.1:0".parse().unwrap()).await;
         assert!(matches!(started, Err(EmbeddedError::Durable)));
+        for slots in [0, 3, 1000, 65_537, 1 << 17, u32::MAX] {
+            let config = EmbeddedConfig { slots, ..EmbeddedConfig::new(0xe2, NodeId(1), 100) };
+            let error = config.start("127.0.0.1:0".parse().unwrap()).await.unwrap_err();
+            assert!(matches!(error, EmbeddedError::Slots(_)), "{error}");
+            assert!(error.to_string().contains("a power of two of them, 1 to 65536"), "{error}");
+        }
+        let config = EmbeddedConfig { slots: 65_536, ..EmbeddedConfig::new(0xe2, NodeId(1), 100) };
+        let most = config.start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        most.shutdown().await;
     }
 }

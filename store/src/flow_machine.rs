@@ -6,6 +6,12 @@
 //! is counted in entries and does not depend on where a replica's table put them.
 //!
 //! A mutation is one change of one entry; the entry's version is the shard's count of mutations.
+//!
+//! A transaction that is refused here, or of which a condition fails, changes no entry; but its
+//! outcome is remembered like any other, so that a retry gets the same answer exactly once decided.
+//! The memory is state: replicated, in snapshots and in [`Machine::state_hash`], on purpose, for
+//! replicas that remembered different things would answer retries differently. What is refused
+//! *before* the log (a bad frame, message, request, term or payload) changes nothing at all.
 
 use crate::Entry;
 use crate::batch::{BatchReader, check_batch, empty_transaction};
@@ -75,6 +81,22 @@ pub struct FlowMachineStats {
     pub seen_notes: u64,
     /// Transactions held up because their slot is on its way to another shard.
     pub moving: u64,
+}
+
+impl FlowMachineStats {
+    /// The figures with their names.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 7] {
+        [
+            ("committed", self.committed),
+            ("condition-failed", self.condition_failed),
+            ("refused", self.refused),
+            ("repeated", self.repeated),
+            ("expired", self.expired),
+            ("seen-notes", self.seen_notes),
+            ("moving", self.moving),
+        ]
+    }
 }
 
 /// See the module's text.
@@ -534,6 +556,10 @@ impl Machine for FlowMachine {
 
     fn entry_timers(&self, keys: &[Key], now: Time) -> Vec<Option<EntryTimer>> {
         keys.iter().map(|key| self.entry_timer(key, now)).collect()
+    }
+
+    fn decisions(&self) -> Option<FlowMachineStats> {
+        Some(self.stats)
     }
 
     fn outcomes_remembered(&self) -> u64 {

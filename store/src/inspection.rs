@@ -7,6 +7,7 @@
 use crate::clock::boot_now;
 use crate::disk::Durability;
 use crate::driver::Store;
+use crate::flow_machine::FlowMachineStats;
 use crate::key::Key;
 use crate::pool_check::{PoolLeak, PoolReport};
 use crate::pool_use::PoolUsage;
@@ -20,6 +21,8 @@ pub struct Inspection {
     pub applied: LogIndex,
     /// Outcomes of transactions that are remembered, so that a retry takes effect once.
     pub outcomes_remembered: u64,
+    /// What was decided since this replica's process began; nothing of the system shard.
+    pub decisions: Option<FlowMachineStats>,
     /// Equal on all replicas that have applied the same index, if it was asked for.
     pub state_hash: Option<u64>,
     /// How its ports are used, or what leaks, if the hash was asked for and it has pools.
@@ -57,10 +60,11 @@ impl Store {
         let replica = &self.shards.get(&shard)?.replica;
         let looked = replica.look(move |machine| {
             let scanned = with_hash.then(|| (machine.state_hash(), machine.check_pools()));
-            (machine.outcomes_remembered(), scanned)
+            ((machine.outcomes_remembered(), machine.decisions()), scanned)
         });
-        let (applied, (outcomes_remembered, scanned)) = looked.await?;
+        let (applied, ((outcomes_remembered, decisions), scanned)) = looked.await?;
         let (state_hash, pools) = scanned.unzip();
-        Some(Inspection { applied, outcomes_remembered, state_hash, pools: pools.flatten() })
+        let pools = pools.flatten();
+        Some(Inspection { applied, outcomes_remembered, decisions, state_hash, pools })
     }
 }

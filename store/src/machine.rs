@@ -3,6 +3,7 @@
 //! Replication knows payloads only as bytes. Two machines exist: the flow machine
 //! ([`crate::flow_machine`]) and the system machine of the placement crate (map, members, policy).
 
+use crate::flow_machine::FlowMachineStats;
 use crate::key::Key;
 use crate::move_board::MoveBoard;
 use crate::pool_check::{PoolLeak, PoolReport};
@@ -33,6 +34,17 @@ pub enum PayloadError {
     /// Not a valid archive.
     #[error("the entry is not a valid archive: {0}")]
     Archive(String),
+    /// Of another version of this program.
+    #[error(
+        "the entry has format version {found}, this node reads {expected}: all nodes must be of \
+         one version"
+    )]
+    Version {
+        /// What it says.
+        found: u8,
+        /// What this build reads.
+        expected: u8,
+    },
     /// Not a batch of transactions.
     #[error("the entry is not a valid batch: {0}")]
     Batch(&'static str),
@@ -142,6 +154,12 @@ pub trait Machine: Send + 'static {
     /// How many outcomes of transactions it remembers; 0 if it is no machine of transactions.
     fn outcomes_remembered(&self) -> u64 {
         0
+    }
+
+    /// What it has decided since it was made, on this replica; no state. `None` if it is no machine
+    /// of transactions.
+    fn decisions(&self) -> Option<FlowMachineStats> {
+        None
     }
 
     /// Whether every port in use has its entry, and every entry its port; `None` if it has no

@@ -10,9 +10,10 @@ use crate::committer::{Ask, Route};
 use crate::connection::{Answer, Caller, Serve};
 use crate::driver::AppHandler;
 use crate::raft::{Payload, WriteError};
+use crate::refusal_counts::RefusalReason;
 use crate::shard::Shard;
 use crate::types::{NodeId, ShardId};
-use crate::wire::{Ballot, NotServed, Request, Response};
+use crate::wire::{Appended, Ballot, NotServed, Request, Response};
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use futures::future::BoxFuture;
@@ -39,28 +40,48 @@ impl Serve for Server {
             return;
         }
         let Caller::Node(from) = from else {
-            answer.send(&Response::NotServed(NotServed::Malformed));
+            answer.refuse(RefusalReason::ClientMayNot);
             return;
         };
+        let ballot = ballot_of(&request).copied();
+        if ballot.is_some_and(|ballot| ballot.node != from.0) {
+            tracing::warn!(%from, shard = ?shard_of(&request), "speaks for another node");
+            answer.refuse(RefusalReason::ForeignVoice);
+            return;
+        }
         match self.shard_request(from, request, answer) {
             Err((reason, answer)) => answer.send(&Response::NotServed(reason)),
             Ok(None) => {}
-            Ok(Some((answering, answer))) => proceed(answering, answer),
+            Ok(Some((answering, answer))) => proceed(answering, answer, ballot),
         }
     }
 }
 
 /// Polls once now, which keeps the order, and goes on in a task if that was not enough.
-fn proceed(mut answering: Answering, answer: Answer) {
-    let respond = |result: Result<Response, NotServed>| match result {
-        Ok(response) => response,
-        Err(reason) => Response::NotServed(reason),
+fn proceed(mut answering: Answering, answer: Answer, ballot: Option<Ballot>) {
+    let respond = move |answer: Answer, result: Result<Response, NotServed>| {
+        let response = result.unwrap_or_else(Response::NotServed);
+        if ballot.is_some_and(|ballot| is_stale(ballot, &response)) {
+            answer.count(RefusalReason::StaleTerm);
+        }
+        answer.send(&response);
     };
     match answering.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => answer.send(&respond(result)),
+        Poll::Ready(result) => respond(answer, result),
         Poll::Pending => {
-            tokio::spawn(async move { answer.send(&respond(answering.await)) });
+            tokio::spawn(async move { respond(answer, answering.await) });
         }
+    }
+}
+
+/// Whether the answer says that the asker's term is over.
+fn is_stale(asked: Ballot, response: &Response) -> bool {
+    match response {
+        Response::Append(Appended::Newer(ballot)) | Response::Snapshot(Some(ballot)) => {
+            ballot.term > asked.term
+        }
+        Response::Vote(voted) => voted.ballot.term > asked.term,
+        _ => false,
     }
 }
 
@@ -71,10 +92,6 @@ impl Server {
         let Some(shard) = shard_of(&request).and_then(|id| self.shards.get(&id)).cloned() else {
             return Err((NotServed::NoSuchShard, answer));
         };
-        if ballot_of(&request).is_some_and(|ballot| ballot.node != from.0) {
-            tracing::warn!(%from, shard = %shard.id, "speaks for another node");
-            return Err((NotServed::Malformed, answer));
-        }
         let answering: Answering = match request {
             Request::Append(_, append) => {
                 Box::pin(async move { shard.replica.append(append).await.map(Response::Append) })
@@ -86,6 +103,10 @@ impl Server {
                 shard.replica.snapshot(from, chunk).await.map(Response::Snapshot)
             }),
             Request::HandOver(_, ask) => {
+                // Its answer does not say why.
+                if ask.ballot.term < shard.status().term.0 {
+                    answer.count(RefusalReason::StaleTerm);
+                }
                 Box::pin(async move { shard.replica.hand_over(ask).await.map(Response::HandOver) })
             }
             Request::Propose(_, payload) => Box::pin(propose(shard, payload)),

@@ -30,6 +30,7 @@ use crate::link::LinkContext;
 use crate::local_reads::reading;
 use crate::move_board::MoveBoard;
 use crate::raft::{Payload, Replica, Watch};
+use crate::refusal_counts::RefusalCounts;
 use crate::slot_move;
 use crate::suspension::Clocks;
 use crate::tenure::{Look, Tenure};
@@ -135,6 +136,7 @@ pub(crate) struct ShardParts {
     pub(crate) lease: Arc<LeaseCell>,
     pub(crate) generation: Option<Arc<dyn Fn(u64) + Send + Sync>>,
     pub(crate) moves: Arc<MoveBoard>,
+    pub(crate) refusals: Arc<RefusalCounts>,
 }
 
 /// See the module's text.
@@ -230,11 +232,11 @@ impl Shard {
         let leader = self.view.leader();
         if leader != Some(self.node) {
             let not_owner = NotServed::NotOwner(leader.map_or(0, |leader| leader.0));
-            ask.refuse(not_owner);
+            ask.refuse(not_owner, &self.parts.refusals);
             return;
         }
         if let Err(refused) = self.asks.try_send(ask) {
-            refused.into_inner().refuse(NotServed::Busy);
+            refused.into_inner().refuse(NotServed::Busy, &self.parts.refusals);
         }
     }
 

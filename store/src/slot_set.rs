@@ -1,6 +1,15 @@
 //! A set of slots, as bits.
 
 use crate::types::SlotId;
+use thiserror::Error;
+
+/// A number of slots that no cluster can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{0} slots cannot be: a cluster has a power of two of them, 1 to {max} (1024 is usual)",
+    max = SlotSet::SLOTS_MAX
+)]
+pub struct BadSlotCount(pub u32);
 
 /// Which of a cluster's slots something holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +21,17 @@ pub struct SlotSet {
 impl SlotSet {
     /// The most slots that a cluster may have.
     pub const SLOTS_MAX: u32 = 1 << 16;
+
+    /// Whether a cluster can have so many slots.
+    ///
+    /// # Errors
+    /// If it is no power of two, or more than [`SlotSet::SLOTS_MAX`].
+    pub const fn check_count(slot_count: u32) -> Result<(), BadSlotCount> {
+        if slot_count.is_power_of_two() && slot_count <= Self::SLOTS_MAX {
+            return Ok(());
+        }
+        Err(BadSlotCount(slot_count))
+    }
 
     /// No slot of `slot_count`.
     ///

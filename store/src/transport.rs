@@ -16,6 +16,7 @@ use crate::clock::boot_now;
 use crate::connection::{Caller, Connection, Serve, read_frame, run};
 use crate::consensus::CallError;
 use crate::frame::{self, FrameDecoder, FrameError, FrameKind};
+use crate::refusal_counts::{RefusalCounts, RefusalReason};
 use crate::types::{NodeId, Time};
 use crate::wire::{Hello, Refused, Request, Response, Welcome};
 use core::net::SocketAddr;
@@ -66,46 +67,6 @@ impl Identity {
             return Err(Refused::Cluster(self.cluster));
         }
         same_lineage(self.lineage, hello.lineage).map_err(|_| Refused::Lineage(self.lineage))
-    }
-}
-
-/// How often connections were refused, by reason, by this node or by the other end.
-#[derive(Debug, Default)]
-pub struct RefusalCounts {
-    /// Another cluster.
-    pub cluster: AtomicU64,
-    /// Another cluster of the same name.
-    pub lineage: AtomicU64,
-    /// Another wire version.
-    pub version: AtomicU64,
-    /// An id that was used in another life.
-    pub reincarnated: AtomicU64,
-    /// A removed id.
-    pub retired: AtomicU64,
-    /// The wrong node, the wrong direction, no room.
-    pub other: AtomicU64,
-    /// Bytes that are not our protocol.
-    pub garbage: AtomicU64,
-}
-
-impl RefusalCounts {
-    fn count(&self, reason: Refused) {
-        let counter = match reason {
-            Refused::Cluster(_) => &self.cluster,
-            Refused::Lineage(_) => &self.lineage,
-            Refused::Reincarnated => &self.reincarnated,
-            Refused::Retired => &self.retired,
-            Refused::WrongNode(_) | Refused::Direction | Refused::Full => &self.other,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count_frame(&self, error: FrameError) {
-        let counter = match error {
-            FrameError::Version { .. } => &self.version,
-            _ => &self.garbage,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -164,7 +125,8 @@ pub(crate) struct Transport {
     identity: Identity,
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     serve: OnceLock<Weak<dyn Serve>>,
-    refusals: RefusalCounts,
+    /// By this node, or by the other end of a connection that it made.
+    refusals: Arc<RefusalCounts>,
     strangers: AtomicUsize,
     clients: AtomicUsize,
     stopping: watch::Sender<bool>,
@@ -180,7 +142,7 @@ impl Transport {
             identity,
             peers: RwLock::default(),
             serve: OnceLock::new(),
-            refusals: RefusalCounts::default(),
+            refusals: Arc::default(),
             strangers: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
             stopping: watch::Sender::new(false),
@@ -208,7 +170,7 @@ impl Transport {
         self.links.subscribe()
     }
 
-    pub(crate) fn refusals(&self) -> &RefusalCounts {
+    pub(crate) const fn refusals(&self) -> &Arc<RefusalCounts> {
         &self.refusals
     }
 
@@ -329,7 +291,11 @@ impl Transport {
         let heard = timeout(HELLO_TIMEOUT, read_frame(&mut stream, &mut decoder)).await;
         self.strangers.fetch_sub(1, Ordering::Relaxed);
         let hello = match heard {
-            Ok(Ok(frame)) if frame.kind == FrameKind::Hello => Hello::decode(&frame.body).ok(),
+            Ok(Ok(frame)) if frame.kind == FrameKind::Hello => {
+                Hello::decode(&frame.body).map_err(|_| RefusalReason::Message)
+            }
+            Ok(Ok(_)) => Err(RefusalReason::Message),
+            Err(_) => Err(RefusalReason::Silent),
             Ok(Err(error)) => {
                 self.note_frame_error(&error);
                 // A frame of ours tells another version what this one is.
@@ -337,11 +303,10 @@ impl Transport {
                 let _ = send_welcome(&mut stream, &hello).await;
                 return;
             }
-            _ => None,
         };
-        let Some(hello) = hello else {
-            self.refusals.garbage.fetch_add(1, Ordering::Relaxed);
-            return;
+        let hello = match hello {
+            Ok(hello) => hello,
+            Err(reason) => return self.refusals.count(reason),
         };
         match self.admit(&hello) {
             Err(reason) => {
@@ -392,7 +357,7 @@ impl Transport {
         let caller = peer.map_or(Caller::Client, |peer| Caller::Node(peer.id));
         let heard = peer.map_or_else(Arc::default, |peer| peer.heard.clone());
         heard.store(boot_now().0, Ordering::Relaxed);
-        let connection = Connection::new(caller, heard);
+        let connection = Connection::new(caller, heard, self.refusals.clone());
         if let Some(peer) = peer {
             peer.attach(&connection);
             self.links.send_modify(|count| *count += 1);
@@ -483,7 +448,7 @@ impl Transport {
 
     fn note_frame_error(&self, error: &io::Error) {
         if let Some(frame) = error.get_ref().and_then(|inner| inner.downcast_ref::<FrameError>()) {
-            self.refusals.count_frame(*frame);
+            self.refusals.count(*frame);
             tracing::warn!(error = %frame, "ended a connection");
         }
     }

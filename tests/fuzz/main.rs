@@ -7,6 +7,7 @@
 
 mod disk_targets;
 mod engine;
+mod node_targets;
 mod packet_targets;
 mod seal;
 mod store_targets;
@@ -36,6 +37,11 @@ targets! {
     segments: disk_targets::SEGMENTS;
     snapshot_files: disk_targets::SNAPSHOT_FILES;
     packets: packet_targets::PACKETS;
+    system: node_targets::SYSTEM;
+    system_snapshots: node_targets::SYSTEM_SNAPSHOTS;
+    identities: node_targets::IDENTITIES;
+    marks: node_targets::MARKS;
+    rings: node_targets::RINGS;
 }
 
 #[test]

@@ -74,6 +74,25 @@ fn sections(bytes: &mut [u8], mut at: usize) -> Option<()> {
     }
 }
 
+/// The system shard's snapshot: magic 4, version 4, checksum 4 of the rest.
+pub(crate) fn system_snapshot(bytes: &mut Vec<u8>) {
+    if let Some(rest) = bytes.get(12..) {
+        let crc = crc32fast::hash(rest);
+        put(bytes, 8, crc);
+    }
+}
+
+/// Who a node is: a word, the FNV-1a of all lines but the first in 16 digits, end of line, lines.
+pub(crate) fn identity(bytes: &mut Vec<u8>) {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
+    let sum = bytes[end + 1..].iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    if let Some(digits) = end.checked_sub(16).and_then(|at| bytes.get_mut(at..end)) {
+        digits.copy_from_slice(format!("{sum:016x}").as_bytes());
+    }
+}
+
 /// A log segment: head 72 with its checksum at 68; records of length 4, checksum 4, 17 more of
 /// head, body, zeros to a multiple of 8. Their checksum begins with that of the whole head.
 pub(crate) fn segment(bytes: &mut Vec<u8>) {

@@ -1,12 +1,12 @@
 //! `nearstate store`, `nat` and `explain`, as an operator uses them: on real nodes that hold flows,
 //! and on the files that they leave.
 
-use crate::process::{CLUSTER, Node, PATIENCE, PROGRAM, form, join, start};
+use crate::process::{CLUSTER, Node, PATIENCE, PROGRAM, command, form, join, ready, start};
 use crate::sender::Sender;
 use nearstate_store::Endpoint;
 use rustix::process::Signal;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ fn json_of(node: &Node, command: &str) -> Value {
 }
 
 /// Asks until the answer is as wanted.
-fn ask_until(node: &Node, command: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+fn ask_until(node: &Node, command: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (_, said) = node.json(command);
@@ -109,11 +109,39 @@ fn what_nodes_hold_can_be_looked_at_and_what_they_leave_be_checked() {
     assert_eq!(in_use.status.code(), Some(1));
     let said = String::from_utf8(in_use.stderr).unwrap();
     assert!(said.contains("cannot be checked"), "{said}");
+    check_stopped(&first, &mut second, &damaged);
     // Durable nodes end and are expected back.
-    for node in [&mut second, &mut first] {
-        node.end_by(Signal::TERM);
-    }
+    first.end_by(Signal::TERM);
     check_files(directory, &damaged);
+}
+
+#[test]
+fn the_log_says_which_pages_each_table_got() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let shared = form(directory);
+    let own = shared.replacen("[chain]", "shared-memory-reads = false\n[chain]", 1);
+    for (name, config) in [("shared", shared), ("own", own)] {
+        let directory = directory.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let config = config.replace(scratch.path().to_str().unwrap(), directory.to_str().unwrap());
+        let log = directory.join("log");
+        let mut starting = command(&directory, "n1.toml", &config);
+        starting.env_remove("NEARSTATE_LOG").stderr(std::fs::File::create(&log).unwrap());
+        let node = ready(&directory, "n1.toml", starting.spawn().unwrap());
+        let stat = json_of(&node, "store stat");
+        let log = std::fs::read_to_string(log).unwrap();
+        let tables: Vec<_> = stat["shards"].as_array().unwrap()[1..].iter().collect();
+        assert_eq!(tables.len(), 2, "{stat:#}");
+        for shard in tables {
+            let (bytes, memory) = (&shard["table"]["bytes"], &shard["table"]["memory"]);
+            let memory = memory.as_str().unwrap();
+            assert_eq!(memory.starts_with("shared file on "), name == "shared", "{memory}");
+            assert!(memory.ends_with(" pages"), "{memory}");
+            let wanted = format!("memory for a region bytes={bytes} backing={memory}");
+            assert!(log.lines().any(|line| line.ends_with(&wanted)), "{wanted}: {log}");
+        }
+    }
 }
 
 /// A listing is bounded, and says so; a slot's is part of it.
@@ -193,6 +221,105 @@ fn check_explain(node: &Node) {
     assert!(text.contains("packets 1, bytes 43"), "{text}");
     let (well, text) = ask(node, "explain tcp 10.0.0.9:1 192.0.2.1:80");
     assert!(!well && text.contains("no node") && text.contains("commit"), "{text}");
+}
+
+/// What a command says of a stopped node's files.
+fn look(command: &str, directory: &Path) -> (bool, Value) {
+    let directory = directory.display().to_string();
+    let mut words: Vec<&str> = command.split_whitespace().collect();
+    words.extend(["--directory", &directory, "--json"]);
+    let output = run(&words);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = serde_json::from_slice(&output.stdout);
+    (output.status.success(), said.unwrap_or(Value::String(told)))
+}
+
+/// All files below a directory.
+fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.push((path.clone(), std::fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What a node's replicas come to, once nothing is applied any more.
+fn settled_hashes(node: &Node, of: &Node) -> Vec<Value> {
+    let of_one = |said: &Value| {
+        let shards = said["shards"].as_array().unwrap().iter();
+        let replicas = shards.flat_map(|shard| shard["replicas"].as_array().unwrap().clone());
+        replicas.filter(|replica| replica["id"] == of.id.0).collect::<Vec<_>>()
+    };
+    let mut last = Vec::new();
+    ask_until(node, "store hash", |said| {
+        let is_settled = has_two_replicas(said) && of_one(said) == last;
+        last = of_one(said);
+        is_settled
+    });
+    last
+}
+
+/// What a killed node has left says the same as it said itself.
+fn check_stopped(asked: &Node, node: &mut Node, home: &Path) {
+    let shards = ["--shard 1 --limit 1000", "--shard 2 --limit 1000"];
+    let flow = "store get udp 10.0.0.1:2003 192.0.2.1:53";
+    let entries = |said: &Value| {
+        let of_node = said["entries"].as_array().unwrap().iter();
+        let of_node = of_node.filter(|one| one["node"].is_null() || one["node"] == "n2 (id 2)");
+        let mut entries: Vec<_> = of_node.map(identity).collect();
+        entries.sort();
+        entries
+    };
+    let table = |said: &Value| {
+        let shards = said["shards"].as_array().unwrap().iter();
+        let figures = ["shard", "applied", "outcomes_remembered", "is_durable"];
+        let words = |one: &Value| {
+            let mut words: Vec<_> = figures.iter().map(|name| one[name].to_string()).collect();
+            words.push(one["table"]["entries"].to_string());
+            words.push(one["table"]["capacity"].to_string());
+            words
+        };
+        shards.map(words).collect::<Vec<_>>()
+    };
+    for command in ["store stat", "store scan --shard 1", flow, "store hash"] {
+        let (well, said) = look(command, home);
+        assert!(!well && said.to_string().contains("in use by another process"), "{said:#}");
+    }
+    let stat = json_of(node, "store stat");
+    assert_eq!(stat["refusals"]["oversize"], 0, "{stat:#}");
+    let scans = shards.map(|shard| entries(&json_of(node, &format!("store scan {shard}"))));
+    let found = entries(&json_of(asked, flow));
+    let hashes = settled_hashes(asked, node);
+    assert_eq!(hashes.len(), 3);
+    node.end_by(Signal::KILL);
+
+    let files = contents(home);
+    let (well, left) = look("store hash", home);
+    assert!(well, "{left:#}");
+    let left = left["shards"].as_array().unwrap().iter().map(|shard| &shard["replicas"][0]);
+    assert_eq!(left.cloned().collect::<Vec<_>>(), hashes, "index, hash and ports of each shard");
+    let (well, left) = look("store stat", home);
+    assert!(well && left["refusals"].is_null(), "{left:#}");
+    assert_eq!(table(&left), table(&stat));
+    for (shard, scan) in shards.iter().zip(scans) {
+        assert_eq!(entries(&look(&format!("store scan {shard}"), home).1), scan);
+    }
+    let (well, left) = look(flow, home);
+    assert!(well && found.len() == 2, "{left:#}");
+    assert_eq!(entries(&left), found);
+    let (well, none) = look("store get tcp 10.0.0.1:2003", home);
+    assert!(!well && none["entries"].as_array().unwrap().is_empty(), "{none:#}");
+    let (well, said) = look("store scan --shard 3", home);
+    assert!(!well && said.to_string().contains("flow shards 1 to 2"), "{said:#}");
+    let (well, said) = look("store stat", &home.join("shard-1"));
+    assert!(!well && said.to_string().contains("CLUSTER.NAME.disk"), "{said:#}");
+    assert!(contents(home) == files, "nothing is written");
 }
 
 /// Two stopped nodes' files are whole, and a flipped bit is found.

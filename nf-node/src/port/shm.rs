@@ -379,7 +379,14 @@ impl ShmPeer {
     /// # Errors
     /// If it is not there, or is not a port of this version.
     pub fn open(path: &Path) -> Result<Self, ShmError> {
-        let region = Arc::new(Region::open_shared(path)?);
+        Self::over(Arc::new(Region::open_shared(path)?))
+    }
+
+    /// The same over memory that holds what a node has made.
+    ///
+    /// # Errors
+    /// If it is no port of this version.
+    pub fn over(region: Arc<Region>) -> Result<Self, ShmError> {
         if region.len_bytes() < SLOTS_AT
             || region.words()[WORD_MAGIC].load(Ordering::Acquire) != MAGIC
         {

@@ -8,41 +8,24 @@
 //! The edge: reads and writes files.
 
 use super::NodeError;
-use crate::node_config::{NodeConfig, fnv};
+use super::life::Life;
+use super::stopped::StoppedError;
+use crate::node_config::NodeConfig;
 use nearstate_placement::api::Response;
 use nearstate_placement::{Map, Member, MemberState};
+use nearstate_store::ShardId;
 use nearstate_store::disk::{self, DiskConfig, Verdict};
-use nearstate_store::{NodeId, ShardId};
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// The first word of the file that says who the node is, with the version of its form.
-const FORM: &str = "nearstate-node-1";
 /// Longest file that says who the node is.
 const IDENTITY_BYTES_MAX: u64 = 64 << 10;
+/// Longest file of a configuration.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Longest file of a map.
 const MAP_BYTES_MAX: u64 = 8 << 20;
-
-/// Who a node is, over all its processes that have the same logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Life {
-    pub(super) node: NodeId,
-    pub(super) nonce: u64,
-    /// Which forming of the cluster it belongs to.
-    pub(super) lineage: u64,
-    /// Where it listens: peers know it there.
-    pub(super) listen: SocketAddr,
-    pub(super) ports: Vec<String>,
-    pub(super) slots: u32,
-    pub(super) shards: u16,
-    /// Processes so far, this one among them.
-    pub(super) starts: u32,
-    /// It is the founder, and the cluster is not known to be formed yet.
-    pub(super) forming: bool,
-}
 
 /// A durable node's directory.
 #[derive(Clone, Debug)]
@@ -91,7 +74,7 @@ impl Home {
             }
             other => other.map_err(Self::failed(&path))?,
         };
-        let Some(life) = decode(&text) else {
+        let Some(life) = Life::decode(&text) else {
             tracing::error!(path = %path.display(), "who this node was cannot be read");
             return self.lose();
         };
@@ -152,7 +135,14 @@ impl Home {
     /// Says who the node is, durably.
     pub(super) fn save(&self, life: &Life) -> Result<(), NodeError> {
         std::fs::create_dir_all(&self.path).map_err(Self::failed(&self.path))?;
-        self.replace("identity", &encode(life)).map_err(Self::failed(&self.path))
+        self.replace("identity", &life.encode()).map_err(Self::failed(&self.path))
+    }
+
+    /// Keeps the configuration beside the logs: whoever looks at them when the node has stopped
+    /// needs to know which tables and pools they are about.
+    pub(super) fn save_config(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        let text = toml::to_string(config).expect("what was read as TOML can be written");
+        self.replace("config.toml", text.as_bytes()).map_err(Self::failed(&self.path))
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
@@ -163,6 +153,23 @@ impl Home {
         std::fs::rename(&unfinished, self.file(name))?;
         File::open(&self.path)?.sync_all()
     }
+}
+
+/// Who left a directory, and with which configuration. Changes nothing.
+pub(super) fn inhabitant(directory: &Path) -> Result<(Life, NodeConfig), StoppedError> {
+    let missing = |name: &str| {
+        let path = directory.join(name);
+        move |source| StoppedError::File { path, source }
+    };
+    let text =
+        read(&directory.join("identity"), IDENTITY_BYTES_MAX).map_err(missing("identity"))?;
+    let unusable = |name: &str| StoppedError::Unusable(directory.join(name));
+    let life = Life::decode(&text).ok_or_else(|| unusable("identity"))?;
+    let text = read(&directory.join("config.toml"), CONFIG_BYTES_MAX);
+    let text = text.map_err(missing("config.toml"))?;
+    let text = core::str::from_utf8(&text).map_err(|_| unusable("config.toml"))?;
+    let config = NodeConfig::parse(text).map_err(|_| unusable("config.toml"))?;
+    Ok((life, config))
 }
 
 /// Why a shard's log cannot be gone on with, if it is damaged or missing.
@@ -180,98 +187,16 @@ fn loss(report: &disk::Report, shard: ShardId) -> Option<String> {
     }
 }
 
-fn read(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-fn encode(life: &Life) -> Vec<u8> {
-    // 64-bit numbers as text: TOML's have a sign.
-    let text = toml::to_string(&Written::from(life)).expect("plain values can be written");
-    format!("{FORM} {:016x}\n{text}", fnv(&text)).into_bytes()
-}
-
-/// Anything but what [`encode`] made is nothing.
-fn decode(bytes: &[u8]) -> Option<Life> {
-    let text = core::str::from_utf8(bytes).ok()?;
-    let (first, rest) = text.split_once('\n')?;
-    let sum = first.strip_prefix(FORM)?.strip_prefix(' ')?;
-    if u64::from_str_radix(sum, 16).ok()? != fnv(rest) {
-        return None;
-    }
-    toml::from_str::<Written>(rest).ok()?.life()
-}
-
-/// The file's content.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    node: String,
-    nonce: String,
-    lineage: String,
-    listen: SocketAddr,
-    ports: Vec<String>,
-    slots: u32,
-    shards: u16,
-    starts: u32,
-    forming: bool,
-}
-
-impl From<&Life> for Written {
-    fn from(life: &Life) -> Self {
-        let Life { listen, slots, shards, starts, forming, .. } = *life;
-        let text = |number: u64| format!("{number:x}");
-        let (node, nonce, lineage) = (text(life.node.0), text(life.nonce), text(life.lineage));
-        let ports = life.ports.clone();
-        Self { node, nonce, lineage, listen, ports, slots, shards, starts, forming }
-    }
-}
-
-impl Written {
-    fn life(self) -> Option<Life> {
-        let Self { listen, ports, slots, shards, starts, forming, .. } = self;
-        let number = |text: &str| u64::from_str_radix(text, 16).ok();
-        let node = NodeId(number(&self.node).filter(|node| *node != 0)?);
-        let (nonce, lineage) = (number(&self.nonce)?, number(&self.lineage)?);
-        Some(Life { node, nonce, lineage, listen, ports, slots, shards, starts, forming })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::life::sample;
     use super::*;
-
-    fn life() -> Life {
-        Life {
-            node: NodeId(3),
-            nonce: u64::MAX,
-            lineage: 17,
-            listen: "127.0.0.1:4000".parse().unwrap(),
-            ports: vec!["/run/n1.ring".into()],
-            slots: 64,
-            shards: 2,
-            starts: 7,
-            forming: false,
-        }
-    }
-
-    #[test]
-    fn who_a_node_is_survives_and_any_flipped_byte_is_found() {
-        let good = encode(&life());
-        assert_eq!(decode(&good), Some(life()));
-        for place in 0..good.len() {
-            for flip in [1, 0x20, 0xff] {
-                let mut bad = good.clone();
-                bad[place] ^= flip;
-                assert_ne!(decode(&bad), Some(Life { starts: 8, ..life() }));
-                // A capital letter in the checksum is the same number.
-                let same = decode(&bad).is_some_and(|found| found == life());
-                assert!(decode(&bad).is_none() || same, "byte {place}");
-            }
-            assert_eq!(decode(&good[..place]), None, "cut at {place}");
-        }
-    }
 
     #[test]
     fn a_first_start_that_did_not_get_far_is_nobodys() {
@@ -290,7 +215,7 @@ mod tests {
         let home = Home { path: directory.path().join("c.n1.disk"), name: "n1".to_owned() };
         for suffix in ["", "-2"] {
             assert!(matches!(home.look().unwrap(), Found::Nobody));
-            home.save(&life()).unwrap();
+            home.save(&sample()).unwrap();
             assert!(matches!(home.look().unwrap(), Found::Lost(seeds) if seeds.is_empty()));
             let aside = directory.path().join(format!("c.n1.disk.damaged{suffix}"));
             assert!(aside.join("identity").exists());

@@ -87,6 +87,13 @@ pub enum NodeError {
         .0.display()
     )]
     NoMark(PathBuf),
+    /// A mark is of another version.
+    #[error(
+        "{} is a mark of another version of this program: start that version, or remove the file \
+         if the cluster that this node was in is gone",
+        .0.display()
+    )]
+    MarkOfAnotherVersion(PathBuf),
     /// Every seed is of another cluster of the same name.
     #[error(
         "all seeds belong to another cluster of this name, formed at another time than the one \

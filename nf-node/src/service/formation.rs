@@ -7,6 +7,8 @@
 //! and writes the mark.
 
 use super::NodeError;
+use super::durable::read;
+use super::mark::{self, MARK_BYTES_MAX, MarkError};
 use nearstate_placement::system::{SystemCommand, SystemRefusal, SystemReply};
 use nearstate_store::driver::Store;
 use nearstate_store::{NodeId, Reply, ShardId};
@@ -14,9 +16,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// What stands in a mark before the lineage.
-const MARK: &str = "lineage ";
 
 /// A number that no other life of any node draws.
 pub(super) fn draw_nonce() -> std::io::Result<u64> {
@@ -77,15 +76,15 @@ impl Origin<'_> {
     /// If there is a mark that cannot be read.
     pub(super) fn lineage(&self) -> Result<Option<(u64, PathBuf)>, NodeError> {
         for path in [self.former(), self.member()] {
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
+            let bytes = match read(&path, MARK_BYTES_MAX) {
+                Ok(bytes) => bytes,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(source) => return Err(NodeError::File { path, source }),
             };
-            let number = text.trim().strip_prefix(MARK).map(|hex| u64::from_str_radix(hex, 16));
-            return match number {
-                Some(Ok(lineage)) if lineage != 0 => Ok(Some((lineage, path))),
-                _ => Err(NodeError::NoMark(path)),
+            return match mark::decode(&bytes) {
+                Ok(lineage) => Ok(Some((lineage, path))),
+                Err(MarkError::Version) => Err(NodeError::MarkOfAnotherVersion(path)),
+                Err(MarkError::Nonsense) => Err(NodeError::NoMark(path)),
             };
         }
         Ok(None)
@@ -98,7 +97,7 @@ impl Origin<'_> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(failed)?,
         };
-        writeln!(file, "{MARK}{lineage:016x}").map_err(failed)?;
+        file.write_all(mark::encode(lineage).as_bytes()).map_err(failed)?;
         file.sync_all().map_err(failed)?;
         let directory = File::open(self.directory).and_then(|directory| directory.sync_all());
         directory.map_err(failed).map(|()| true)
@@ -162,10 +161,15 @@ mod tests {
     fn a_mark_that_is_none_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let node = Origin { directory: directory.path(), cluster: "c", name: "n1" };
-        for text in ["", "lineage", "lineage 0", "lineage x", "00000000000000ff"] {
+        for text in ["", "lineage", "lineage-1 0", "lineage-1 x", "00000000000000ff"] {
             std::fs::write(node.former(), text).unwrap();
             let error = node.lineage().unwrap_err().to_string();
             assert!(error.contains("c.n1.formed is no mark"), "{error}");
+        }
+        for text in ["lineage 00000000000000ff", "lineage-2 ff"] {
+            std::fs::write(node.former(), text).unwrap();
+            let error = node.lineage().unwrap_err().to_string();
+            assert!(error.contains("c.n1.formed is a mark of another version"), "{error}");
         }
     }
 

@@ -5,8 +5,9 @@
 //! nobody an id.
 
 use super::NodeError;
-use super::durable::{Home, Life};
+use super::durable::Home;
 use super::formation::{self, Origin};
+use super::life::Life;
 use super::past::Past;
 use super::port_names;
 use super::seeds::{Newcomer, Seeds};
@@ -57,6 +58,12 @@ impl Identity {
     /// must not happen twice in a life.
     pub(super) fn save(&self) -> Result<(), NodeError> {
         self.home.as_ref().map_or(Ok(()), |home| home.save(&self.life))
+    }
+
+    /// The same, and with which configuration.
+    pub(super) fn save_with(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        self.save()?;
+        self.home.as_ref().map_or(Ok(()), |home| home.save_config(config))
     }
 
     /// The node as a member of the map.

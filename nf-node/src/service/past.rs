@@ -4,7 +4,8 @@
 //! that was given up while it was away must not come back under its old id. The edge: connects.
 
 use super::NodeError;
-use super::durable::{Found, Home, Life};
+use super::durable::{Found, Home};
+use super::life::Life;
 use crate::node_config::{Durability, NodeConfig, Start};
 use nearstate_placement::Map;
 use nearstate_placement::api::{Request, Response};

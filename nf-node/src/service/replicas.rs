@@ -59,13 +59,8 @@ impl Replicas {
         require_memory(bytes as u64 * u64::from(shape.shards))
             .map_err(|source| too_little(config, shape.shards, source))?;
         let mut replicas = Self { setups: vec![system_setup(view)], views: vec![None] };
-        let shard_of_slot = Map::first_slots(shape.slots, shape.shards);
         for number in 1..=shape.shards {
             let shard = ShardId(number);
-            let mut slots = SlotSet::none(shape.slots);
-            for (slot, _) in shard_of_slot.iter().enumerate().filter(|(_, s)| **s == number) {
-                slots.insert(SlotId(slot as u16));
-            }
             let path = region_path(config, nonce, shard);
             let region = if config.shared_memory_reads {
                 Region::create_shared(&path, bytes)
@@ -87,10 +82,7 @@ impl Replicas {
             let reader = table.reader();
             let lease = Arc::new(LeaseCell::none());
             let generation = table.generation_cell();
-            let pools = chain.pools().to_vec();
-            let machine = FlowMachine::new(FlowMachineConfig { table, slots, pools })
-                .with_rules(Arc::new(FunctionRules))
-                .with_soft_state(chain.soft());
+            let machine = flow_machine(table, (shape, shard), chain);
             replicas.setups.push(ShardSetup {
                 id: shard,
                 machine: Box::new(machine),
@@ -104,6 +96,24 @@ impl Replicas {
         }
         Ok(replicas)
     }
+}
+
+/// The machine of a flow shard, with nothing in it. Equal on all nodes, for its log decides the
+/// rest.
+pub(super) fn flow_machine(
+    table: Table,
+    (shape, shard): (ClusterShape, ShardId),
+    chain: &Chain,
+) -> FlowMachine {
+    let mut slots = SlotSet::none(shape.slots);
+    let shard_of_slot = Map::first_slots(shape.slots, shape.shards);
+    for (slot, _) in shard_of_slot.iter().enumerate().filter(|(_, of)| **of == shard.0) {
+        slots.insert(SlotId(slot as u16));
+    }
+    let pools = chain.pools().to_vec();
+    FlowMachine::new(FlowMachineConfig { table, slots, pools })
+        .with_rules(Arc::new(FunctionRules))
+        .with_soft_state(chain.soft())
 }
 
 /// How the names of this node's region files begin, over all its lives.

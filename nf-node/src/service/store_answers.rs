@@ -5,17 +5,17 @@
 
 use super::answers::Answers;
 use super::replicas::ReplicaView;
+use super::store_words::{held_entry, named, port_use, table_stat};
 use nearstate_placement::limits::{HOLDERS_MAX, SCAN_CELLS_MAX, SCAN_ENTRIES_MAX};
 use nearstate_placement::store_api::{
-    HeldEntry, HeldPool, HeldPools, HeldTimer, PortHolder, PortUse, ScanPiece, StateHash,
-    StoreRequest, StoreResponse, StoreStat, TableStat,
+    HeldEntry, HeldPool, HeldPools, HeldTimer, PortHolder, ScanPiece, StateHash, StoreRequest,
+    StoreResponse, StoreStat, TableStat,
 };
 use nearstate_store::clock::boot_now;
 use nearstate_store::driver::Store;
-use nearstate_store::pool_check::PoolReport;
 use nearstate_store::pool_use::{HolderUse, PoolUse};
 use nearstate_store::upkeep::EntryTimer;
-use nearstate_store::{Entry, Key, LogIndex, RegionStats, ShardId, TableReader, TableScan};
+use nearstate_store::{Entry, FlowMachineStats, Key, LogIndex, ShardId, TableReader, TableScan};
 
 impl Answers {
     /// Answers a question about this node's replicas.
@@ -32,6 +32,10 @@ impl Answers {
             StoreRequest::Get(keys) => StoreResponse::Get(self.held(keys).await),
             StoreRequest::Hash(shard) => StoreResponse::Hash(self.state_hash(shard).await),
             StoreRequest::Pools(shard) => StoreResponse::Pools(self.held_pools(shard).await),
+            StoreRequest::Refusals => {
+                let counts = self.store.get().map(|store| store.refusals().named());
+                StoreResponse::Refusals(named(counts.into_iter().flatten()))
+            }
         }
     }
 
@@ -59,6 +63,7 @@ impl Answers {
             last_log: status.last_log.unwrap_or(LogIndex(0)),
             applied: seen.applied,
             outcomes_remembered: seen.outcomes_remembered,
+            decisions: named(seen.decisions.iter().flat_map(FlowMachineStats::named)),
             lease_left_ms: (status.lease_until.since_ns(boot_now()) / 1_000_000) as u32,
             is_durable: store.is_durable(),
             disk_is_full: store.disk_is_full(shard),
@@ -124,13 +129,7 @@ impl Answers {
 
     async fn state_hash(&self, shard: ShardId) -> Option<StateHash> {
         let seen = self.store_of(shard)?.inspect(shard, true).await?;
-        let ports = seen.pools.map(|pools| match pools {
-            Ok(PoolReport { live, resting, .. }) => PortUse { live, resting, leaks: false },
-            Err(leak) => {
-                tracing::error!(%shard, %leak, "a port has leaked");
-                PortUse { live: 0, resting: 0, leaks: true }
-            }
-        });
+        let ports = seen.pools.map(|pools| port_use(shard, pools));
         Some(StateHash { applied: seen.applied, hash: seen.state_hash?, ports })
     }
 }
@@ -142,25 +141,6 @@ impl ReplicaView {
     }
 }
 
-fn held_entry(shard: ShardId, is_current: bool, (key, entry): (&Key, Entry)) -> HeldEntry {
-    let Entry { value, version, slot } = entry;
-    HeldEntry { shard, is_current, key: *key, value, version, slot, timer: None }
-}
-
 async fn count(reader: TableReader) -> Option<TableStat> {
-    let counted = tokio::task::spawn_blocking(move || RegionStats::scan(&reader)).await.ok()?;
-    let table = counted.table;
-    Some(TableStat {
-        entries: table.entries,
-        capacity: table.capacity,
-        overflow: table.overflow,
-        overflow_places: table.overflow_places,
-        displacements: table.displacements,
-        distances: table.distances.to_vec(),
-        probes: table.probes.to_vec(),
-        bytes: table.bytes,
-        memory: counted.backing.to_string(),
-        unreadable: counted.unreadable,
-        misplaced: counted.misplaced,
-    })
+    tokio::task::spawn_blocking(move || table_stat(&reader)).await.ok()
 }

@@ -88,6 +88,24 @@ fn a_cluster_keeps_the_lineage_that_it_was_formed_with() {
 }
 
 #[test]
+fn commands_and_replies_of_another_version_are_refused_by_name() {
+    let command = form().encode();
+    assert_eq!(SystemCommand::decode(&command), Ok(form()));
+    let reply = SystemReply::Done(Epoch(3)).encode();
+    assert_eq!(SystemReply::decode(&reply), Ok(SystemReply::Done(Epoch(3))));
+    for version in [0, FORMAT + 1, u8::MAX] {
+        let error = DecodeError::Version { found: version, expected: FORMAT };
+        let other = |bytes: &[u8]| [&[version], &bytes[1..]].concat();
+        assert_eq!(SystemCommand::decode(&other(&command)), Err(error.clone()));
+        assert_eq!(SystemReply::decode(&other(&reply)), Err(error));
+        let refused = PayloadError::Version { found: version, expected: FORMAT };
+        assert_eq!(SystemMachine::check(&other(&command)), Err(refused.clone()));
+        assert!(refused.to_string().contains("all nodes must be of one version"), "{refused}");
+    }
+    assert!(SystemCommand::decode(&[]).is_err() && SystemReply::decode(&[FORMAT]).is_err());
+}
+
+#[test]
 fn a_retried_join_gets_the_same_id_and_a_new_life_another() {
     let mut m = machine();
     run(&mut m, &form());

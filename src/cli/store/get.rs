@@ -1,8 +1,8 @@
 //! `nearstate store get`: the entries of one flow, on every node that holds them.
 
+use super::source::{Place, Source};
 use super::{entry_json, value_words};
 use crate::cli::Ended;
-use crate::cli::asked::Asked;
 use crate::cli::named_flow::{Holding, NamedFlow, holdings};
 use clap::Args;
 use nearstate_nf_node::nf::{entry_rules, state_key};
@@ -16,23 +16,35 @@ use std::process::ExitCode;
 #[command(
     after_help = "With one endpoint: the NAT entries of it, as an inside and as an external \
     endpoint. With two: also those of the firewall and of the load balancer. Exit code 1 if no \
-    owner holds any. Packets and bytes: those that kept the entry alive, as its owner last told \
-    its copies, which it does within eight times `seen_within_ms`."
+    owner holds any (or, of a stopped node, if it holds none). Packets and bytes: those that kept \
+    the entry alive, as its owner last told its copies, which it does within eight times \
+    `seen_within_ms`."
 )]
 pub(in crate::cli) struct GetArgs {
     #[command(flatten)]
-    asked: Asked,
+    source: Source,
     #[command(flatten)]
     flow: NamedFlow,
 }
 
 /// Runs it.
 pub(super) fn run(args: &GetArgs) -> Ended {
-    let (_, map) = args.asked.map()?;
     let keys = args.flow.keys();
-    let (found, silent) = holdings(&args.asked, &map, &keys);
-    let is_owned = found.iter().any(|(_, held)| held.is_current);
-    if args.asked.json {
+    let (found, silent, is_owned) = match args.source.place()? {
+        Place::Running(asked) => {
+            let (_, map) = asked.map()?;
+            let (found, silent) = holdings(&asked, &map, &keys);
+            let is_owned = found.iter().any(|(_, held)| held.is_current);
+            (found, silent, is_owned)
+        }
+        Place::Stopped(node) => {
+            let held = node.get(&keys)?;
+            let found: Vec<Holding> = held.into_iter().map(|held| (node.label(), held)).collect();
+            let is_there = !found.is_empty();
+            (found, Vec::new(), is_there)
+        }
+    };
+    if args.source.json {
         let entries = found.iter().map(|(node, held)| {
             let mut entry = entry_json(held);
             entry["node"] = node.as_str().into();

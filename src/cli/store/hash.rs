@@ -4,11 +4,13 @@
 //! Hashes can be compared where they are of the same log index. A shard that is being written is at
 //! another index at each node, so the nodes are asked several times.
 
+use super::source::{Place, Source};
 use crate::cli::Ended;
 use crate::cli::asked::Asked;
 use crate::cli::status_table::screen_width;
 use crate::cli::text_table::{Align, TextTable, grouped};
 use clap::Args;
+use nearstate_nf_node::service::stopped::StoppedError;
 use nearstate_placement::Member;
 use nearstate_placement::store_api::{StateHash, StoreRequest, StoreResponse};
 use nearstate_store::{LogIndex, NodeId, ShardId};
@@ -29,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(100);
     two replicas at the same log index differ, or a port of a pool has leaked.")]
 pub(in crate::cli) struct HashArgs {
     #[command(flatten)]
-    asked: Asked,
+    source: Source,
     /// Only this shard; 0 is the system shard
     #[arg(long, value_name = "N")]
     shard: Option<u16>,
@@ -97,15 +99,27 @@ impl Seen {
 
 /// Runs it.
 pub(super) fn run(args: &HashArgs) -> Ended {
-    let (_, map) = args.asked.map()?;
     let wanted = |shard: &ShardId| args.shard.is_none_or(|number| number == shard.0);
-    let shards: Vec<_> = map.shards.iter().map(|of| of.shard).filter(wanted).collect();
-    if shards.is_empty() {
+    let seen: Vec<Seen> = match args.source.place()? {
+        Place::Running(asked) => {
+            let (_, map) = asked.map()?;
+            let members: Vec<_> = map.members.iter().filter(|one| one.state.is_live()).collect();
+            let shards = map.shards.iter().map(|of| of.shard).filter(wanted);
+            shards.map(|shard| look(&asked, shard, &members)).collect()
+        }
+        Place::Stopped(node) => {
+            let look = |shard| {
+                let mut seen = Seen::new(shard);
+                seen.add(node.node(), node.label(), node.hash(shard)?);
+                Ok(seen)
+            };
+            node.shards().filter(wanted).map(look).collect::<Result<_, StoppedError>>()?
+        }
+    };
+    if seen.is_empty() {
         return Err("the cluster has no such shard; `nearstate status` lists them".into());
     }
-    let members: Vec<_> = map.members.iter().filter(|member| member.state.is_live()).collect();
-    let seen: Vec<_> = shards.iter().map(|shard| look(args, *shard, &members)).collect();
-    if args.asked.json {
+    if args.source.json {
         println!("{:#}", json!({ "shards": seen.iter().map(as_json).collect::<Vec<_>>() }));
     } else {
         print!("{}", as_table(&seen).render(screen_width()));
@@ -114,14 +128,14 @@ pub(super) fn run(args: &HashArgs) -> Ended {
     Ok(if seen.iter().any(is_fault) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn look(args: &HashArgs, shard: ShardId, members: &[&Member]) -> Seen {
+fn look(asked: &Asked, shard: ShardId, members: &[&Member]) -> Seen {
     let mut seen = Seen::new(shard);
     for round in 0..ROUNDS {
         if round > 0 {
             std::thread::sleep(PAUSE);
         }
         for member in members {
-            let answer = args.asked.ask_at(member.address, &StoreRequest::Hash(shard));
+            let answer = asked.ask_at(member.address, &StoreRequest::Hash(shard));
             if let Ok(StoreResponse::Hash(Some(hash))) = answer {
                 seen.add(member.id, member.label(), hash);
             }

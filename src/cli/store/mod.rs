@@ -1,11 +1,12 @@
 //! `nearstate store`: what replicas hold, and what a stopped node's files are worth.
 //!
-//! Four of the five commands ask running nodes and change nothing there; `verify` reads files. Each
-//! prints tables for people, or JSON.
+//! Four of the five commands ask running nodes, or read what a stopped one has left; `verify` reads
+//! files. None changes anything. Each prints tables for people, or JSON.
 
 mod get;
 mod hash;
 mod scan;
+mod source;
 mod stat;
 mod verify;
 

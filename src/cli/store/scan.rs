@@ -1,5 +1,6 @@
 //! `nearstate store scan`: the entries that one node holds of a shard, in words.
 
+use super::source::{Place, Source};
 use super::{entry_json, value_words};
 use crate::ask::AskError;
 use crate::cli::Ended;
@@ -8,7 +9,7 @@ use clap::Args;
 use nearstate_nf_node::nf::state_key;
 use nearstate_placement::limits::SCAN_ENTRIES_MAX;
 use nearstate_placement::store_api::{HeldEntry, ScanPiece, StoreRequest, StoreResponse};
-use nearstate_store::{ShardId, SlotId};
+use nearstate_store::{ShardId, SlotId, TableScan};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
     comes, goes or is moved meanwhile may be missed. A follower lists what it has applied.")]
 pub(in crate::cli) struct ScanArgs {
     #[command(flatten)]
-    asked: Asked,
+    source: Source,
     /// Which shard
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shard: u16,
@@ -33,9 +34,19 @@ pub(in crate::cli) struct ScanArgs {
 
 /// Runs it.
 pub(super) fn run(args: &ScanArgs) -> Ended {
-    let (address, _) = args.asked.map()?;
-    let (entries, is_all) = list(args, address)?;
-    if args.asked.json {
+    let (entries, is_all) = match args.source.place()? {
+        Place::Running(asked) => {
+            let (address, _) = asked.map()?;
+            list(args, &asked, address)?
+        }
+        Place::Stopped(node) => {
+            let (entries_max, slot) = (args.limit as usize, args.slot.map(SlotId));
+            let scan = TableScan { from: 0, entries_max, cells_max: u32::MAX, slot };
+            let ScanPiece { entries, next } = node.scan(ShardId(args.shard), scan)?;
+            (entries, next.is_none())
+        }
+    };
+    if args.source.json {
         let listed: Vec<_> = entries.iter().map(entry_json).collect();
         println!("{:#}", json!({ "entries": listed, "is_all": is_all }));
         return Ok(ExitCode::SUCCESS);
@@ -55,7 +66,11 @@ pub(super) fn run(args: &ScanArgs) -> Ended {
 }
 
 /// The entries up to the limit, and whether that is all.
-fn list(args: &ScanArgs, address: SocketAddr) -> Result<(Vec<HeldEntry>, bool), AskError> {
+fn list(
+    args: &ScanArgs,
+    asked: &Asked,
+    address: SocketAddr,
+) -> Result<(Vec<HeldEntry>, bool), AskError> {
     let shard = ShardId(args.shard);
     let mut entries = Vec::new();
     let mut from = 0;
@@ -67,7 +82,7 @@ fn list(args: &ScanArgs, address: SocketAddr) -> Result<(Vec<HeldEntry>, bool), 
         let piece_max = room.min(SCAN_ENTRIES_MAX) as u32;
         let slot = args.slot.map(SlotId);
         let request = StoreRequest::Scan { shard, from, entries: piece_max, slot };
-        let piece = match args.asked.ask_at(address, &request)? {
+        let piece = match asked.ask_at(address, &request)? {
             StoreResponse::Scan(Some(piece)) => piece,
             StoreResponse::Scan(None) => {
                 let reason = format!(

@@ -1,14 +1,16 @@
 //! `nearstate store stat`: tables, logs and machines of one node's replicas.
 
+use super::source::{Place, Source};
 use crate::ask::AskError;
 use crate::cli::Ended;
 use crate::cli::asked::Asked;
 use crate::cli::status_table::screen_width;
 use crate::cli::text_table::{Align, TextTable, grouped, percent};
 use clap::Args;
-use nearstate_placement::store_api::{StoreRequest, StoreResponse, StoreStat, TableStat};
+use nearstate_placement::store_api::{Counts, StoreRequest, StoreResponse, StoreStat, TableStat};
 use nearstate_store::ShardId;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 /// The options of `nearstate store stat`.
@@ -16,11 +18,13 @@ use std::process::ExitCode;
 #[command(
     after_help = "`from home` says how many entries lie 0, 1, 2, ... cells from where their \
     key belongs; `by probe`, how many entries of the overflow area are found in the first place \
-    that is looked at, the second, and so on."
+    that is looked at, the second, and so on. `decided` counts transactions since the node's \
+    process began (`repeated`: retries that were answered from memory); `refused by this node`, \
+    connections, frames, messages and requests by reason, none of which changed any state."
 )]
 pub(in crate::cli) struct StatArgs {
     #[command(flatten)]
-    asked: Asked,
+    source: Source,
     /// Only this shard; 0 is the system shard
     #[arg(long, value_name = "N")]
     shard: Option<u16>,
@@ -30,28 +34,75 @@ type Seen = (ShardId, StoreStat);
 
 /// Runs it.
 pub(super) fn run(args: &StatArgs) -> Ended {
-    let (address, map) = args.asked.map()?;
     let wanted = |shard: &ShardId| args.shard.is_none_or(|number| number == shard.0);
-    let mut seen = Vec::new();
-    for shard in map.shards.iter().map(|placement| placement.shard).filter(wanted) {
-        match args.asked.ask_at(address, &StoreRequest::Stat(shard))? {
-            StoreResponse::Stat(stat) => seen.extend(stat.map(|stat| (shard, *stat))),
-            _ => return Err(AskError::Unexpected { address }.into()),
+    let (seen, refusals) = match args.source.place()? {
+        Place::Running(asked) => {
+            let (address, map) = asked.map()?;
+            let shards = map.shards.iter().map(|placement| placement.shard).filter(wanted);
+            let seen = ask_all(&asked, address, shards)?;
+            if seen.is_empty() {
+                return Err(none_of(args.shard, address).into());
+            }
+            (seen, Some(ask_refusals(&asked, address)?))
         }
-    }
-    if seen.is_empty() {
-        let of = args.shard.map_or("any shard".to_owned(), |number| format!("shard-{number}"));
-        return Err(format!(
-            "the node at {address} has no replica of {of}; `nearstate status` says who has"
-        )
-        .into());
-    }
-    if args.asked.json {
-        println!("{:#}", json!({ "shards": seen.iter().map(as_json).collect::<Vec<_>>() }));
+        Place::Stopped(node) => {
+            let shards: Vec<_> = match args.shard {
+                Some(number) => vec![ShardId(number)],
+                None => node.shards().collect(),
+            };
+            let stat = |shard| node.stat(shard).map(|stat| (shard, stat));
+            (shards.into_iter().map(stat).collect::<Result<_, _>>()?, None)
+        }
+    };
+    if args.source.json {
+        let shards = seen.iter().map(as_json).collect::<Vec<_>>();
+        let refusals = refusals.as_ref().map(counts_json);
+        println!("{:#}", json!({ "shards": shards, "refusals": refusals }));
     } else {
         print!("{}", as_table(&seen).render(screen_width()));
+        if let Some(refusals) = refusals {
+            println!("refused by this node: {}", counts_words(&refusals));
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn ask_all(
+    asked: &Asked,
+    address: SocketAddr,
+    shards: impl Iterator<Item = ShardId>,
+) -> Result<Vec<Seen>, AskError> {
+    let mut seen = Vec::new();
+    for shard in shards {
+        match asked.ask_at(address, &StoreRequest::Stat(shard))? {
+            StoreResponse::Stat(stat) => seen.extend(stat.map(|stat| (shard, *stat))),
+            _ => return Err(AskError::Unexpected { address }),
+        }
+    }
+    Ok(seen)
+}
+
+fn ask_refusals(asked: &Asked, address: SocketAddr) -> Result<Counts, AskError> {
+    match asked.ask_at(address, &StoreRequest::Refusals)? {
+        StoreResponse::Refusals(counts) => Ok(counts),
+        _ => Err(AskError::Unexpected { address }),
+    }
+}
+
+fn none_of(shard: Option<u16>, address: SocketAddr) -> String {
+    let of = shard.map_or("any shard".to_owned(), |number| format!("shard-{number}"));
+    format!("the node at {address} has no replica of {of}; `nearstate status` says who has")
+}
+
+fn counts_json(counts: &Counts) -> Value {
+    counts.iter().map(|(name, count)| (name.clone(), Value::from(*count))).collect()
+}
+
+/// Those that are not 0.
+fn counts_words(counts: &Counts) -> String {
+    let some = counts.iter().filter(|(_, count)| *count > 0);
+    let words: Vec<_> = some.map(|(name, count)| format!("{name} {}", grouped(*count))).collect();
+    if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
 }
 
 fn as_table(seen: &[Seen]) -> TextTable {
@@ -104,6 +155,9 @@ fn note(stat: &StoreStat) -> String {
         (true, false) => "log on disk",
         (true, true) => "log on disk, which is FULL: writes are refused",
     });
+    if !stat.decisions.is_empty() {
+        words.push_str(&format!("; decided: {}", counts_words(&stat.decisions)));
+    }
     words
 }
 
@@ -152,6 +206,7 @@ fn as_json((shard, stat): &Seen) -> Value {
         "shard": shard.0,
         "last_log": stat.last_log.0,
         "applied": stat.applied.0,
+        "decisions": counts_json(&stat.decisions),
         "outcomes_remembered": stat.outcomes_remembered,
         "lease_left_ms": stat.lease_left_ms,
         "is_durable": stat.is_durable,

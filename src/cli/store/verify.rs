@@ -1,5 +1,6 @@
 //! `nearstate store verify`: what a stopped node's files are worth. Changes nothing.
 
+use super::source::homes;
 use crate::cli::Ended;
 use crate::cli::status_table::screen_width;
 use crate::cli::text_table::{Align, TextTable, grouped};
@@ -7,12 +8,8 @@ use clap::{Args, ValueHint};
 use nearstate_store::LogIndex;
 use nearstate_store::disk::{self, Report, ShardReport, Verdict};
 use serde_json::{Value, json};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// How the directory of a durable node's logs ends.
-const HOME_EXTENSION: &str = "disk";
 
 /// The options of `nearstate store verify`.
 #[derive(Debug, Args)]
@@ -60,19 +57,6 @@ pub(super) fn run(args: &VerifyArgs) -> Ended {
     }
     let usable = reports.iter().all(|(_, report)| report.is_usable());
     Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The directories of nodes in a directory, or that directory.
-fn homes(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut homes = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() && path.extension().is_some_and(|ending| ending == HOME_EXTENSION) {
-            homes.push(path);
-        }
-    }
-    homes.sort();
-    Ok(if homes.is_empty() { vec![directory.to_owned()] } else { homes })
 }
 
 fn words(verdict: &Verdict) -> (&'static str, Option<String>) {

@@ -42,8 +42,19 @@ impl Directory {
         Ok(Some(Self { path: path.to_owned(), open: BTreeMap::new(), _lock: lock }))
     }
 
+    /// The directory, to be read only, while no other process has it. `Ok(None)`: one has. Nothing
+    /// is made or written.
+    pub(crate) fn lock_to_look(path: &Path) -> io::Result<Option<Self>> {
+        let lock = File::open(path.join(LOCK))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { _lock: Some(Arc::new(lock)), ..Self::look(path) })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    }
+
     /// The directory, to be read only.
-    pub(crate) fn look(path: &Path) -> Self {
+    fn look(path: &Path) -> Self {
         Self { path: path.to_owned(), open: BTreeMap::new(), _lock: None }
     }
 

@@ -4,8 +4,9 @@
 //! all kinds go into one log in the order in which they happened ([`format`]), written and synced
 //! by one thread a replica for everything that waits (`sync_thread`, `writer`); snapshots are
 //! files beside it (`snapshot_file`). A replica that comes back reads them (`recovery`) and is
-//! the same voter as before. What is damaged is never served: the node comes back as somebody else
-//! (promise P6), and [`set_aside`] keeps the files for people to look at.
+//! the same voter as before; `verify` and `stopped` only look at them. What is damaged is never
+//! served: the node comes back as somebody else (promise P6), and [`set_aside`] keeps the files for
+//! people to look at.
 //!
 //! A full disk is no error: entries are refused, the leadership is given away, and it heals when
 //! there is room. A failed sync ends the replica, and is never tried again.
@@ -18,6 +19,7 @@ pub(crate) mod format;
 pub(crate) mod layer;
 mod recovery;
 pub(crate) mod snapshot_file;
+mod stopped;
 mod sync_thread;
 mod verify;
 mod writer;
@@ -27,6 +29,7 @@ mod tests;
 
 pub use format::{FORMAT_VERSION, Identity};
 pub use recovery::{Damage, RecoveryError, SegmentFacts};
+pub use stopped::{StoppedError, StoppedReplica};
 pub use verify::{Report, ShardReport, SnapshotFacts, Verdict, verify, verify_files};
 
 pub(crate) use format::{Body, Entry, LogState, Record};

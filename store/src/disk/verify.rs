@@ -94,10 +94,9 @@ pub fn verify(directory: &Path) -> Result<Report, DiskError> {
         if !path.join(LOCK).exists() {
             continue;
         }
-        if Directory::lock(&path)?.is_none() {
+        let Some(mut files) = Directory::lock_to_look(&path)? else {
             return Err(DiskError::InUse(path));
-        }
-        let mut files = Directory::look(&path);
+        };
         let names = files.list()?;
         shards.push(look(name, &mut files, &names));
     }
@@ -127,9 +126,9 @@ fn look(name: String, files: &mut impl Look, names: &[String]) -> ShardReport {
     ShardReport {
         name,
         identity: replay.identity(),
-        snapshot: snapshot.map(|(head, bytes)| SnapshotFacts {
+        snapshot: snapshot.map(|(head, content)| SnapshotFacts {
             last: head.last_log.map(|at| LogIndex(at.index)),
-            bytes,
+            bytes: content.len() as u64,
         }),
         vote: state.vote.map(|vote| (Term(vote.term), NodeId(vote.node))),
         first: (state.first < state.next()).then_some(LogIndex(state.first)),
@@ -140,11 +139,22 @@ fn look(name: String, files: &mut impl Look, names: &[String]) -> ShardReport {
     }
 }
 
+/// What a snapshot is of, and its content.
+type Snapshot = (SnapshotHead, Vec<u8>);
+
+/// All that a replica's files hold.
+pub(super) fn read_all(files: &mut impl Look) -> Result<(Replay, Option<Snapshot>), DiskError> {
+    let (mut replay, mut snapshot) = (Replay::new(None), None);
+    let names = files.list()?;
+    read(files, &names, &mut replay, &mut snapshot)?;
+    Ok((replay, snapshot))
+}
+
 fn read(
     files: &mut impl Look,
     names: &[String],
     replay: &mut Replay,
-    snapshot: &mut Option<(SnapshotHead, u64)>,
+    snapshot: &mut Option<Snapshot>,
 ) -> Result<(), RecoveryError> {
     let run = latest_run(names);
     for (place, number) in run.iter().enumerate() {
@@ -162,7 +172,7 @@ fn read(
             return Err(Damage::File { file, what: "it cannot be read" }.into());
         }
     };
-    *snapshot = newest.map(|(_, head, content)| (head, content.len() as u64));
+    *snapshot = newest.map(|(_, head, content)| (head, content));
     if run.is_empty() && snapshot.is_none() {
         return Ok(());
     }

@@ -100,7 +100,10 @@ impl Machine for SumMachine {
     }
 
     fn state_hash(&self) -> u64 {
-        self.0.lock().unwrap().sums.iter().fold(17, |hash, number| hash * 31 + number)
+        let held = self.0.lock().unwrap();
+        let done = held.done.iter().flat_map(|((c, s), n)| [*c, *s, u64::from(*n)]);
+        let words = held.sums.iter().copied().chain(done);
+        words.fold(17, |hash: u64, word| hash.wrapping_mul(31).wrapping_add(word))
     }
 }
 

@@ -1,11 +1,13 @@
 //! Replicas on disk: stores that are started anew on the directories of others.
 
-use crate::cluster::{Cluster, Node, PATIENCE, SHARD, config, log};
-use nearstate_store::NodeId;
+use crate::cluster::{Cluster, Node, PATIENCE, SHARD, SumMachine, config, log};
 use nearstate_store::clock::boot_now;
 use nearstate_store::consensus::{Compaction, ProposeError};
-use nearstate_store::disk::{self, DiskConfig, Durability, SEGMENT_BYTES_MIN};
+use nearstate_store::disk::{
+    self, DiskConfig, DiskError, Durability, SEGMENT_BYTES_MIN, StoppedError, StoppedReplica,
+};
 use nearstate_store::driver::{StartError, StoreConfig};
+use nearstate_store::{Machine, NodeId};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -79,6 +81,42 @@ async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
         assert!(report.is_usable(), "{report:?}");
         assert_eq!(report.shards[0].name, "shard-1");
         assert!(report.shards[0].last.is_some_and(|last| last.0 >= 101), "{report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stopped_replica_held_can_be_looked_at_without_starting_it() {
+    for compaction in [Compaction::default(), Compaction::after(20)] {
+        let scratch = tempfile::tempdir().unwrap();
+        let home = home(scratch.path(), 1);
+        let node = start(scratch.path(), 1, compaction).await;
+        node.store.initialize(SHARD, &[node.id()]).await.unwrap();
+        node.until(|status| status.owns(boot_now())).await;
+        for number in 1..=100 {
+            log(&node, number).await;
+        }
+        let refused = StoppedReplica::open(&home, SHARD);
+        assert!(matches!(refused, Err(StoppedError::Disk(DiskError::InUse(_)))), "{refused:?}");
+        let live = node.store.inspect(SHARD, true).await.unwrap();
+        node.store.shutdown().await;
+
+        for _ in 0..2 {
+            let replica = StoppedReplica::open(&home, SHARD).unwrap();
+            assert_eq!((replica.identity().node, replica.last_log()), (node.id(), live.applied));
+            let mut machine = SumMachine(std::sync::Arc::default());
+            assert_eq!(replica.play(&mut machine).unwrap(), live.applied);
+            assert_eq!(Some(Machine::state_hash(&machine)), live.state_hash);
+            let held = machine.0.lock().unwrap();
+            assert_eq!(held.sums, (1..=100).collect::<Vec<_>>());
+            assert_eq!(
+                held.installed > 0,
+                compaction == Compaction::after(20),
+                "whether from a snapshot"
+            );
+        }
+        let other = StoppedReplica::open(&home, nearstate_store::ShardId(9));
+        assert!(matches!(other, Err(StoppedError::Empty)), "{other:?}");
+        assert!(!home.join("shard-9").exists(), "a look makes nothing");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Replication as a whole: stores in one process that speak over real TCP.
 
+mod bad_messages;
 mod cluster;
 mod contacts;
 mod durable;

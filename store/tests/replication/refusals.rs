@@ -7,14 +7,13 @@ use nearstate_store::client::{Client, ConnectError, Wanted};
 use nearstate_store::driver::StoreConfig;
 use nearstate_store::frame::{self, FrameKind};
 use nearstate_store::wire::{Hello, Refused, Request, Response, Welcome};
-use nearstate_store::{NodeId, ShardId};
-use std::sync::atomic::{AtomicU64, Ordering};
+use nearstate_store::{NodeId, RefusalReason, ShardId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn until_counted(counter: &AtomicU64) {
+async fn until_counted(node: &Node, reason: RefusalReason) {
     let counted = async {
-        while counter.load(Ordering::Relaxed) == 0 {
+        while node.store.refusals().of(reason) == 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -66,8 +65,9 @@ async fn strangers_are_refused_with_a_reason_and_counted() {
         assert_eq!(greet(&node, hello).await, Welcome::Refused(reason));
     }
     let counts = node.store.refusals();
-    assert_eq!(counts.cluster.load(Ordering::Relaxed), 1);
-    assert_eq!(counts.other.load(Ordering::Relaxed), 3);
+    assert_eq!(counts.of(RefusalReason::Cluster), 1);
+    assert_eq!(counts.of(RefusalReason::WrongNode), 1);
+    assert_eq!(counts.of(RefusalReason::Direction), 2);
 
     // One id, two lives.
     assert!(matches!(greet(&node, to(5, hello(6, 1))).await, Welcome::Accepted(_)));
@@ -90,7 +90,7 @@ async fn a_cluster_of_the_same_name_that_was_formed_at_another_time_is_refused()
     // The first founder was wiped and formed anew; its old followers still dial that address.
     let refused = greet(&node, to(hello(6, 1), 0xb)).await;
     assert_eq!(refused, Welcome::Refused(Refused::Lineage(0xa)));
-    assert_eq!(node.store.refusals().lineage.load(Ordering::Relaxed), 1);
+    assert_eq!(node.store.refusals().of(RefusalReason::Lineage), 1);
     // Who knows none yet learns it.
     for (from, lineage) in
         [(hello(6, 1), 0xa), (hello(7, 1), 0), (Hello { from: 0, ..hello(0, 0) }, 0)]
@@ -116,15 +116,15 @@ async fn a_cluster_of_the_same_name_that_was_formed_at_another_time_is_refused()
         ]);
         other.store.set_peers(&book);
     }
-    until_counted(&one.store.refusals().lineage).await;
-    until_counted(&two.store.refusals().lineage).await;
+    until_counted(&one, RefusalReason::Lineage).await;
+    until_counted(&two, RefusalReason::Lineage).await;
     let talks = async {
         while node.store.call(three.id(), vec![1], PATIENCE).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, talks).await.expect("the own lineage is let in");
-    assert_eq!(three.store.refusals().lineage.load(Ordering::Relaxed), 0);
+    assert_eq!(three.store.refusals().of(RefusalReason::Lineage), 0);
     let wanted = Wanted { cluster: CLUSTER, lineage: 0xb };
     let stranger = Client::connect_to(wanted, node.address, PATIENCE).await.unwrap_err();
     assert!(stranger.to_string().contains("formed at another time"), "{stranger}");
@@ -142,9 +142,9 @@ async fn a_wiped_node_under_its_old_id_stays_outside() {
     let wiped = Node::start(StoreConfig { nonce: 4711, ..config(3) }).await;
     let book: Vec<_> = cluster.0.values().map(|node| (node.id(), node.address)).collect();
     wiped.store.set_peers(&book);
-    until_counted(&wiped.store.refusals().reincarnated).await;
+    until_counted(&wiped, RefusalReason::Reincarnated).await;
     for node in cluster.0.values() {
-        until_counted(&node.store.refusals().reincarnated).await;
+        until_counted(node, RefusalReason::Reincarnated).await;
     }
     assert_eq!(wiped.status().leader, None);
     cluster.stop().await;
@@ -158,12 +158,12 @@ async fn another_version_and_nonsense_end_the_connection() {
     frame::encode(FrameKind::Hello, 0, &hello(0, 0).encode().unwrap(), &mut bytes);
     bytes[8] = frame::WIRE_VERSION + 1;
     talk(&node, &bytes, 10).await;
-    assert_eq!(node.store.refusals().version.load(Ordering::Relaxed), 1);
+    assert_eq!(node.store.refusals().of(RefusalReason::Version), 1);
 
     talk(&node, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n", 10).await;
     // A frame's length comes first there, and its version is no version of ours.
     let counts = node.store.refusals();
-    let seen = counts.version.load(Ordering::Relaxed) + counts.garbage.load(Ordering::Relaxed);
+    let seen = counts.of(RefusalReason::Version) + counts.of(RefusalReason::Garbage);
     assert_eq!(seen, 2);
 
     // A good hello, then a request that is no archive.
