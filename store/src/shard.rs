@@ -1,7 +1,8 @@
 //! One shard on this node: its group, its lease, its group commit.
 //!
 //! Two tasks, and a third for read leases. One turns what a quorum has acknowledged into the lease
-//! and tells the others who leads; the other collects proposals into entries ([`crate::committer`]).
+//! and tells the others who leads; the other collects proposals into entries
+//! ([`crate::committer`]).
 //!
 //! **The lease.** A leader's lease counts from the *sending* of what a quorum has answered, for as
 //! long as voters refuse other candidates (`lease_ms`), less a margin. It is kept in a clock

@@ -10,8 +10,8 @@
 //! beyond the end, or says another end, makes its datagram bad: it, and all later ones, end here
 //! (RFC 5722; the practice of Linux for IPv4). To tell these apart a record knows where the first
 //! fragment ended and how long the first of the others was: pieces that lie on multiples of that
-//! *step*, counted from there, are bits of a mask, so that a datagram that was cut by its sender, or
-//! behind a first piece of any length, is known piece by piece. Others are ranges, which grow
+//! *step*, counted from there, are bits of a mask, so that a datagram that was cut by its sender,
+//! or behind a first piece of any length, is known piece by piece. Others are ranges, which grow
 //! together when there are too many. What lies inside such a range is dropped, as it cannot be told
 //! from a forgery; the datagram goes on.
 //!

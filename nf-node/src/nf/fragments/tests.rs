@@ -78,87 +78,87 @@ fn fares(place: &mut Place, piece: &Piece) -> Came {
 
 type Story = (&'static str, &'static [(u16, u16, bool, Came)]);
 
+use Came::{Ended, Out, Waits};
+
+const BAD: Came = Ended(DropReason::FragmentOverlap);
+
+const STORIES: &[Story] = &[
+    ("in order", &[(0, 10, false, Out), (10, 20, false, Out), (20, 23, true, Out)]),
+    ("the last first", &[(20, 23, true, Waits), (0, 10, false, Out), (20, 23, true, Out)]),
+    ("21: never a first", &[(10, 20, false, Waits), (20, 23, true, Waits)]),
+    ("a repetition", &[(0, 10, false, Out), (0, 10, false, Out)]),
+    (
+        "repetitions of what was cut behind a first piece of any length",
+        &[
+            (0, 1, false, Out),
+            (1, 186, false, Out),
+            (556, 741, false, Out),
+            (186, 371, false, Out),
+            (741, 926, false, Out),
+            (926, 1111, false, Out),
+            (1111, 1177, true, Out),
+            (371, 556, false, Out),
+            (371, 556, false, Out),
+            (556, 741, false, Out),
+            (0, 1, false, Out),
+        ],
+    ),
+    (
+        "repetitions",
+        &[
+            (0, 10, false, Out),
+            (10, 15, true, Out),
+            (10, 15, true, Out),
+            (0, 10, false, Out),
+            (10, 15, true, Out),
+        ],
+    ),
+    (
+        "19: shifted",
+        &[
+            (0, 10, false, Out),
+            (10, 20, false, Out),
+            (15, 25, false, BAD),
+            (20, 30, true, BAD),
+            (10, 20, false, BAD),
+            (0, 10, false, BAD),
+        ],
+    ),
+    ("19: inside another", &[(0, 10, false, Out), (3, 5, false, BAD)]),
+    ("19: around another", &[(0, 4, false, Out), (6, 8, false, Out), (5, 9, false, BAD)]),
+    ("19: over the first", &[(0, 10, false, Out), (0, 12, false, BAD)]),
+    ("20: teardrop", &[(0, 5, false, Out), (3, 4, true, BAD)]),
+    ("27: beyond the end", &[(0, 5, false, Out), (5, 7, true, Out), (7, 8, false, Waits)]),
+    (
+        "27: beyond the end of what is not complete",
+        &[(0, 5, false, Out), (10, 12, true, Out), (12, 13, false, BAD)],
+    ),
+    ("27: two ends", &[(0, 5, false, Out), (10, 12, true, Out), (5, 6, true, BAD)]),
+    ("27: the end before what came", &[(0, 5, false, Out), (9, 12, false, Out), (7, 8, true, BAD)]),
+    (
+        "27: a middle that says it is the end",
+        &[(0, 5, false, Out), (5, 10, false, Out), (5, 10, true, BAD)],
+    ),
+    (
+        "27: an end that says more follow",
+        &[(0, 5, false, Out), (10, 12, true, Out), (10, 12, false, BAD)],
+    ),
+    (
+        "after it is complete the next of its name begins anew",
+        &[
+            (0, 5, false, Out),
+            (5, 7, true, Out),
+            (5, 8, true, Waits),
+            (0, 5, false, Out),
+            (5, 8, true, Out),
+        ],
+    ),
+];
+
 /// Bad inputs 19, 20, 21 and 27.
 #[test]
 fn pieces_of_one_datagram_in_every_order_and_against_it() {
-    use Came::{Ended, Out, Waits};
-    const BAD: Came = Ended(DropReason::FragmentOverlap);
-    let stories: &[Story] = &[
-        ("in order", &[(0, 10, false, Out), (10, 20, false, Out), (20, 23, true, Out)]),
-        ("the last first", &[(20, 23, true, Waits), (0, 10, false, Out), (20, 23, true, Out)]),
-        ("21: never a first", &[(10, 20, false, Waits), (20, 23, true, Waits)]),
-        ("a repetition", &[(0, 10, false, Out), (0, 10, false, Out)]),
-        (
-            "repetitions of what was cut behind a first piece of any length",
-            &[
-                (0, 1, false, Out),
-                (1, 186, false, Out),
-                (556, 741, false, Out),
-                (186, 371, false, Out),
-                (741, 926, false, Out),
-                (926, 1111, false, Out),
-                (1111, 1177, true, Out),
-                (371, 556, false, Out),
-                (371, 556, false, Out),
-                (556, 741, false, Out),
-                (0, 1, false, Out),
-            ],
-        ),
-        (
-            "repetitions",
-            &[
-                (0, 10, false, Out),
-                (10, 15, true, Out),
-                (10, 15, true, Out),
-                (0, 10, false, Out),
-                (10, 15, true, Out),
-            ],
-        ),
-        (
-            "19: shifted",
-            &[
-                (0, 10, false, Out),
-                (10, 20, false, Out),
-                (15, 25, false, BAD),
-                (20, 30, true, BAD),
-                (10, 20, false, BAD),
-                (0, 10, false, BAD),
-            ],
-        ),
-        ("19: inside another", &[(0, 10, false, Out), (3, 5, false, BAD)]),
-        ("19: around another", &[(0, 4, false, Out), (6, 8, false, Out), (5, 9, false, BAD)]),
-        ("19: over the first", &[(0, 10, false, Out), (0, 12, false, BAD)]),
-        ("20: teardrop", &[(0, 5, false, Out), (3, 4, true, BAD)]),
-        ("27: beyond the end", &[(0, 5, false, Out), (5, 7, true, Out), (7, 8, false, Waits)]),
-        (
-            "27: beyond the end of what is not complete",
-            &[(0, 5, false, Out), (10, 12, true, Out), (12, 13, false, BAD)],
-        ),
-        ("27: two ends", &[(0, 5, false, Out), (10, 12, true, Out), (5, 6, true, BAD)]),
-        (
-            "27: the end before what came",
-            &[(0, 5, false, Out), (9, 12, false, Out), (7, 8, true, BAD)],
-        ),
-        (
-            "27: a middle that says it is the end",
-            &[(0, 5, false, Out), (5, 10, false, Out), (5, 10, true, BAD)],
-        ),
-        (
-            "27: an end that says more follow",
-            &[(0, 5, false, Out), (10, 12, true, Out), (10, 12, false, BAD)],
-        ),
-        (
-            "after it is complete the next of its name begins anew",
-            &[
-                (0, 5, false, Out),
-                (5, 7, true, Out),
-                (5, 8, true, Waits),
-                (0, 5, false, Out),
-                (5, 8, true, Out),
-            ],
-        ),
-    ];
-    for (what, steps) in stories {
+    for (what, steps) in STORIES {
         let mut place = Place::default();
         for (number, (from, to, is_last, expected)) in steps.iter().enumerate() {
             let came = fares(&mut place, &piece(*from, *to, *is_last));
