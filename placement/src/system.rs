@@ -556,6 +556,9 @@ fn decode_snapshot(snapshot: &[u8]) -> Result<State, SnapshotError> {
     if state.next_id <= highest {
         return Err(SnapshotError::Damaged("it would give out an id twice"));
     }
+    if state.next_id.max(state.next_move).max(state.map.epoch.0) > limits::COUNTED_MAX {
+        return Err(SnapshotError::Damaged("it has counted more than any cluster does"));
+    }
     Ok(state)
 }
 
