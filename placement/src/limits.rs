@@ -59,6 +59,6 @@ const _: () = assert!(
         + SHARDS_MAX * 256
         < MAP_BYTES_MAX
 );
-/// Epochs, ids and moves that a cluster counts in its life: a thousand a second for 9000 years. What
-/// says more is no snapshot of one, and counting on from it would overflow.
+/// Epochs, ids and moves that a cluster counts in its life: a thousand a second for ages. What
+/// says more is no snapshot of one; counting on from there would overflow.
 pub const COUNTED_MAX: u64 = 1 << 48;
