@@ -135,7 +135,10 @@ fn shard(
         region: Some(RegionAddress { path }),
         lease: lease.clone(),
         generation: Some(Arc::new(move |term| {
-            owner.write(&[Record::Owner { at: boot_now(), shard, term: Term(term) }]);
+            // 0: it owns the shard no more.
+            if term != 0 {
+                owner.write(&[Record::Owner { at: boot_now(), shard, term: Term(term) }]);
+            }
             generation.set(term);
         })),
     };
