@@ -52,7 +52,7 @@ fn the_store_alone_writes_reads_and_watches() {
         &["read in place at node-", ": v1 in "],
         &["asked through node-", ": v1 in "],
         &["changed, if still that version: Committed(LogIndex("],
-        &["which watched, now holds Some(Entry", "[3, 3, 3, 3, 3, 3, 3, 3]", "Version(2)"],
+        &["which watched, now holds Some(Entry", "Value(0300000000000000", "Version(2)"],
     ];
     assert_eq!(lines.len(), wanted.len(), "{said}");
     for (line, words) in lines.iter().zip(wanted) {

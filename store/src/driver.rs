@@ -119,7 +119,8 @@ pub struct ShardSetup {
     pub region: Option<RegionAddress>,
     /// Where its lease is published.
     pub lease: Arc<LeaseCell>,
-    /// Told the term when this node becomes owner, before the lease begins.
+    /// Told the term when this node becomes owner, before the lease begins, and 0 when it is owner no
+    /// more.
     pub generation: Option<Arc<dyn Fn(u64) + Send + Sync>>,
 }
 
