@@ -119,8 +119,7 @@ pub struct ShardSetup {
     pub region: Option<RegionAddress>,
     /// Where its lease is published.
     pub lease: Arc<LeaseCell>,
-    /// Told the term when this node becomes owner, before the lease begins, and 0 when it is owner no
-    /// more.
+    /// Told the term when this node becomes owner, before the lease begins; 0 when it is none.
     pub generation: Option<Arc<dyn Fn(u64) + Send + Sync>>,
 }
 
