@@ -1,15 +1,16 @@
 //! Both ends of every flow, as a machine that does no input or output.
 //!
 //! The next packet of a flow goes in when the one before it has come out or was dropped, as real
-//! ends would; across flows, packets go in as they stand in the capture, with a bounded number
-//! inside each node. An answer is addressed to what its flow was translated to. Packets that were
-//! inside a node that died are sent again elsewhere.
+//! ends would. Flows that one end has begun are one line and keep their order among each other
+//! ([`super::script::Lines`]); lines do not wait for each other, packets go in as they stand in the
+//! capture, with a bounded number inside each node. An answer is addressed to what its flow was
+//! translated to. Packets that were inside a node that died are sent again elsewhere.
 //!
 //! A later fragment whose first one has not left is not waited for: its node keeps it until the
 //! first one passes, wherever that is. If fragments of a datagram contradict each other, what
 //! passes hangs on their order, so they go one by one like everything else.
 //!
-//! **Invariant.** Of every flow at most one packet is under way (waiting, deferred or inside a
+//! **Invariant.** Of every line at most one packet is under way (waiting, deferred or inside a
 //! node), not counting those that are not waited for.
 
 use super::datagrams::{is_later, parse_either};
@@ -78,13 +79,11 @@ struct NodeState {
 }
 
 #[derive(Clone, Debug, Default)]
-struct FlowState {
+struct LineState {
     /// How many of its packets have set out.
     begun: u32,
     /// Those of them that have no outcome.
     under_way: Vec<u32>,
-    /// The tuple under which the initiator's last packet left.
-    translated: Option<FlowTuple>,
 }
 
 /// See the module's text.
@@ -94,7 +93,9 @@ pub(crate) struct Replay<'a> {
     window: usize,
     ready: BinaryHeap<Reverse<u32>>,
     states: Vec<State>,
-    flows: Vec<FlowState>,
+    lines: Vec<LineState>,
+    /// The tuple under which the last packet of each flow's initiator left.
+    translated: Vec<Option<FlowTuple>>,
     /// Whether the first fragment of each datagram has left, or was dropped.
     firsts: Vec<Option<bool>>,
     nodes: Vec<NodeState>,
@@ -119,14 +120,15 @@ impl<'a> Replay<'a> {
                 *state = State::Done;
             }
         }
-        let flows = script.flows().len();
+        let lines = script.lines().len();
         let mut replay = Self {
             script,
             steerer,
             window,
             ready: BinaryHeap::new(),
             states,
-            flows: vec![FlowState::default(); flows],
+            lines: vec![LineState::default(); lines],
+            translated: vec![None; script.flows().len()],
             firsts: vec![None; script.datagrams().len()],
             nodes: Vec::new(),
             deferred: 0,
@@ -136,20 +138,19 @@ impl<'a> Replay<'a> {
             unexpected: 0,
             scratch: Vec::new(),
         };
-        (0..flows).for_each(|flow| replay.set_out(flow));
+        (0..lines).for_each(|line| replay.set_out(line));
         replay
     }
 
-    /// As many packets of a flow set out as may be under way.
-    fn set_out(&mut self, flow: usize) {
-        let packets = &self.script.flows()[flow];
+    /// As many packets of a line set out as may be under way.
+    fn set_out(&mut self, line: usize) {
         loop {
-            let state = &self.flows[flow];
-            let Some(&next) = packets.get(state.begun as usize) else { return };
+            let state = &self.lines[line];
+            let Some(next) = self.script.lines().packet(line, state.begun) else { return };
             if state.under_way.iter().any(|&tag| self.is_waited_for(tag)) {
                 return;
             }
-            let state = &mut self.flows[flow];
+            let state = &mut self.lines[line];
             state.begun += 1;
             state.under_way.push(next);
             self.ready.push(Reverse(next));
@@ -269,13 +270,14 @@ impl<'a> Replay<'a> {
         let Step::Send { flow, from_initiator, parsed, datagram } = self.script.step(tag) else {
             unreachable!("a refused packet is never pushed");
         };
-        let state = &mut self.flows[flow as usize];
         if let (true, Answer::Left(_, frame)) = (from_initiator, answer)
             && let Some(parsed) = parse_either(frame)
             && !is_later(parsed.transport)
         {
-            state.translated = Some(parsed.tuple);
+            self.translated[flow as usize] = Some(parsed.tuple);
         }
+        let line = self.script.lines().of_flow(flow);
+        let state = &mut self.lines[line];
         let at = state.under_way.iter().position(|&other| other == tag);
         state.under_way.swap_remove(at.expect("what was answered was under way"));
         if let (Some(parsed), Some(datagram)) = (parsed, datagram)
@@ -283,7 +285,7 @@ impl<'a> Replay<'a> {
         {
             self.firsts[datagram as usize] = Some(matches!(answer, Answer::Left(..)));
         }
-        self.set_out(flow as usize);
+        self.set_out(line);
     }
 
     /// Puts an answer into `scratch` as its sender would address it; false if the packet goes in as
@@ -294,7 +296,7 @@ impl<'a> Replay<'a> {
         else {
             return false;
         };
-        let Some(translated) = self.flows[flow as usize].translated else { return false };
+        let Some(translated) = self.translated[flow as usize] else { return false };
         self.scratch.clear();
         self.scratch.extend_from_slice(self.script.frame(tag));
         rewrite::apply(&mut self.scratch, &parsed, &answer_to(&translated, &parsed));
@@ -307,7 +309,7 @@ impl<'a> Replay<'a> {
             return None;
         };
         let parsed = parsed?;
-        let translated = self.flows[flow as usize].translated.filter(|_| !from_initiator);
+        let translated = self.translated[flow as usize].filter(|_| !from_initiator);
         Some(translated.map_or(parsed.tuple, |translated| answer_to(&translated, &parsed)))
     }
 
@@ -446,6 +448,23 @@ mod tests {
         let push = replay.poll_output(Time(9)).unwrap();
         assert_eq!((push.tag, push.side), (1, Side::Outside));
         assert_eq!(push.frame, PacketBuilder::udp(SERVER, EXTERNAL).build());
+    }
+
+    #[test]
+    fn a_flow_does_not_overtake_the_one_that_opens_its_mapping() {
+        const OTHER: Endpoint = Endpoint::v4([192, 0, 2, 2], 53);
+        let mut frames = Frames::default();
+        for (source, destination) in [(CLIENT, SERVER), (CLIENT, OTHER), (OTHER, SERVER)] {
+            let frame = PacketBuilder::udp(source, destination).build();
+            frames.push(&frame, frame.len() as u32, 0);
+        }
+        let script = Script::new(frames, &Scene::inside_calls());
+        let mut replay = replay(&script);
+        assert_eq!(replay.poll_output(Time(0)).unwrap().tag, 0);
+        assert_eq!(replay.poll_output(Time(0)).unwrap().tag, 2, "another end does not wait");
+        assert_eq!(replay.poll_output(Time(0)), None);
+        replay.handle_answer(Time(1), 0, 0, Answer::Dropped(DropReason::NoState));
+        assert_eq!(replay.poll_output(Time(1)).unwrap().tag, 1);
     }
 
     /// A question in three fragments, the first of them last, then one in one, and an answer to it

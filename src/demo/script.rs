@@ -107,6 +107,7 @@ pub(crate) struct Script {
     frames: Frames,
     steps: Vec<Step>,
     flows: Vec<Vec<u32>>,
+    lines: Lines,
     datagrams: Datagrams,
     initiator: Side,
 }
@@ -120,8 +121,9 @@ impl Script {
         for number in 0..count {
             steps.push(sorter.step(number, &mut frames, scene));
         }
-        let Sorter { flows, datagrams, .. } = sorter;
-        Self { frames, steps, flows, datagrams, initiator: scene.initiator }
+        let Sorter { flows, line_of, datagrams, .. } = sorter;
+        let lines = Lines::new(line_of, &steps);
+        Self { frames, steps, flows, lines, datagrams, initiator: scene.initiator }
     }
 
     /// How many packets there are.
@@ -132,6 +134,11 @@ impl Script {
     /// Packet numbers by flow, in the order in which they are sent.
     pub(crate) fn flows(&self) -> &[Vec<u32>] {
         &self.flows
+    }
+
+    /// Which packets keep their order.
+    pub(crate) fn lines(&self) -> &Lines {
+        &self.lines
     }
 
     /// The datagrams that come in fragments.
@@ -170,10 +177,51 @@ impl Script {
     }
 }
 
+/// The packets of all flows that one end has begun, in order: such flows share a mapping (RFC 4787
+/// REQ-1), so what becomes of one's packet may hang on another's. A line has the number of the
+/// first of its flows; the others' are empty.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    packets: Vec<Vec<u32>>,
+    /// By flow.
+    line_of: Vec<u32>,
+}
+
+impl Lines {
+    fn new(line_of: Vec<u32>, steps: &[Step]) -> Self {
+        let mut packets = vec![Vec::new(); line_of.len()];
+        for (number, step) in (0u32..).zip(steps) {
+            if let Step::Send { flow, .. } = step {
+                packets[line_of[*flow as usize] as usize].push(number);
+            }
+        }
+        Self { packets, line_of }
+    }
+
+    /// How many lines there are.
+    pub(crate) fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// The line of a flow.
+    pub(crate) fn of_flow(&self, flow: u32) -> usize {
+        self.line_of[flow as usize] as usize
+    }
+
+    /// The how-many-th packet of a line.
+    pub(crate) fn packet(&self, line: usize, at: u32) -> Option<u32> {
+        self.packets[line].get(at as usize).copied()
+    }
+}
+
 /// Finds the flow of each packet.
 #[derive(Default)]
 struct Sorter {
     flows: Vec<Vec<u32>>,
+    /// The line of each flow.
+    line_of: Vec<u32>,
+    /// The line of each end that has begun a flow.
+    by_end: BTreeMap<(u8, Endpoint), u32>,
     /// Flow and initiator of each canonical key.
     by_key: BTreeMap<FlowKey, (u32, Endpoint)>,
     /// Flows of clients of a service: whatever a client called, it now calls the service.
@@ -224,6 +272,7 @@ impl Sorter {
             let flow = *self.orphans.entry(datagram).or_insert(next);
             if flow == next {
                 self.flows.push(Vec::new());
+                self.line_of.push(next);
             }
             self.flows[flow as usize].push(number);
             let (from_initiator, datagram) = (true, Some(datagram));
@@ -245,7 +294,9 @@ impl Sorter {
 
     fn begin(&mut self, number: u32) -> u32 {
         self.flows.push(vec![number]);
-        self.flows.len() as u32 - 1
+        let flow = self.flows.len() as u32 - 1;
+        self.line_of.push(flow);
+        flow
     }
 
     fn flow_of(&mut self, tuple: &FlowTuple, scene: &Scene) -> (u32, Endpoint) {
@@ -260,6 +311,8 @@ impl Sorter {
         };
         if flow == next {
             self.flows.push(Vec::new());
+            let line = *self.by_end.entry((tuple.protocol, tuple.source)).or_insert(next);
+            self.line_of.push(line);
         }
         self.by_key.insert(key, (flow, tuple.source));
         (flow, tuple.source)
@@ -347,6 +400,26 @@ mod tests {
         let alone = Step::Send { flow: 2, from_initiator: true, parsed: None, datagram: None };
         assert_eq!(script.step(3), alone);
         assert_eq!((script.side(3), script.at_us(3)), (Side::Inside, 3));
+    }
+
+    #[test]
+    fn flows_that_one_end_has_begun_are_one_line() {
+        let frames = [
+            PacketBuilder::tcp(CLIENT, SERVER).build(),
+            PacketBuilder::tcp(CLIENT, OTHER).build(),
+            PacketBuilder::udp(CLIENT, SERVER).build(),
+            PacketBuilder::tcp(SERVER, CLIENT).build(),
+            PacketBuilder::tcp(OTHER, SERVER).build(),
+            PacketBuilder::tcp(CLIENT, OTHER).build(),
+        ];
+        let script = script(&frames, &Scene::inside_calls());
+        assert_eq!(script.flows(), [vec![0, 3], vec![1, 5], vec![2], vec![4]]);
+        let lines = script.lines();
+        let of_flows: Vec<_> = (0..4).map(|flow| lines.of_flow(flow)).collect();
+        assert_eq!(of_flows, [0, 0, 2, 3], "one mapping is for one protocol and one inside end");
+        let packets = |line| (0..).map_while(move |at| lines.packet(line, at)).collect::<Vec<_>>();
+        let all: Vec<_> = (0..lines.len()).map(packets).collect();
+        assert_eq!(all, [vec![0, 1, 3, 5], vec![], vec![2], vec![4]]);
     }
 
     #[test]
