@@ -11,12 +11,9 @@
 use crate::frame::FRAME_BYTES;
 use crate::packet::icmp::{self, IcmpMessage};
 use crate::packet::icmpv6::{self, Icmpv6Message};
-use crate::packet::ipv4::{self, Ipv4Packet};
-use crate::packet::ipv6::{self, Ipv6Packet};
-use crate::packet::parse::{
-    is_martian_destination_v4, is_martian_destination_v6, is_martian_source_v4,
-    is_martian_source_v6,
-};
+use crate::packet::ipv4;
+use crate::packet::ipv6;
+use crate::packet::parse::{checked_ipv4, checked_ipv6};
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
 use crate::packet::tcp::{self, TcpSegment};
 use crate::packet::udp::{self, UdpDatagram};
@@ -130,19 +127,9 @@ pub fn parse_fragment(frame: &[u8]) -> Result<Fragment, DropReason> {
 }
 
 fn header_v4(frame: &[u8], ip: usize) -> Result<(Header, Piece), DropReason> {
-    let packet = Ipv4Packet::new_checked(&frame[ip..])?;
-    if !packet.verify_checksum() {
-        return Err(DropReason::BadIpChecksum);
-    }
+    let packet = checked_ipv4(&frame[ip..])?;
     let header_len = packet.header_len();
-    ipv4::check_options(packet.options())?;
     let (source, destination) = (packet.source().octets(), packet.destination().octets());
-    if is_martian_source_v4(source) || is_martian_destination_v4(destination) {
-        return Err(DropReason::MartianAddress);
-    }
-    if packet.ttl() == 0 {
-        return Err(DropReason::TtlExpired);
-    }
     if !packet.is_fragment() {
         return Err(DropReason::Fragment);
     }
@@ -162,15 +149,9 @@ fn header_v4(frame: &[u8], ip: usize) -> Result<(Header, Piece), DropReason> {
 }
 
 fn header_v6(frame: &[u8], ip: usize) -> Result<(Header, Piece), DropReason> {
-    let packet = Ipv6Packet::new_checked(&frame[ip..])?;
+    let packet = checked_ipv6(&frame[ip..])?;
     let end = ip + packet.total_len();
     let (source, destination) = (packet.source().octets(), packet.destination().octets());
-    if is_martian_source_v6(source) || is_martian_destination_v6(destination) {
-        return Err(DropReason::MartianAddress);
-    }
-    if packet.hop_limit() == 0 {
-        return Err(DropReason::TtlExpired);
-    }
     let fragment = ipv6::fragment_header(&frame[ip..end])?;
     let (at, unfragmented) = (ip + fragment.end(), fragment.at - ipv6::HEADER_BYTES);
     let piece = Piece::new(fragment.offset, end - at, !fragment.more, unfragmented)?;

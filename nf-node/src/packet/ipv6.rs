@@ -76,13 +76,69 @@ impl FragmentHeader {
     }
 }
 
-/// The length of an extension header that is no fragment header, if it may stand there.
-fn extension_len(kind: u8, seen: usize, header: &[u8]) -> Result<usize, DropReason> {
-    match kind {
-        // RFC 8200 section 4.1: only immediately behind the IPv6 header.
-        HOP_BY_HOP if seen > 0 => Err(DropReason::BadExtensionHeader),
-        ROUTING if header[2] == 0 || header[3] != 0 => Err(DropReason::BadExtensionHeader),
-        _ => Ok((usize::from(header[1]) + 1) * 8),
+/// An extension header.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extension<'a> {
+    pub(crate) kind: u8,
+    /// Counted from the IPv6 header's beginning.
+    pub(crate) at: usize,
+    /// Its first eight bytes; the first says what comes next.
+    pub(crate) head: &'a [u8],
+}
+
+impl Extension<'_> {
+    /// What a fragment header says of offset and more fragments; 0 in an atomic fragment, which is
+    /// a whole packet (RFC 6946), and in all other headers.
+    pub(crate) fn fragment_word(&self) -> u16 {
+        if self.kind == FRAGMENT { get_u16(self.head, 2) & FRAGMENT_MASK } else { 0 }
+    }
+}
+
+/// Walks over extension headers, up to the first that is wrong.
+pub(crate) struct Extensions<'a> {
+    packet: &'a [u8],
+    /// What comes next, and where: behind the last, the upper layer.
+    next: u8,
+    at: usize,
+    seen: usize,
+}
+
+impl<'a> Extensions<'a> {
+    /// `packet` begins with an IPv6 header.
+    pub(crate) fn of(packet: &'a [u8]) -> Result<Self, DropReason> {
+        let next = *packet.get(field::NEXT_HEADER).ok_or(DropReason::BadIpHeader)?;
+        Ok(Self { packet, next, at: HEADER_BYTES, seen: 0 })
+    }
+
+    /// The next header, if that is one of the extensions that may be there.
+    fn step(&mut self) -> Result<Option<Extension<'a>>, DropReason> {
+        if !matches!(self.next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+            return Ok(None);
+        }
+        let (kind, at) = (self.next, self.at);
+        let wrong = DropReason::BadExtensionHeader;
+        let head = self.packet.get(at..at + FRAGMENT_BYTES).ok_or(wrong)?;
+        let length = match kind {
+            _ if self.seen == EXTENSION_HEADERS_MAX => return Err(wrong),
+            FRAGMENT => FRAGMENT_BYTES,
+            // RFC 8200 section 4.1: only immediately behind the IPv6 header.
+            HOP_BY_HOP if self.seen > 0 => return Err(wrong),
+            ROUTING if head[2] == 0 || head[3] != 0 => return Err(wrong),
+            _ => (usize::from(head[1]) + 1) * 8,
+        };
+        if at + length > self.packet.len() {
+            return Err(wrong);
+        }
+        (self.next, self.at, self.seen) = (head[0], at + length, self.seen + 1);
+        Ok(Some(Extension { kind, at, head }))
+    }
+}
+
+impl<'a> Iterator for Extensions<'a> {
+    type Item = Result<Extension<'a>, DropReason>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
     }
 }
 
@@ -91,26 +147,20 @@ fn extension_len(kind: u8, seen: usize, header: &[u8]) -> Result<usize, DropReas
 /// # Errors
 /// [`DropReason::BadExtensionHeader`] as there, [`DropReason::Fragment`] if there is none.
 pub fn fragment_header(packet: &[u8]) -> Result<FragmentHeader, DropReason> {
-    let mut next = *packet.get(field::NEXT_HEADER).ok_or(DropReason::BadIpHeader)?;
-    let mut at = HEADER_BYTES;
-    for seen in 0..=EXTENSION_HEADERS_MAX {
-        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
-            return Err(DropReason::Fragment);
+    for extension in Extensions::of(packet)? {
+        let extension = extension?;
+        let word = extension.fragment_word();
+        if word != 0 {
+            return Ok(FragmentHeader {
+                at: extension.at,
+                next: extension.head[0],
+                offset: (word & OFFSET_MASK) / 8,
+                more: word & !OFFSET_MASK != 0,
+                ident: get_u32(extension.head, FRAGMENT_IDENT),
+            });
         }
-        let header = packet.get(at..at + FRAGMENT_BYTES).ok_or(DropReason::BadExtensionHeader)?;
-        let word = get_u16(header, 2);
-        let mut length = FRAGMENT_BYTES;
-        if next != FRAGMENT {
-            length = extension_len(next, seen, header)?;
-        } else if word & FRAGMENT_MASK != 0 {
-            let (offset, more) = ((word & OFFSET_MASK) / 8, word & !OFFSET_MASK & FRAGMENT_MASK);
-            let ident = get_u32(header, FRAGMENT_IDENT);
-            return Ok(FragmentHeader { at, next: header[0], offset, more: more != 0, ident });
-        }
-        next = header[0];
-        at += length;
     }
-    Err(DropReason::BadExtensionHeader)
+    Err(DropReason::Fragment)
 }
 
 /// Skips extension headers. `packet` begins with the IPv6 header and ends where the packet does.
@@ -123,35 +173,20 @@ pub fn fragment_header(packet: &[u8]) -> Result<FragmentHeader, DropReason> {
 /// 0 (RFC 5095) or has segments left: the packet's destination is not where it goes then.
 /// [`DropReason::Fragment`] for a later fragment.
 pub fn skip_extensions(packet: &[u8]) -> Result<UpperLayer, DropReason> {
-    let mut next = *packet.get(field::NEXT_HEADER).ok_or(DropReason::BadIpHeader)?;
-    let mut at = HEADER_BYTES;
+    let mut extensions = Extensions::of(packet)?;
     let mut first_fragment = false;
-    for seen in 0..=EXTENSION_HEADERS_MAX {
-        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
-            return Ok(UpperLayer { protocol: next, at, first_fragment });
-        }
-        let header = packet.get(at..at + FRAGMENT_BYTES).ok_or(DropReason::BadExtensionHeader)?;
-        if next == FRAGMENT {
-            // RFC 8200 section 4.1: there is one at most. An atomic one is none (RFC 6946).
-            if first_fragment {
-                return Err(DropReason::BadExtensionHeader);
-            }
-            let word = get_u16(header, 2);
-            if word & OFFSET_MASK != 0 {
-                return Err(DropReason::Fragment);
-            }
-            // RFC 6946: neither offset nor more fragments is an atomic fragment, a whole packet.
-            first_fragment = word & FRAGMENT_MASK != 0;
-            at += FRAGMENT_BYTES;
-        } else {
-            at += extension_len(next, seen, header)?;
-        }
-        next = header[0];
-        if at > packet.len() {
+    while let Some(extension) = extensions.step()? {
+        // RFC 8200 section 4.1: there is one at most. An atomic one is none (RFC 6946).
+        if extension.kind == FRAGMENT && first_fragment {
             return Err(DropReason::BadExtensionHeader);
         }
+        let word = extension.fragment_word();
+        if word & OFFSET_MASK != 0 {
+            return Err(DropReason::Fragment);
+        }
+        first_fragment |= word != 0;
     }
-    Err(DropReason::BadExtensionHeader)
+    Ok(UpperLayer { protocol: extensions.next, at: extensions.at, first_fragment })
 }
 
 /// A view of an IPv6 packet.

@@ -112,20 +112,7 @@ fn parse_ipv6_packet(
 
 #[inline(always)]
 fn parse_ipv4(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropReason> {
-    let packet = Ipv4Packet::new_checked(&frame[ip..])?;
-    if !packet.verify_checksum() {
-        return Err(DropReason::BadIpChecksum);
-    }
-    if packet.header_len() > ipv4::HEADER_BYTES {
-        ipv4::check_options(packet.options())?;
-    }
-    let (source, destination) = (packet.source().octets(), packet.destination().octets());
-    if is_martian_source_v4(source) || is_martian_destination_v4(destination) {
-        return Err(DropReason::MartianAddress);
-    }
-    if packet.ttl() == 0 {
-        return Err(DropReason::TtlExpired);
-    }
+    let packet = checked_ipv4(&frame[ip..])?;
     if packet.is_fragment() {
         return Err(DropReason::Fragment);
     }
@@ -135,23 +122,17 @@ fn parse_ipv4(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropRe
         transport_at: ip + packet.header_len(),
         end: ip + packet.total_len(),
         protocol: packet.protocol(),
-        source: Endpoint::v4(source, 0),
-        destination: Endpoint::v4(destination, 0),
+        source: Endpoint::v4(packet.source().octets(), 0),
+        destination: Endpoint::v4(packet.destination().octets(), 0),
         addresses: packet.addresses(),
         verify,
     })
 }
 
 fn parse_ipv6(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropReason> {
-    let packet = Ipv6Packet::new_checked(&frame[ip..])?;
+    let packet = checked_ipv6(&frame[ip..])?;
     let end = ip + packet.total_len();
     let (source, destination) = (packet.source().octets(), packet.destination().octets());
-    if is_martian_source_v6(source) || is_martian_destination_v6(destination) {
-        return Err(DropReason::MartianAddress);
-    }
-    if packet.hop_limit() == 0 {
-        return Err(DropReason::TtlExpired);
-    }
     let upper = ipv6::skip_extensions(&frame[ip..end])?;
     if upper.first_fragment {
         return Err(DropReason::Fragment);
@@ -167,6 +148,40 @@ fn parse_ipv6(frame: &[u8], ip: usize, verify: Verify) -> Result<Network, DropRe
         addresses: Sum::of(&source).bytes(&destination),
         verify,
     })
+}
+
+/// An IPv4 packet that may be forwarded as far as its header says, or may be a fragment of one.
+#[inline(always)]
+pub(crate) fn checked_ipv4(bytes: &[u8]) -> Result<Ipv4Packet<&[u8]>, DropReason> {
+    let packet = Ipv4Packet::new_checked(bytes)?;
+    if !packet.verify_checksum() {
+        return Err(DropReason::BadIpChecksum);
+    }
+    if packet.header_len() > ipv4::HEADER_BYTES {
+        ipv4::check_options(packet.options())?;
+    }
+    let (source, destination) = (packet.source().octets(), packet.destination().octets());
+    if is_martian_source_v4(source) || is_martian_destination_v4(destination) {
+        return Err(DropReason::MartianAddress);
+    }
+    if packet.ttl() == 0 {
+        return Err(DropReason::TtlExpired);
+    }
+    Ok(packet)
+}
+
+/// As [`checked_ipv4`]; extension headers are not looked at.
+#[inline]
+pub(crate) fn checked_ipv6(bytes: &[u8]) -> Result<Ipv6Packet<&[u8]>, DropReason> {
+    let packet = Ipv6Packet::new_checked(bytes)?;
+    let (source, destination) = (packet.source().octets(), packet.destination().octets());
+    if is_martian_source_v6(source) || is_martian_destination_v6(destination) {
+        return Err(DropReason::MartianAddress);
+    }
+    if packet.hop_limit() == 0 {
+        return Err(DropReason::TtlExpired);
+    }
+    Ok(packet)
 }
 
 /// Never a source on a wire: "this network", loopback, multicast, reserved and broadcast

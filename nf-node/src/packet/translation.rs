@@ -36,7 +36,7 @@ use crate::packet::icmp_translation::{
     Head, MTU_MIN, echo_type, error_to_v4, error_to_v6, quoted_before_extension,
 };
 use crate::packet::ipv4::{self, Ipv4Packet};
-use crate::packet::ipv6::{self, Ipv6Packet};
+use crate::packet::ipv6::{self, Extension, Extensions, Ipv6Packet};
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
 use crate::packet::word::{get_array, get_u16, get_u32, set_u16, set_u32};
 use crate::packet::{ethernet, icmp_message, tcp, udp};
@@ -226,35 +226,24 @@ fn read_v6(buffer: &[u8], place: Place) -> Fields {
     }
 }
 
+/// The extension headers in these bytes, an IPv6 header and all before the transport, which
+/// parsing has checked.
+fn extensions(header: &[u8]) -> impl Iterator<Item = Extension<'_>> {
+    Extensions::of(header).into_iter().flatten().map_while(Result::ok)
+}
+
 /// The protocol behind an IPv6 header and its extensions, which fill these bytes.
 fn last_header(header: &[u8]) -> u8 {
     let last = extensions(header).last();
-    last.map_or(header[ipv6::field::NEXT_HEADER], |(_, extension)| extension[0])
+    last.map_or(header[ipv6::field::NEXT_HEADER], |extension| extension.head[0])
 }
 
 /// What the fragment header there says, if one is.
 fn fragment_of(header: &[u8]) -> Option<Piece> {
-    let (_, fragment) = extensions(header).find(|(kind, _)| *kind == ipv6::FRAGMENT)?;
+    let fragment = extensions(header).find(|extension| extension.kind == ipv6::FRAGMENT)?.head;
     let word = get_u16(fragment, 2);
     let more = if word & 1 == 1 { ipv4::MORE_FRAGMENTS } else { 0 };
     Some(Piece { ident: get_u16(fragment, 6), flags_offset: word >> 3 | more })
-}
-
-/// The extension headers in these bytes, an IPv6 header and all before the transport, which
-/// parsing has checked: each one's type, and its bytes.
-fn extensions(header: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
-    let mut next = header[ipv6::field::NEXT_HEADER];
-    let mut rest = &header[ipv6::HEADER_BYTES..];
-    core::iter::from_fn(move || {
-        let length = match next {
-            ipv6::FRAGMENT => FRAGMENT_BYTES,
-            _ => (usize::from(*rest.get(1)?) + 1) * 8,
-        };
-        let (extension, behind) = rest.split_at_checked(length)?;
-        let kind = core::mem::replace(&mut next, extension[0]);
-        rest = behind;
-        Some((kind, extension))
-    })
 }
 
 fn read_v4(buffer: &[u8], place: Place) -> Fields {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::packet::cutter::cut;
+use crate::packet::ipv4::Ipv4Packet;
 use crate::packet::tcp::flags;
 use crate::packet::word::set_u16;
 use crate::packet::{PacketBuilder, parse};
