@@ -14,20 +14,24 @@ pub const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 /// Largest snapshot that is sent or taken.
 pub const SNAPSHOT_BYTES_MAX: usize = 4 << 30;
 
+/// What an entry of the log weighs beside its payload.
+pub(crate) const LOGGED_BYTES: u64 = 128;
+
 /// When the log gives way to a snapshot of the state. A snapshot copies everything, and commits
-/// wait while it does: so the log may be as long as the state is large before that is worth it.
+/// wait while it does: so the log may be as long as the state is large before that is worth it, and
+/// what snapshots cost stays in proportion to what is written, however large the state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compaction {
-    /// Entries since the last snapshot, at most.
+    /// Entries since the last snapshot, at most, however little they weigh.
     pub entries: u64,
-    /// Bytes of payload since the last snapshot, at most, or as many as that snapshot had if it was
-    /// larger.
+    /// Bytes that were logged since the last snapshot, at most, or as many as that snapshot had if
+    /// it was larger. Besides its payload, an entry counts for 128.
     pub bytes: u64,
 }
 
 impl Default for Compaction {
     fn default() -> Self {
-        Self { entries: 200_000, bytes: 32 << 20 }
+        Self { entries: 10_000_000, bytes: 32 << 20 }
     }
 }
 

@@ -55,9 +55,11 @@ pub struct PoolCounts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotPool {
     run: Range<u32>,
-    blocks: BTreeMap<u32, Block>,
-    /// Each holder's blocks, in the order in which it got them.
-    holders: BTreeMap<[u8; 16], Vec<u32>>,
+    /// Each holder's blocks, in the order in which it got them, side by side: a port is picked
+    /// among all of them.
+    holders: BTreeMap<[u8; 16], Vec<(u32, Block)>>,
+    /// The holder of each block that has one.
+    holder_of: BTreeMap<u32, [u8; 16]>,
     /// In the order in which they become free: the machine's time never falls.
     resting: VecDeque<Resting>,
 }
@@ -67,8 +69,8 @@ impl SlotPool {
     #[must_use]
     pub fn new(spec: &PoolSpec, slot: SlotId) -> Self {
         let run = spec.blocks_of(slot);
-        let (blocks, holders) = (BTreeMap::new(), BTreeMap::new());
-        Self { run, blocks, holders, resting: VecDeque::new() }
+        let (holders, holder_of) = (BTreeMap::new(), BTreeMap::new());
+        Self { run, holders, holder_of, resting: VecDeque::new() }
     }
 
     /// Takes a port: IPv4 address and port in network order.
@@ -110,7 +112,7 @@ impl SlotPool {
     pub fn undo_take(&mut self, spec: &PoolSpec, protocol: u8, endpoint: [u8; 6]) {
         let (block, class, bit) =
             self.locate(spec, protocol, endpoint).expect("only what was taken is undone");
-        let held = self.blocks.get_mut(&block).expect("a taken port's block has a holder");
+        let held = self.block_mut(block).expect("a taken port's block has a holder");
         assert!(held.live[class] >> bit & 1 == 1, "only a live port is undone");
         held.live[class] &= !(1 << bit);
         let _ = self.free_if_unused(block);
@@ -125,7 +127,7 @@ impl SlotPool {
         taken: u32,
     ) -> Option<(u32, [u8; 16])> {
         let (number, _, _) = self.locate(spec, protocol, endpoint)?;
-        let block = self.blocks.get(&number)?;
+        let block = self.block(number)?;
         let ones = |words: [u64; CLASSES]| words.iter().map(|w| w.count_ones()).sum::<u32>();
         let is_fresh = ones(block.live) == taken && ones(block.resting) == 0;
         is_fresh.then_some((number, block.holder))
@@ -147,7 +149,7 @@ impl SlotPool {
         now_ms: u64,
     ) -> Option<u64> {
         let (block, class, bit) = self.locate(spec, protocol, endpoint)?;
-        let held = self.blocks.get_mut(&block)?;
+        let held = self.block_mut(block)?;
         if held.live[class] >> bit & 1 == 0 {
             return None;
         }
@@ -164,7 +166,7 @@ impl SlotPool {
         &'a self,
         spec: &'a PoolSpec,
     ) -> impl Iterator<Item = (u8, [u8; 6])> + 'a {
-        self.blocks.iter().flat_map(move |(number, block)| {
+        self.holders.values().flatten().flat_map(move |(number, block)| {
             (0..CLASSES as u8).flat_map(move |class| {
                 let live = block.live[usize::from(class)];
                 let bits = (0..u32::from(BLOCK_PORTS)).filter(move |bit| live >> bit & 1 == 1);
@@ -175,7 +177,7 @@ impl SlotPool {
 
     /// The blocks with a holder.
     pub(crate) fn held_blocks(&self) -> impl Iterator<Item = &Block> + '_ {
-        self.blocks.values()
+        self.holders.values().flatten().map(|(_, block)| block)
     }
 
     /// Counts by a scan of all blocks.
@@ -185,17 +187,16 @@ impl SlotPool {
             |words: [u64; CLASSES]| words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
         PoolCounts {
             blocks: self.run.len() as u32,
-            blocks_held: self.blocks.len() as u32,
-            live: self.blocks.values().map(|block| ones(block.live)).sum(),
-            resting: self.blocks.values().map(|block| ones(block.resting)).sum(),
+            blocks_held: self.holder_of.len() as u32,
+            live: self.held_blocks().map(|block| ones(block.live)).sum(),
+            resting: self.held_blocks().map(|block| ones(block.resting)).sum(),
         }
     }
 
     /// Everything that a snapshot must hold: blocks in the order of their holders' lists, and the
     /// resting ports.
     pub(crate) fn parts(&self) -> (impl Iterator<Item = (u32, Block)> + '_, &VecDeque<Resting>) {
-        let blocks = self.holders.values().flatten().map(|block| (*block, self.blocks[block]));
-        (blocks, &self.resting)
+        (self.holders.values().flatten().copied(), &self.resting)
     }
 
     /// This fresh pool filled with what [`SlotPool::parts`] gave, or nothing if the parts do not
@@ -223,10 +224,10 @@ impl SlotPool {
             if !self.run.contains(&number) || overlap || unused || block.resting != resting {
                 return None;
             }
-            if self.blocks.insert(number, block).is_some() {
+            if self.holder_of.insert(number, block.holder).is_some() {
                 return None;
             }
-            self.holders.entry(block.holder).or_default().push(number);
+            self.holders.entry(block.holder).or_default().push((number, block));
         }
         self.resting = resting;
         rest.is_empty().then_some(self)
@@ -241,7 +242,7 @@ impl SlotPool {
     pub(crate) fn wake_and_tell(&mut self, now_ms: u64, tell: &mut dyn FnMut(u32, [u8; 16])) {
         while let Some(port) = self.resting.front().copied().filter(|p| p.until_ms <= now_ms) {
             self.resting.pop_front();
-            let block = self.blocks.get_mut(&port.block).expect("a resting port has its block");
+            let block = self.block_mut(port.block).expect("a resting port has its block");
             block.resting[usize::from(port.class)] &= !(1 << port.bit);
             if let Some(holder) = self.free_if_unused(port.block) {
                 tell(port.block, holder);
@@ -249,20 +250,28 @@ impl SlotPool {
         }
     }
 
+    /// A block, if somebody holds it.
+    fn block(&self, number: u32) -> Option<&Block> {
+        let theirs = self.holders.get(self.holder_of.get(&number)?)?;
+        theirs.iter().find(|(other, _)| *other == number).map(|(_, block)| block)
+    }
+
+    fn block_mut(&mut self, number: u32) -> Option<&mut Block> {
+        let theirs = self.holders.get_mut(self.holder_of.get(&number)?)?;
+        theirs.iter_mut().find(|(other, _)| *other == number).map(|(_, block)| block)
+    }
+
     /// A free port at random among a holder's blocks.
     fn pick(&self, holder: &[u8; 16], class: usize, wanted: u64, seed: u64) -> Option<(u32, u32)> {
         let blocks = self.holders.get(holder)?;
-        let free = |block: &u32| {
-            let block = &self.blocks[block];
-            !(block.live[class] | block.resting[class]) & wanted
-        };
-        let total: u64 = blocks.iter().map(|block| u64::from(free(block).count_ones())).sum();
-        let mut nth = seed.checked_rem(total)?;
-        for block in blocks {
+        let free = |block: &Block| !(block.live[class] | block.resting[class]) & wanted;
+        let counts = blocks.iter().map(|(_, block)| u64::from(free(block).count_ones()));
+        let mut nth = seed.checked_rem(counts.sum())?;
+        for (number, block) in blocks {
             let ports = free(block);
             let count = u64::from(ports.count_ones());
             if nth < count {
-                return Some((*block, nth_set(ports, nth)));
+                return Some((*number, nth_set(ports, nth)));
             }
             nth -= count;
         }
@@ -275,9 +284,9 @@ impl SlotPool {
         if theirs.len() >= usize::from(spec.blocks_per_holder_max()) {
             return Err(Refusal::QuotaReached);
         }
-        let address = theirs.first().map(|block| spec.block_start(*block).0);
+        let address = theirs.first().map(|(block, _)| spec.block_start(*block).0);
         let paired = |block: &u32| address.is_none_or(|a| spec.block_start(*block).0 == a);
-        let is_free = |block: &u32| !self.blocks.contains_key(block);
+        let is_free = |block: &u32| !self.holder_of.contains_key(block);
         let nth_free = |fits: &dyn Fn(&u32) -> bool| {
             let count = self.run.clone().filter(|b| is_free(b) && fits(b)).count() as u64;
             let nth = seed.checked_rem(count)? as usize;
@@ -285,13 +294,13 @@ impl SlotPool {
         };
         let block = nth_free(&paired).or_else(|| nth_free(&|_| true)).ok_or(Refusal::PoolEmpty)?;
         let empty = Block { holder: *holder, live: [0; CLASSES], resting: [0; CLASSES] };
-        self.blocks.insert(block, empty);
-        self.holders.entry(*holder).or_default().push(block);
+        self.holder_of.insert(block, *holder);
+        self.holders.entry(*holder).or_default().push((block, empty));
         Ok(block)
     }
 
     fn give(&mut self, spec: &PoolSpec, block: u32, class: usize, bit: u32) -> [u8; 6] {
-        let held = self.blocks.get_mut(&block).expect("the block was just picked");
+        let held = self.block_mut(block).expect("the block was just picked");
         assert!((held.live[class] | held.resting[class]) >> bit & 1 == 0, "a port has one holder");
         held.live[class] |= 1 << bit;
         endpoint_of(spec, block, bit)
@@ -312,17 +321,17 @@ impl SlotPool {
 
     /// Frees a block that is not used any more; who had it.
     fn free_if_unused(&mut self, number: u32) -> Option<[u8; 16]> {
-        let block = self.blocks.get(&number)?;
+        let block = self.block(number)?;
         if block.live != [0; CLASSES] || block.resting != [0; CLASSES] {
             return None;
         }
         let holder = block.holder;
         let theirs = self.holders.get_mut(&holder).expect("a held block stands with its holder");
-        theirs.retain(|other| *other != number);
+        theirs.retain(|(other, _)| *other != number);
         if theirs.is_empty() {
             self.holders.remove(&holder);
         }
-        self.blocks.remove(&number);
+        self.holder_of.remove(&number);
         Some(holder)
     }
 }

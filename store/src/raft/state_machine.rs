@@ -11,7 +11,7 @@
 use super::convert::{self, StoredGroup};
 use super::{SnapshotBytes, Types};
 use crate::clock::boot_now;
-use crate::consensus::Compaction;
+use crate::consensus::{Compaction, LOGGED_BYTES};
 use crate::disk::{DiskSnapshots, SnapshotHead};
 use crate::machine::{Machine, Reply};
 use crate::shard_time::ShardTime;
@@ -46,7 +46,7 @@ struct Applied {
     machine: Box<dyn Machine>,
     last: Option<LogIdOf<Types>>,
     group: StoredGroup,
-    /// Bytes of payload applied since the last snapshot was asked for.
+    /// Bytes that were logged since the last snapshot was asked for.
     logged: u64,
     /// Bytes of the last snapshot.
     snapshot: u64,
@@ -220,7 +220,7 @@ impl RaftStateMachine<Types> for StateMachine {
                     EntryPayload::Normal(payload) => {
                         let term = Term(**entry.log_id.committed_leader_id());
                         let at = (LogIndex(entry.log_id.index), term);
-                        applied.logged += payload.0.len() as u64;
+                        applied.logged += LOGGED_BYTES + payload.0.len() as u64;
                         let reply = apply(applied.machine.as_mut(), at, &payload.0)?;
                         self.time.applied(applied.machine.time_ms(), boot_now());
                         reply
