@@ -57,7 +57,7 @@ pub struct TimerWheel {
 }
 
 impl TimerWheel {
-    /// A wheel for timers 0 to `timers - 1`, none of them armed. Memory is taken as they are used.
+    /// A wheel for timers 0 to `timers - 1`, none of them armed.
     ///
     /// # Panics
     /// If there are more than [`TIMERS_MAX`], or no address space for their links.
