@@ -17,6 +17,7 @@ use crate::key::Key;
 use crate::layout::{Layout, NEIGHBOURHOOD, bytes_equal, header, tag};
 use crate::lifetimes::Lifetimes;
 use crate::lookup::View;
+use crate::region::draw_bytes_near;
 use crate::table::TableFull;
 use crate::types::SlotId;
 use crate::words::{Word, Words};
@@ -106,6 +107,9 @@ impl<M: Words> Writer<M> {
             let cell = home + fitting.trailing_zeros() / 8;
             self.view.prefetch_lines(cell);
             self.lives.prefetch(cell);
+            if let Some(distance) = self.distances.get(cell as usize..) {
+                draw_bytes_near(distance);
+            }
         }
     }
 
