@@ -11,13 +11,11 @@
 use crate::frame::FRAME_BYTES;
 use crate::packet::icmp::{self, IcmpMessage};
 use crate::packet::icmpv6::{self, Icmpv6Message};
-use crate::packet::ipv4;
-use crate::packet::ipv6;
 use crate::packet::parse::{checked_ipv4, checked_ipv6};
 use crate::packet::parsed::{IpVersion, Parsed, Transport};
 use crate::packet::tcp::{self, TcpSegment};
 use crate::packet::udp::{self, UdpDatagram};
-use crate::packet::{ethernet, icmp_message};
+use crate::packet::{ethernet, icmp_message, ipv4, ipv6};
 use crate::verdict::DropReason;
 use nearstate_placement::FlowTuple;
 use nearstate_store::Endpoint;

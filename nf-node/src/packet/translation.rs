@@ -240,10 +240,10 @@ fn last_header(header: &[u8]) -> u8 {
 
 /// What the fragment header there says, if one is.
 fn fragment_of(header: &[u8]) -> Option<Piece> {
-    let fragment = extensions(header).find(|extension| extension.kind == ipv6::FRAGMENT)?.head;
-    let word = get_u16(fragment, 2);
+    let fragment = extensions(header).find(|extension| extension.kind == ipv6::FRAGMENT)?;
+    let word = fragment.fragment_word();
     let more = if word & 1 == 1 { ipv4::MORE_FRAGMENTS } else { 0 };
-    Some(Piece { ident: get_u16(fragment, 6), flags_offset: word >> 3 | more })
+    Some(Piece { ident: get_u16(fragment.head, 6), flags_offset: word >> 3 | more })
 }
 
 fn read_v4(buffer: &[u8], place: Place) -> Fields {

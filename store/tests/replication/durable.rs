@@ -55,7 +55,8 @@ fn copy(from: &Path, to: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_was_stopped_as_a_whole_has_everything_again() {
-    let by_bytes = Compaction { bytes: 200, ..Compaction::default() };
+    // More than the payloads of all entries together: each weighs more than what it carries.
+    let by_bytes = Compaction { bytes: 2_000, ..Compaction::default() };
     for compaction in [Compaction::default(), Compaction::after(20), by_bytes] {
         let scratch = tempfile::tempdir().unwrap();
         let cluster = form(scratch.path(), compaction).await;
